@@ -1,0 +1,55 @@
+# Everything from a bare python3: `make run` measures, `make test` tests. Both set up .venv by themselves.
+PYTHON  ?= python3
+UV      := 0.13.8
+BIN     := .venv/bin
+PLUGINS := $(sort $(wildcard plugins/*/pyproject.toml))
+EDITABLE := -e . $(foreach p,$(PLUGINS),-e $(dir $(p)))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup model run test lint format bench constraints clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/.ready ## create .venv with the host, every plugin and the pinned dependencies
+
+# Two steps on purpose: editable installs cannot carry hashes, so dependencies come first, hash-checked,
+# and our own distributions follow without dependencies.
+.venv/.ready: constraints.txt pyproject.toml $(PLUGINS) Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "enginecmp needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; run make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation $(EDITABLE)
+	@touch $@
+
+model: .venv/.ready ## fetch the embedded model and derive its Q8_0 and F32 files
+	$(BIN)/cmp model pull smollm2-135m-instruct
+	$(BIN)/cmp model quantize smollm2-135m-instruct f32
+	$(BIN)/cmp model quantize smollm2-135m-instruct q8_0
+
+run: model ## measure every engine on the embedded model (about 5 minutes) and give the verdict
+	$(BIN)/cmp run --engines all --scenario sustained --profile quick
+	$(BIN)/cmp stats results/
+
+test: model ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/.ready ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy core analysis $(foreach p,$(PLUGINS),$(wildcard $(dir $(p))*.py))
+
+format: .venv/.ready ## apply ruff's fixes and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: model ## fidelity, silence, command latency: the claims of the README, measured (idle machine, ~15 minutes)
+	$(BIN)/python -m bench
+
+constraints: ## pin every dependency again (names, versions, hashes)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url --no-emit-find-links --no-emit-package enginecmp --group dev pyproject.toml $(PLUGINS) -o constraints.txt
+
+clean: ## remove .venv and caches; results and the model cache stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

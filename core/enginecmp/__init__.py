@@ -1,0 +1,80 @@
+"""enginecmp: which LLM inference engine is faster here, by how much, how sure, and is it computing the same thing?
+
+The names below are what an engine plugin needs; everything else is the host's own. They load lazily, because
+`cmp --help` and every worker process import this package first.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "enginecmp.hookspecs": ("Session", "hookimpl"),
+    "enginecmp.types": ("NO_ID", "EngineInfo", "LoadOptions", "ModelInfo", "Probe", "Request"),
+    "enginecmp.errors": (
+        "CmpError",
+        "ContextOverflow",
+        "EngineError",
+        "ModelError",
+        "RoundTripError",
+        "UnknownOption",
+        "UnsupportedModel",
+        "did_you_mean",
+    ),
+    "enginecmp.models.gguf_file": ("GGUFFile", "TensorInfo", "read_gguf"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+if TYPE_CHECKING:
+    from enginecmp.errors import (
+        CmpError,
+        ContextOverflow,
+        EngineError,
+        ModelError,
+        RoundTripError,
+        UnknownOption,
+        UnsupportedModel,
+        did_you_mean,
+    )
+    from enginecmp.hookspecs import Session, hookimpl
+    from enginecmp.models.gguf_file import GGUFFile, TensorInfo, read_gguf
+    from enginecmp.types import NO_ID, EngineInfo, LoadOptions, ModelInfo, Probe, Request
+
+__all__ = [
+    "NO_ID",
+    "CmpError",
+    "ContextOverflow",
+    "EngineError",
+    "EngineInfo",
+    "GGUFFile",
+    "LoadOptions",
+    "ModelError",
+    "ModelInfo",
+    "Probe",
+    "Request",
+    "RoundTripError",
+    "Session",
+    "TensorInfo",
+    "UnknownOption",
+    "UnsupportedModel",
+    "__version__",
+    "did_you_mean",
+    "hookimpl",
+    "read_gguf",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home on first use (PEP 562)."""
+    if name not in _HOME_OF:
+        msg = f"module 'enginecmp' has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(importlib.import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

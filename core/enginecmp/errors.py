@@ -1,0 +1,76 @@
+"""Every error a user can meet, each one line: who, what was expected, what came, the next step.
+
+    CmpError                    exit code 1
+    ├── UsageError              exit code 2: a name, option or combination that does not exist
+    ├── ModelError              a weights file is missing, malformed or not what its hash says
+    │   └── UnsupportedModel    well-formed, but not for this engine
+    ├── EngineError             an engine cannot do what was asked
+    │   ├── UnknownOption       an engine option that the engine does not know
+    │   ├── ContextOverflow     more tokens than the session's context holds
+    │   └── RoundTripError      a text-only engine does not read its prompt back as the same ids
+    ├── LaunchError             a worker crashed, hung or broke the protocol
+    └── ResultsError            a results folder cannot be written, or a file in it is not what it should be
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CmpError(Exception):
+    """Base of all errors that are shown as one line, without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(CmpError):
+    """The command line names something that does not exist or does not fit."""
+
+    exit_code = 2
+
+
+class ModelError(CmpError):
+    """A weights file is missing, malformed or not what its hash says."""
+
+
+class UnsupportedModel(ModelError):
+    """The file is well-formed, but this engine cannot load it."""
+
+
+class EngineError(CmpError):
+    """An engine cannot do what was asked of it."""
+
+
+class UnknownOption(EngineError):
+    """An engine option that the engine does not know."""
+
+
+class ContextOverflow(EngineError):
+    """More tokens than the session's context holds."""
+
+
+class RoundTripError(EngineError):
+    """A text-only engine does not read its prompt back as the same token ids."""
+
+
+class LaunchError(CmpError):
+    """A worker crashed, hung or broke the protocol."""
+
+
+class ResultsError(CmpError):
+    """A results folder cannot be written, or a file in it is not what it should be."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" for the nearest known name, or the list of known names.
+
+    Args:
+        name: what the user wrote.
+        known: what exists.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {', '.join(names)}" if names else ""

@@ -1,0 +1,167 @@
+"""The hooks: what an engine plugin implements, when each is called and who times it.
+
+docs/hooks.md is the same contract for readers; a test holds the two together.
+
+A plugin is a module (or object) whose functions are decorated with `@enginecmp.hookimpl` and carry the names
+below. Implement only what the engine can do. An implementation may leave out parameters that it does not use.
+In a worker exactly one plugin is registered, so every call has exactly one answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pluggy
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from enginecmp.types import EngineInfo, LoadOptions, ModelInfo, Probe, Request
+
+PROJECT = "enginecmp"
+"""pluggy project name and entry-point group."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+Session: TypeAlias = Any
+"""Whatever `cmp_load` returned; the host only hands it back."""
+
+
+@hookspec
+def cmp_engine() -> EngineInfo:  # type: ignore[empty-body]
+    """Return the engine's static facts.
+
+    Called in the host for every installed plugin, so it must be fast and import nothing native: read versions
+    with `importlib.metadata`.
+    """
+
+
+@hookspec(firstresult=True)
+def cmp_probe(options: LoadOptions) -> Probe | None:
+    """Say whether the engine can run here with these options.
+
+    Called in a worker, never timed. Look for libraries and devices; do not load a model. Cheap checks first:
+    `cmp engines` asks every engine and must answer within 1.5 s in all.
+
+    Returns:
+        `Probe(ok=True)`, or the reason and the command that mends it.
+    """
+
+
+@hookspec(firstresult=True)
+def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
+    """Load a model and return a session.
+
+    Timed as one piece (phase "load"). On return the weights are resident and the device is idle. The host has
+    already checked that the file is a well-formed GGUF.
+
+    Raises:
+        UnsupportedModel: architecture or quantization that the engine cannot load.
+        UnknownOption: a key in `options.extra` that the engine does not know.
+    """
+
+
+@hookspec(firstresult=True)
+def cmp_prefill(session: Session, token_ids: Sequence[int], output_tokens: int) -> int:  # type: ignore[empty-body]
+    """Run the prompt and return the first greedy token id.
+
+    Timed: time to first token ends when this returns, so it must return only when the device is done. The KV
+    cache is empty (`cmp_reset` came before).
+
+    Args:
+        session: from `cmp_load`.
+        token_ids: T >= 1 ids in [0, vocabulary).
+        output_tokens: how many tokens will be asked for in all, the first included. For engines whose API
+            generates in one call; others leave it out of their signature.
+
+    Returns:
+        The most likely next id, or `NO_ID` where the API hands out text only.
+
+    Raises:
+        ContextOverflow: T + output_tokens - 1 does not fit the session's context, in tokens.
+    """
+
+
+@hookspec(firstresult=True)
+def cmp_decode(session: Session, n_tokens: int) -> Iterator[int]:  # type: ignore[empty-body]
+    """Yield the next `n_tokens` greedy ids, end-of-sequence ignored.
+
+    Timed: the worker reads the clock at every yield, so yield each id as soon as a caller could use it, with
+    the device done. `n_tokens` >= 1; the first token came from `cmp_prefill`.
+
+    An engine whose API streams text yields `NO_ID` for every chunk. Where a chunk can carry several tokens,
+    the generator *returns* (`return total`) the number of tokens generated after the first one, and the
+    per-token gaps are reported as absent.
+    """
+
+
+@hookspec(firstresult=True)
+def cmp_submit(session: Session, request: Request) -> bool | None:
+    """Queue a request in the engine's own continuous batching. Optional; comes with `cmp_step`.
+
+    Returns:
+        True: accepted. False: no room now, ask again after the next step.
+    """
+
+
+@hookspec(firstresult=True)
+def cmp_step(session: Session) -> Sequence[tuple[str, int]] | None:
+    """Advance every submitted request by one step and return its new (request id, token id) pairs.
+
+    Timed by the worker like a yield. A request that has all its `output_tokens` leaves by itself. An empty
+    sequence means that nothing is in flight.
+    """
+
+
+@hookspec(firstresult=True)
+def cmp_score(session: Session, token_ids: Sequence[int]) -> NDArray[np.float32] | None:
+    """Return the next-token logits at every position of a prompt.
+
+    Called before anything is timed, to hold the engine against the reference. The KV cache is empty.
+
+    Args:
+        session: from `cmp_load`.
+        token_ids: T >= 1 ids in [0, vocabulary).
+
+    Returns:
+        Raw logits or log-probabilities (a constant per row does not matter), shape (T, vocabulary), float32,
+        host memory. Row t is the distribution after token_ids[: t + 1].
+
+    Raises:
+        ContextOverflow: T is larger than the session's context, in tokens.
+    """
+
+
+@hookspec(firstresult=True)
+def cmp_metrics(session: Session) -> Mapping[str, float] | None:
+    """Return what only the engine knows of the request that just ended, names with units.
+
+    Called after every request, outside its timed window. Known names: `weights_bytes`, `kv_cache_bytes`,
+    `device_prefill_seconds`, `device_decode_seconds`. Others are kept as they are.
+    """
+
+
+@hookspec(firstresult=True)
+def cmp_profile(session: Session, token_ids: Sequence[int], n_tokens: int) -> Mapping[str, float] | None:
+    """Return seconds per component for a prompt and `n_tokens` decoded tokens. Optional, never compared.
+
+    Keys: embedding, norm, rope, attention, ffn, lm_head, sampling, other.
+    """
+
+
+@hookspec(firstresult=True)
+def cmp_reset(session: Session) -> None:
+    """Empty the KV cache and whatever else one request leaves behind. Called before every request."""
+
+
+@hookspec(firstresult=True)
+def cmp_unload(session: Session) -> None:
+    """Free everything. The worker ends soon after."""
+
+
+@hookspec
+def cmp_scenarios() -> Sequence[str]:  # type: ignore[empty-body]
+    """Return paths of scenario files (TOML) that the plugin brings. Called in the host."""
