@@ -65,6 +65,18 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
 
 
 @hookspec(firstresult=True)
+def cmp_prepare(session: Session, token_ids: Sequence[int], output_tokens: int) -> None:
+    """Get ready for one request before the clock starts. Optional, never timed.
+
+    Called after `cmp_reset` and before `cmp_prefill` with the same arguments. For engines that take only text:
+    turn the ids into text and prove that the engine reads them back as the same ids.
+
+    Raises:
+        RoundTripError: it does not; the prompt is refused for this engine.
+    """
+
+
+@hookspec(firstresult=True)
 def cmp_prefill(session: Session, token_ids: Sequence[int], output_tokens: int) -> int:  # type: ignore[empty-body]
     """Run the prompt and return the first greedy token id.
 
