@@ -1,0 +1,297 @@
+"""One launch: a fresh worker process, its deadlines, and its end.
+
+The host talks to an engine only through `Launch.call`, which sleeps in `recv` until the answer or the deadline.
+Whatever happens in the worker becomes one `LaunchFailure` here: a status (`error`, `timeout`, `crash`), the
+phase it happened in, and one line that says what and where to look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from enginecmp.errors import LaunchError
+from enginecmp.plugins import Plugin
+from enginecmp.protocol import Channel, shared_progress
+from enginecmp.types import LoadOptions, ModelInfo, Status
+
+_STARTUP_SECONDS = 30.0
+_GRACE_SECONDS = 5.0
+
+
+class Deadlines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Longest time that each phase may take before the engine counts as hung, in seconds."""
+
+    load_seconds: float = 300.0
+    prefill_seconds: float = 120.0
+    decode_seconds: float = 300.0
+    score_seconds: float = 600.0
+
+
+class LaunchFailure(LaunchError):
+    """An engine's launch went wrong.
+
+    Attributes:
+        status: error (the engine said so), timeout or crash.
+        phase: where: start, probe, load, prepare, prefill, decode, score, metrics or unload.
+        tokens: output tokens of the request that was under way.
+        fatal: the worker is gone.
+        kind: name of the exception class in the worker; empty for timeouts and crashes.
+        detail: the worker's traceback; empty where there is none.
+    """
+
+    def __init__(
+        self, message: str, *, status: Status, phase: str, tokens: int = 0, kind: str = "", detail: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.status: Status = status
+        self.phase = phase
+        self.tokens = tokens
+        self.fatal = status in ("timeout", "crash")
+        self.kind = kind
+        self.detail = detail
+
+
+class Launch:
+    """A worker process with one engine; use as a context manager.
+
+    Args:
+        label: how messages name the engine.
+        plugin: which plugin the worker imports.
+        log: file for everything that the engine prints; opened for appending.
+        options: threads, device and the rest, for the environment and for `load`.
+        python: interpreter of the engine's own environment; this one by default.
+        environment: further variables; they win over the plugin's.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        plugin: Plugin,
+        *,
+        log: Path,
+        options: LoadOptions,
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.label = label
+        self.log = log
+        self.options = options
+        self.returncode: int | None = None
+        self.peak_rss_bytes: int | None = None
+        self._oom_kills = _oom_kills()
+        self._killed = False
+        ours, theirs = socket.socketpair()
+        progress_fd, self._progress = shared_progress()
+        guard_read, self._guard = os.pipe()
+        command = [python, "-P", "-m", "enginecmp.worker", str(theirs.fileno()), str(progress_fd), str(guard_read)]
+        try:
+            with open(log, "ab") as output:
+                self._process = subprocess.Popen(
+                    [*command, plugin.module],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **engine_environment(plugin, options), **(environment or {})},
+                    pass_fds=(theirs.fileno(), progress_fd, guard_read),
+                    start_new_session=True,
+                )
+        except BaseException:
+            ours.close()
+            os.close(self._guard)
+            raise
+        finally:
+            theirs.close()
+            os.close(progress_fd)
+            os.close(guard_read)
+        self._channel = Channel(ours)
+        self.pid = self._process.pid
+
+    def __enter__(self) -> Self:
+        """Wait until the worker has imported its plugin.
+
+        Raises:
+            LaunchFailure: it did not.
+        """
+        try:
+            self._answer(_STARTUP_SECONDS, "start")
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Unload if the worker still answers, then end the whole process group."""
+        self.close()
+
+    def call(self, operation: str, deadline_seconds: float, **fields: Any) -> Any:
+        """Send one operation and sleep until its answer.
+
+        Args:
+            operation: one of `enginecmp.worker.Worker.operations`.
+            deadline_seconds: after that long without an answer the process group is killed.
+            **fields: the operation's arguments, msgpack types.
+
+        Raises:
+            LaunchFailure: error, timeout or crash.
+        """
+        try:
+            self._channel.send({"op": operation, **fields})
+        except LaunchError:
+            raise self._crash() from None
+        return self._answer(deadline_seconds, operation)
+
+    def load(self, model: ModelInfo, deadline_seconds: float) -> dict[str, Any]:
+        """Load the model; return the worker's stamps and metrics of it."""
+        answer = self.call(
+            "load", deadline_seconds, model=msgspec.to_builtins(model), options=msgspec.to_builtins(self.options)
+        )
+        return dict(answer)
+
+    def request(self, token_ids: tuple[int, ...], output_tokens: int, deadlines: Deadlines) -> dict[str, Any]:
+        """Run one request; return the worker's stamps, ids and metrics.
+
+        The host wakes once, at the prefill deadline, only when a request takes longer than that.
+        """
+        try:
+            self._channel.send({"op": "request", "token_ids": token_ids, "output_tokens": output_tokens})
+        except LaunchError:
+            raise self._crash() from None
+        return dict(self._answer(deadlines.prefill_seconds, "request", more_seconds=deadlines.decode_seconds))
+
+    def _answer(self, deadline_seconds: float, operation: str, more_seconds: float = 0.0) -> Any:
+        try:
+            message = self._receive(deadline_seconds, more_seconds)
+        except TimeoutError:
+            phase, tokens = self._progress.get()
+            self.kill()
+            limit = more_seconds if phase == "decode" else deadline_seconds
+            at = f" after {tokens} tokens" if tokens else ""
+            msg = f"{self.label}: hung in {phase}{at}: no answer within {limit:g} s; log: {self.log}"
+            raise LaunchFailure(msg, status="timeout", phase=phase, tokens=tokens) from None
+        except LaunchError as error:
+            phase, tokens = self._progress.get()
+            self.kill()
+            msg = f"{self.label}: {error}; log: {self.log}"
+            raise LaunchFailure(msg, status="crash", phase=phase, tokens=tokens) from None
+        if message is None:
+            raise self._crash()
+        if "error" in message:
+            phase, tokens = self._progress.get()
+            error = message["error"]
+            text = error["message"]
+            prefix = "" if text.startswith(f"{self.label}: ") else f"{self.label}: "
+            raise LaunchFailure(
+                f"{prefix}{text}",
+                status="error",
+                phase=phase,
+                tokens=tokens,
+                kind=error["type"],
+                detail=error["traceback"],
+            )
+        return message["ok"]
+
+    def _receive(self, deadline_seconds: float, more_seconds: float) -> dict[str, Any] | None:
+        try:
+            return self._channel.receive(deadline_seconds)
+        except TimeoutError:
+            if more_seconds and self._progress.get()[0] in ("decode", "metrics", "idle"):
+                return self._channel.receive(more_seconds)
+            raise
+
+    def _crash(self) -> LaunchFailure:
+        """Reap a worker that closed its end, and say how it died."""
+        phase, tokens = self._progress.get()
+        self._reap(_GRACE_SECONDS)
+        if self.returncode is None:
+            how = "closed its channel"
+        elif self.returncode >= 0:
+            how = f"exited with code {self.returncode}"
+        else:
+            name = signal.Signals(-self.returncode).name
+            how = f"was killed by {name}"
+            if -self.returncode == signal.SIGKILL and _oom_kills() > self._oom_kills:
+                how = f"ran out of memory (killed by the kernel at {(self.peak_rss_bytes or 0) / 2**30:.1f} GiB)"
+        self.kill()
+        at = f" after {tokens} tokens" if tokens else ""
+        last = last_line(self.log)
+        said = f"; it said: {last}" if last else ""
+        msg = f"{self.label}: {how} in {phase}{at}{said}; log: {self.log}"
+        return LaunchFailure(msg, status="crash", phase=phase, tokens=tokens)
+
+    def _reap(self, timeout_seconds: float) -> None:
+        """Wait for the worker and keep its exit code and peak memory."""
+        end = time.monotonic() + timeout_seconds
+        while self.returncode is None:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = self._process.returncode = os.waitstatus_to_exitcode(status)
+                self.peak_rss_bytes = usage.ru_maxrss * 1024
+            elif time.monotonic() > end:
+                return
+            else:
+                time.sleep(0.005)
+
+    def close(self) -> None:
+        """Unload if possible, then make sure that nothing of the launch is left."""
+        if not self._killed and self.returncode is None:
+            with contextlib.suppress(LaunchError):
+                self.call("unload", _GRACE_SECONDS)
+            self._channel.close()
+            self._reap(_GRACE_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill the whole process group, at once; safe to call twice."""
+        if self._killed:
+            return
+        self._killed = True
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._reap(_GRACE_SECONDS)
+        self._channel.close()
+        os.close(self._guard)
+        self._progress.close()
+
+
+def engine_environment(plugin: Plugin, options: LoadOptions) -> dict[str, str]:
+    """Return the variables that a plugin wants set before its worker's interpreter starts."""
+    assert plugin.info is not None
+    wanted = dict(plugin.info.environment)
+    if options.numerics == "exact":
+        wanted |= plugin.info.exact_environment
+    return {name: value.replace("{threads}", str(options.threads)) for name, value in wanted.items()}
+
+
+def last_line(log: Path) -> str:
+    """Return the last non-empty line of a log, shortened; empty where there is none."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 4096))
+            lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    return lines[-1][:160] if lines else ""
+
+
+def _oom_kills() -> int:
+    """Return how many processes this kernel has killed for lack of memory."""
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            for line in file:
+                if line.startswith(b"oom_kill "):
+                    return int(line.split()[1])
+    except OSError:
+        pass
+    return 0

@@ -1,0 +1,140 @@
+"""Find engine plugins and say which of them are broken, without letting one harm another.
+
+In the host a plugin is only imported and asked `cmp_engine()`. Each gets a plugin manager of its own: a failing
+import or a misspelt hook is that plugin's error, and a hook call can never become a broadcast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from importlib import metadata
+from typing import Any
+
+import msgspec
+import pluggy
+
+from enginecmp import hookspecs
+from enginecmp.errors import CmpError, UsageError, did_you_mean
+from enginecmp.types import EngineInfo
+
+PLUGINS_VARIABLE = "CMP_PLUGINS"
+"""Modules to load beside the installed plugins, separated by commas: an engine under development."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class Plugin(msgspec.Struct, frozen=True, kw_only=True):
+    """One engine plugin as discovery found it.
+
+    Attributes:
+        name: the engine's name, or the entry point's where the plugin is broken.
+        module: what a worker imports, "package.module" or "package.module:attribute".
+        distribution: name of the installed distribution; empty for `CMP_PLUGINS`.
+        version: version of that distribution.
+        info: the engine's facts; None when broken.
+        error: why it is broken, in one line; None when it is not.
+    """
+
+    name: str
+    module: str
+    distribution: str = ""
+    version: str = ""
+    info: EngineInfo | None = None
+    error: str | None = None
+
+
+def manager_with(plugin: object) -> pluggy.PluginManager:
+    """Return a plugin manager that holds exactly this plugin.
+
+    Raises:
+        CmpError: the plugin has a hook whose name or arguments do not exist, or no `cmp_engine`.
+    """
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    try:
+        manager.register(plugin)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        known = [name for name in vars(hookspecs) if name.startswith("cmp_")]
+        unknown = re.search(r"unknown hook '(\w+)'", str(error))
+        hint = did_you_mean(unknown.group(1), known) if unknown else ""
+        msg = f"{str(error).splitlines()[-1].strip()}{hint}"
+        raise CmpError(msg) from error
+    if not manager.hook.cmp_engine.get_hookimpls():
+        msg = "it has no cmp_engine hook; decorate one with @enginecmp.hookimpl"
+        raise CmpError(msg)
+    return manager
+
+
+def load_object(module: str) -> object:
+    """Import "package.module" or "package.module:attribute" and return the plugin object."""
+    path, _, attribute = module.partition(":")
+    found: Any = importlib.import_module(path)
+    for part in filter(None, attribute.split(".")):
+        found = getattr(found, part)
+    return found  # type: ignore[no-any-return]
+
+
+def _examine(fallback_name: str, module: str, distribution: str, version: str) -> Plugin:
+    try:
+        answers = manager_with(load_object(module)).hook.cmp_engine()
+        info = answers[0]
+        if not isinstance(info, EngineInfo):
+            msg = f"cmp_engine returned {type(info).__name__}, expected enginecmp.EngineInfo"
+            raise CmpError(msg)
+        if not _NAME.fullmatch(info.name):
+            msg = f"engine name {info.name!r} is not lower case letters, digits and '_'"
+            raise CmpError(msg)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise anything on import, SystemExit included
+        text = " ".join(str(error).split()) or "no message"
+        kind = "" if isinstance(error, CmpError) else f"{type(error).__name__}: "
+        return Plugin(
+            name=fallback_name, module=module, distribution=distribution, version=version, error=f"{kind}{text}"
+        )
+    return Plugin(name=info.name, module=module, distribution=distribution, version=version, info=info)
+
+
+def discover() -> list[Plugin]:
+    """Return every installed plugin, and those of `CMP_PLUGINS`, by name; broken ones carry their error."""
+    found: list[Plugin] = []
+    for entry in metadata.entry_points(group=hookspecs.PROJECT):
+        distribution = entry.dist
+        found.append(
+            _examine(
+                entry.name,
+                entry.value,
+                distribution.name if distribution else "",
+                distribution.version if distribution else "",
+            )
+        )
+    for module in filter(None, os.environ.get(PLUGINS_VARIABLE, "").split(",")):
+        found.append(_examine(module.strip().rpartition(".")[2], module.strip(), "", ""))
+    by_name: dict[str, Plugin] = {}
+    for plugin in sorted(found, key=lambda p: (p.name, p.distribution)):
+        if plugin.name not in by_name:
+            by_name[plugin.name] = plugin
+        elif plugin.module != by_name[plugin.name].module:
+            clash = f"the name '{plugin.name}' is already taken by {by_name[plugin.name].module}"
+            key = f"{plugin.name} ({plugin.distribution or plugin.module})"
+            by_name[key] = msgspec.structs.replace(plugin, name=key, info=None, error=plugin.error or clash)
+    return list(by_name.values())
+
+
+def find(name: str, plugins: list[Plugin]) -> Plugin:
+    """Return the working plugin of that name.
+
+    Raises:
+        UsageError: no such engine, or its plugin is broken.
+    """
+    for plugin in plugins:
+        if plugin.name == name:
+            if plugin.error is not None:
+                msg = f"{name}: its plugin is broken: {plugin.error}; see `cmp engines`"
+                raise UsageError(msg)
+            return plugin
+    msg = f"unknown engine '{name}'{did_you_mean(name, [p.name for p in plugins if p.error is None])}"
+    raise UsageError(msg)

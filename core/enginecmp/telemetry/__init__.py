@@ -1,0 +1,1 @@
+"""What could spoil a measurement: other work on the machine, and how idle it is."""

@@ -1,0 +1,265 @@
+"""The worker: one process, one plugin, one engine, driven by messages and timed by one clock.
+
+Started by `enginecmp.launch` as `python -P -m enginecmp.worker FD PROGRESS_FD GUARD_FD MODULE`, in a session of
+its own, with the engine's environment variables already set. It ends when the host closes the socket; if the
+host is killed, a guardian process kills the whole process group, engine's children included.
+
+A request is measured here and nowhere else: the clock is read before `cmp_prefill`, after it, and at every
+token that `cmp_decode` yields. Stamps are kept and sent after the request is over.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from enginecmp import clock
+from enginecmp.errors import CmpError, LaunchError
+from enginecmp.plugins import load_object, manager_with
+from enginecmp.protocol import PHASES, Channel, Progress
+from enginecmp.telemetry.contention import ContentionSensor, between
+from enginecmp.types import LoadOptions, ModelInfo
+
+_PHASE = {name: number for number, name in enumerate(PHASES)}
+
+
+class Worker:
+    """Answers the host's messages with one engine.
+
+    Args:
+        hook: hook relay of a plugin manager that holds exactly one plugin.
+        progress: shared memory that says where this worker is.
+    """
+
+    def __init__(self, hook: Any, progress: Progress) -> None:
+        self._hook = hook
+        self._progress = progress
+        self._session: Any = None
+        self._sensor: ContentionSensor | None = None
+        self.operations: dict[str, Callable[[dict[str, Any]], Any]] = {
+            "probe": self.probe,
+            "load": self.load,
+            "request": self.request,
+            "score": self.score,
+            "profile": self.profile,
+            "batch": self.batch,
+            "unload": self.unload,
+        }
+
+    def probe(self, message: dict[str, Any]) -> Any:
+        """Ask the engine whether it can run here."""
+        self._progress.set(_PHASE["probe"])
+        found = self._hook.cmp_probe(options=msgspec.convert(message["options"], LoadOptions))
+        return msgspec.to_builtins(found) if found is not None else {"ok": True, "reason": "", "mend": ""}
+
+    def load(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Load the model and time it."""
+        model = msgspec.convert(message["model"], ModelInfo)
+        options = msgspec.convert(message["options"], LoadOptions)
+        self._progress.set(_PHASE["load"])
+        start_ns = clock.now_ns()
+        self._session = self._hook.cmp_load(model=model, options=options)
+        end_ns = clock.now_ns()
+        if self._session is None:
+            msg = "cmp_load returned nothing, expected a session"
+            raise CmpError(msg)
+        self._progress.set(_PHASE["idle"])
+        self._sensor = ContentionSensor()
+        # What loading left behind is permanent: keep the collector from walking it between requests.
+        gc.collect()
+        gc.freeze()
+        return {"start_ns": start_ns, "end_ns": end_ns, "metrics": self._metrics()}
+
+    def request(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Run one request and time it: the measured window is between the two sensor readings."""
+        hook, session, progress, sensor = self._hook, self._session, self._progress, self._sensor
+        assert sensor is not None
+        token_ids: list[int] = message["token_ids"]
+        n_tokens: int = message["output_tokens"]
+        prefill, decode = _PHASE["prefill"], _PHASE["decode"]
+
+        progress.set(_PHASE["prepare"])
+        hook.cmp_reset(session=session)
+        hook.cmp_prepare(session=session, token_ids=token_ids, output_tokens=n_tokens)
+        now_ns = clock.now_ns
+        token_ns: list[int] = []
+        ids: list[int] = []
+        total: int | None = None
+        error: dict[str, str] | None = None
+        gc.disable()
+        before = sensor.read()
+        progress.set(prefill)
+        start_ns = now_ns()
+        try:
+            token = hook.cmp_prefill(session=session, token_ids=token_ids, output_tokens=n_tokens)
+            token_ns.append(now_ns())
+            ids.append(token)
+            progress.set(decode, 1)
+            if n_tokens > 1:
+                tokens = iter(hook.cmp_decode(session=session, n_tokens=n_tokens - 1))
+                # One yield more than asked for is taken, so that an engine that overruns is seen.
+                while len(token_ns) <= n_tokens:
+                    try:
+                        token = next(tokens)
+                    except StopIteration as stop:
+                        total = stop.value
+                        break
+                    token_ns.append(now_ns())
+                    ids.append(token)
+                    progress.set(decode, len(token_ns))
+        except BaseException as raised:  # a Rust panic arrives as a BaseException
+            error = describe(raised)
+        end_ns = now_ns()
+        after = sensor.read()
+        gc.enable()
+
+        where = PHASES[decode] if token_ns else PHASES[prefill]
+        progress.set(_PHASE["metrics"], len(token_ns))
+        metrics = between(before, after)
+        if error is None:
+            metrics |= self._metrics()
+        progress.set(_PHASE["idle"])
+        return {
+            "start_ns": start_ns,
+            "token_ns": token_ns,
+            "end_ns": end_ns,
+            "ids": ids,
+            "output_tokens": 1 + total if total is not None else len(token_ns),
+            "metrics": metrics,
+            "where": where,
+            "error": error,
+        }
+
+    def score(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Return teacher-forced logits as raw float32 bytes."""
+        self._progress.set(_PHASE["score"])
+        self._hook.cmp_reset(session=self._session)
+        logits = self._hook.cmp_score(session=self._session, token_ids=message["token_ids"])
+        self._progress.set(_PHASE["idle"])
+        if logits is None:
+            return {"shape": None, "data": b""}
+        import numpy as np
+
+        rows = np.ascontiguousarray(logits, dtype=np.float32)
+        return {"shape": list(rows.shape), "data": rows.data.cast("B")}
+
+    def profile(self, message: dict[str, Any]) -> Any:
+        """Return seconds per component, or None where the engine cannot tell."""
+        self._progress.set(_PHASE["decode"])
+        self._hook.cmp_reset(session=self._session)
+        found = self._hook.cmp_profile(
+            session=self._session, token_ids=message["token_ids"], n_tokens=message["n_tokens"]
+        )
+        self._progress.set(_PHASE["idle"])
+        return dict(found) if found is not None else None
+
+    def batch(self, message: dict[str, Any]) -> Any:
+        """Run several requests through the engine's own continuous batching; return ids per request.
+
+        None where the engine has no `cmp_submit`.
+        """
+        from enginecmp.types import Request
+
+        if not self._hook.cmp_submit.get_hookimpls():
+            return None
+        self._progress.set(_PHASE["decode"])
+        self._hook.cmp_reset(session=self._session)
+        waiting = [msgspec.convert(request, Request) for request in message["requests"]]
+        ids: dict[str, list[int]] = {request.id: [] for request in waiting}
+        wanted = sum(request.output_tokens for request in waiting)
+        while sum(map(len, ids.values())) < wanted:
+            while waiting and self._hook.cmp_submit(session=self._session, request=waiting[0]):
+                waiting.pop(0)
+            pairs = self._hook.cmp_step(session=self._session)
+            if not pairs and not waiting:
+                break
+            for request_id, token in pairs:
+                ids[request_id].append(token)
+        self._progress.set(_PHASE["idle"])
+        return ids
+
+    def unload(self, message: dict[str, Any]) -> bool:
+        """Free the engine."""
+        self._progress.set(_PHASE["unload"])
+        if self._session is not None:
+            self._hook.cmp_unload(session=self._session)
+            self._session = None
+        return True
+
+    def _metrics(self) -> dict[str, float]:
+        found = self._hook.cmp_metrics(session=self._session)
+        return {str(name): float(value) for name, value in (found or {}).items()}
+
+
+def describe(error: BaseException) -> dict[str, str]:
+    """Return an exception as the host shows it: one line, and the traceback for `--debug`."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        text = f"out of memory: {error}" if str(error) else "out of memory"
+    elif isinstance(error, CmpError):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return {
+        "type": type(error).__name__,
+        "message": " ".join(text.split()),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+
+
+def guard(guard_fd: int) -> None:
+    """Fork a guardian that kills this process group when the host is gone.
+
+    The host holds the other end of the pipe; the kernel closes it when the host dies, by whatever signal. The
+    guardian sleeps in `read` all the time, so it costs nothing.
+    """
+    if os.fork() != 0:
+        os.close(guard_fd)
+        return
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.closerange(0, guard_fd)
+        os.closerange(guard_fd + 1, 256)
+        while os.read(guard_fd, 1):
+            pass
+    finally:
+        os.killpg(0, signal.SIGKILL)
+
+
+def main(arguments: list[str]) -> int:
+    """Serve one host until it closes the socket."""
+    fd, progress_fd, guard_fd = (int(argument) for argument in arguments[:3])
+    guard(guard_fd)
+    channel = Channel(socket.socket(fileno=fd))
+    progress = Progress(progress_fd)
+    try:
+        # The kernel shall choose the engine, not the host, when memory runs out.
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:
+        pass
+    try:
+        worker = Worker(manager_with(load_object(arguments[3])).hook, progress)
+    except BaseException as error:  # whatever a plugin raises on import
+        channel.send({"error": describe(error)})
+        return 1
+    channel.send({"ok": os.getpid()})
+    while (message := channel.receive()) is not None:
+        try:
+            channel.send({"ok": worker.operations[message["op"]](message)})
+        except LaunchError:
+            return 1
+        except BaseException as error:  # a Rust panic arrives as a BaseException
+            channel.send({"error": describe(error)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
