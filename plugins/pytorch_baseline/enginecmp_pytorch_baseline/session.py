@@ -1,0 +1,159 @@
+"""One loaded model with its KV cache: prefill, decode step, scores, device times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from enginecmp import ContextOverflow, EngineError
+
+from .config import ENGINE
+from .model import KVCache, Transformer
+
+
+class Session:
+    """What `cmp_load` returns.
+
+    Args:
+        model: with its weights resident.
+        device: where they are.
+        limit: most tokens that the cache may hold.
+        mend: what to do when that is not enough; "{needed}" becomes the number of tokens.
+    """
+
+    def __init__(self, model: Transformer, device: torch.device, limit: int, mend: str) -> None:
+        self.model: Transformer | None = model
+        self.device = device
+        self.limit = limit
+        self._mend = mend
+        self._vocabulary = model.config.vocabulary
+        self._layers = model.config.layers
+        # Tied weights are one tensor under two names: `parameters` names it once.
+        self._weights_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        self.reset()
+
+    def reset(self) -> None:
+        """Empty the KV cache and forget the request's times."""
+        self.cache: KVCache = [None] * self._layers
+        self.past = 0
+        self._next: Tensor | None = None  # (1, 1), the last id handed out, not yet in the cache
+        self._prefill_events: list[tuple[Any, Any]] = []
+        self._decode_events: list[tuple[Any, Any]] = []
+
+    def check_prompt(self, token_ids: Sequence[int], needed: int) -> None:
+        """Refuse a prompt that is empty, names ids that do not exist, or does not fit.
+
+        Args:
+            token_ids: the prompt.
+            needed: tokens that the cache will hold in the end.
+
+        Raises:
+            ContextOverflow: `needed` is more than the session's limit.
+            EngineError: no ids, or ids outside the vocabulary.
+        """
+        if not token_ids:
+            msg = f"{ENGINE}: expected a prompt of at least 1 token, came an empty one; pass token ids"
+            raise EngineError(msg)
+        # Out of range, CUDA's embedding would stop the whole process at some later call.
+        if min(token_ids) < 0 or max(token_ids) >= self._vocabulary:
+            msg = (
+                f"{ENGINE}: expected token ids in [0, {self._vocabulary}), came {min(token_ids)} to {max(token_ids)}; "
+                "tokenize the prompt with this model's own tokenizer"
+            )
+            raise EngineError(msg)
+        if needed > self.limit:
+            msg = (
+                f"{ENGINE}: prompt has {len(token_ids)} tokens and the request needs {needed}, the context holds "
+                f"{self.limit}; {self._mend.format(needed=needed)}"
+            )
+            raise ContextOverflow(msg)
+
+    def prefill(self, token_ids: Sequence[int]) -> int:
+        """Run a prompt into the empty cache and return the first greedy id, the device done."""
+        return self._greedy(torch.tensor([token_ids], device=self.device), self._prefill_events)
+
+    def step(self) -> int:
+        """Feed the last id and return the next one, the device done.
+
+        Raises:
+            EngineError: there was no prefill.
+            ContextOverflow: the cache is full.
+        """
+        if self._next is None:
+            msg = f"{ENGINE}: expected a prefilled prompt, the KV cache is empty; call cmp_prefill before cmp_decode"
+            raise EngineError(msg)
+        if self.past >= self.limit:
+            needed = self.past + 1
+            msg = (
+                f"{ENGINE}: the next token would be number {needed}, the context holds {self.limit}; "
+                f"{self._mend.format(needed=needed)}"
+            )
+            raise ContextOverflow(msg)
+        return self._greedy(self._next, self._decode_events)
+
+    def forward(self, ids: Tensor, *, last_only: bool = True) -> Tensor:
+        """Run (1, T) ids, append them to the cache and return logits, (1, T or 1, vocabulary)."""
+        assert self.model is not None
+        with torch.inference_mode():
+            logits = self.model(ids, self.cache, self.past, last_only)
+        self.past += ids.shape[1]
+        return logits
+
+    def pick(self, logits: Tensor) -> int:
+        """Return the greedy id of the last position's logits and keep it for the next step."""
+        self._next = logits[:, -1].argmax(dim=-1, keepdim=True)  # (1, 1)
+        return int(self._next)
+
+    def score(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Return logits at every position of a prompt, (T, vocabulary), and leave the cache empty."""
+        self.reset()
+        logits = self.forward(torch.tensor([token_ids], device=self.device), last_only=False)
+        self.reset()
+        scores: NDArray[np.float32] = logits[0].float().cpu().numpy()
+        return scores
+
+    def metrics(self) -> dict[str, float]:
+        """Return bytes of weights and cache, measured from the tensors, and CUDA event times in seconds."""
+        held = [tensor for pair in self.cache if pair is not None for tensor in pair]
+        found = {
+            "weights_bytes": float(self._weights_bytes),
+            "kv_cache_bytes": float(sum(tensor.numel() * tensor.element_size() for tensor in held)),
+        }
+        if self._prefill_events:
+            found["device_prefill_seconds"] = _seconds(self._prefill_events)
+        if self._decode_events:
+            found["device_decode_seconds"] = _seconds(self._decode_events)
+        return found
+
+    def synchronize(self) -> None:
+        """Wait until the device has nothing left to do."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def close(self) -> None:
+        """Free weights and cache."""
+        self.reset()
+        self.model = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _greedy(self, ids: Tensor, events: list[tuple[Any, Any]]) -> int:
+        if self.device.type != "cuda":
+            return self.pick(self.forward(ids))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        token = self.pick(self.forward(ids))
+        end.record()
+        # Block: launches are asynchronous; an unfinished kernel reads as a fast one.
+        torch.cuda.synchronize(self.device)
+        events.append((start, end))
+        return token
+
+
+def _seconds(events: list[tuple[Any, Any]]) -> float:
+    return sum(float(start.elapsed_time(end)) for start, end in events) / 1000.0
