@@ -1,0 +1,119 @@
+"""Which runs may be pooled: same model, hardware, driver, scenario, and the same build of every engine they share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from enginecmp_analysis.load import Run
+
+# What differs between two runs on one unchanged machine. Everything else in the environment must agree.
+VOLATILE = frozenset({"available", "busy", "free", "hostname", "load", "mhz", "pid", "temperature", "time", "uptime"})
+
+# More blocks, or the same blocks in another folder, are more of the same measurement.
+FREE_IN_SCENARIO = ("blocks", "estimate", "duration")
+
+
+@dataclass(slots=True)
+class Group:
+    """Runs that are pooled: blocks of all of them stand side by side.
+
+    Attributes:
+        runs: at least one.
+        common: flattened fingerprint of model, machine and scenario.
+        engines: flattened fingerprint of each engine label.
+    """
+
+    runs: list[Run]
+    common: dict[str, str]
+    engines: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
+    """Sort runs into groups that may be pooled.
+
+    Returns:
+        The groups in order of their first run, and a warning for every group that had to be split off, naming
+        what differs.
+    """
+    groups: list[Group] = []
+    warnings: list[str] = []
+    for run in runs:
+        common, engines = common_fingerprint(run), engine_fingerprints(run)
+        reasons: list[str] = []
+        for group in groups:
+            difference = _difference(group, common, engines)
+            if not difference:
+                group.runs.append(run)
+                group.engines |= engines
+                break
+            first = group.runs[0].manifest.run_id
+            reasons.append(f"run {run.manifest.run_id} is not pooled with {first}: {difference}")
+        else:
+            groups.append(Group([run], common, engines))
+            warnings += reasons[:1]
+    return groups, warnings
+
+
+def common_fingerprint(run: Run) -> dict[str, str]:
+    """Return what two runs must share whatever engines they hold: dotted names to values."""
+    manifest = run.manifest
+    scenario = {key: value for key, value in manifest.scenario.items() if key not in FREE_IN_SCENARIO}
+    flat = {
+        "model sha256": manifest.model.sha256,
+        "model quantization": manifest.model.quantization,
+        **_flatten("scenario", scenario),
+        **_flatten("environment", manifest.environment),
+    }
+    return {name: value for name, value in flat.items() if not _is_volatile(name)}
+
+
+def engine_fingerprints(run: Run) -> dict[str, dict[str, str]]:
+    """Return version, device and options of each engine label, flattened."""
+    return {
+        engine.name: {"version": engine.version, "device": engine.device, **_flatten("options", engine.options)}
+        for engine in run.manifest.engines
+    }
+
+
+def _is_volatile(name: str) -> bool:
+    # The words of a dotted name, so that "free" does not catch "free_threaded".
+    words = set(name.lower().replace(".", "_").split("_"))
+    return name.startswith("environment.") and not words.isdisjoint(VOLATILE)
+
+
+def _flatten(prefix: str, value: Any) -> dict[str, str]:
+    if isinstance(value, Mapping):
+        flat: dict[str, str] = {}
+        for key, inner in value.items():
+            flat |= _flatten(f"{prefix}.{key}", inner)
+        return flat
+    return {prefix: json.dumps(value, sort_keys=True, default=str)}
+
+
+def _difference(group: Group, common: Mapping[str, str], engines: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the differences between a group and a run in words, "" when there is none."""
+    found = _compare("", group.common, common)
+    for label, mine in engines.items():
+        if label in group.engines:
+            found += _compare(f"{label} ", group.engines[label], mine)
+    shown = "; ".join(found[:3])
+    return shown + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _compare(prefix: str, old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    return [
+        f"{prefix}{name} is {_short(new.get(name))}, was {_short(old.get(name))}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+        # A run lists the libraries of its own engines only; one that it does not list is no difference.
+        if not name.startswith("environment.libraries.") or (name in old and name in new)
+    ]
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "absent"
+    return value if len(value) <= 40 else value[:37] + "..."

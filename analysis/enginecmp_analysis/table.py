@@ -1,0 +1,171 @@
+"""The table that a person reads: ratios first, verdicts in words, 80 columns, no colour needed to understand it."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Iterator
+
+from enginecmp.types import Cell
+from enginecmp_analysis.metrics import METRICS
+from enginecmp_analysis.quantiles import needed_for_quantile
+from enginecmp_analysis.report import Analysis, Context
+from enginecmp_analysis.schema import Comparison, Summary
+
+WIDTH = 80
+
+Line = tuple[str, str]
+"""Text, and the style that may underline what the text already says ("" for none)."""
+
+_STYLES = {"faster": "green", "slower": "red", "equivalent": "cyan", "inconclusive": "yellow", "withheld": "yellow"}
+
+
+def render(analysis: Analysis) -> list[Line]:
+    """Return the lines of the whole report."""
+    lines: list[Line] = []
+    for context in analysis.contexts:
+        lines += _header(context)
+        comparisons = [c for c in analysis.report.comparisons if c.scenario == context.scenario]
+        summaries = [s for s in analysis.report.summaries if s.scenario == context.scenario]
+        for cell in dict.fromkeys(s.cell for s in summaries):
+            lines.append(("", ""))
+            lines.append((f"── {_cell_text(cell)} ".ljust(WIDTH, "─"), "bold"))
+            for metric in _metrics_of(cell, summaries, context):
+                lines += _metric(
+                    metric,
+                    [c for c in comparisons if c.cell == cell and c.metric == metric],
+                    [s for s in summaries if s.cell == cell and s.metric == metric],
+                    context,
+                )
+        lines.append(("", ""))
+    if not any(context.engines and analysis.report.summaries for context in analysis.contexts):
+        lines.append(("nothing to show: no request ended well and unflagged", "yellow"))
+    for warning in dict.fromkeys(analysis.report.warnings):
+        lines += [(text, "yellow") for text in _wrap(warning, "! ")]
+    return lines
+
+
+def _header(context: Context) -> Iterator[Line]:
+    runs = context.run_ids[0] + (f" and {len(context.run_ids) - 1} more" if len(context.run_ids) > 1 else "")
+    yield f"{context.scenario}: {context.model}", "bold"
+    yield from ((text, "") for text in _wrap(f"run {runs}, {_count(context.blocks, 'block')}", ""))
+    for label, text in context.engines.items():
+        role = "baseline; " if label == context.baseline else ""
+        yield from ((line, "") for line in _wrap(f"{label}  {role}{text}", "  "))
+
+
+def _metrics_of(cell: Cell | None, summaries: Iterable[Summary], context: Context) -> list[str]:
+    present = {s.metric for s in summaries if s.cell == cell}
+    return sorted(present, key=lambda name: (name != context.primary_metric, list(METRICS).index(name)))
+
+
+def _metric(metric: str, comparisons: list[Comparison], summaries: list[Summary], context: Context) -> Iterator[Line]:
+    kind = "primary" if metric == context.primary_metric else "exploratory"
+    better = "higher is better" if METRICS[metric].higher_is_better else "lower is better"
+    yield "", ""
+    yield f"{metric}  ({kind}; {better})", "bold"
+    for c in comparisons:
+        yield from _comparison(c, context)
+    width = max((len(s.engine) for s in summaries), default=0)
+    column = max((len(_interval(s.mean, s.ci_low, s.ci_high)) for s in summaries), default=0)
+    title = "mean [95 % CI]"
+    yield f"    {'':{width}}  {title:<{column}}  {'p50':>9}  {'p90':>9}  {'CV':>6}", "dim"
+    for s in summaries:
+        mark = "  not comparable" if s.engine in context.not_comparable else ""
+        yield (
+            f"    {s.engine:<{width}}  {_interval(s.mean, s.ci_low, s.ci_high):<{column}}  "
+            f"{_quantile(s.p50, 0.5):>9}  {_quantile(s.p90, 0.9):>9}  {_percent(s.cv_launches):>6}{mark}",
+            "",
+        )
+
+
+def _comparison(c: Comparison, context: Context) -> Iterator[Line]:
+    mark = {"faster": "+", "slower": "-", "equivalent": "="}.get(c.verdict, "~")
+    ratio = f"{_ratio(c.ratio)}×" if math.isfinite(c.ratio) else "n/a"
+    limits = f" [{_ratio(c.ci_low)}, {_ratio(c.ci_high)}]" if math.isfinite(c.ci_low) else ""
+    names = c.engine if c.baseline == context.baseline else f"{c.engine} / {c.baseline}"
+    head = f"{mark} {ratio}{limits}  {names}"
+    words = short_words(c)
+    style = _STYLES[c.verdict]
+    if c.primary or len(head) + len(words) + 2 > WIDTH:
+        yield head, style
+        yield from ((line, "") for line in _wrap(verdict_words(c) if c.primary else words, "    "))
+    else:
+        yield f"{head}  {words}", style
+    for text in c.warnings:
+        yield from ((line, "") for line in _wrap(text, "    ! "))
+
+
+def short_words(c: Comparison) -> str:
+    """Return the verdict of one comparison in a few words, with what is missing for a better one."""
+    match c.verdict:
+        case "withheld":
+            return "withheld" + (f": {_more(c.launches_needed)}" if c.launches_needed else "")
+        case "inconclusive":
+            return f"inconclusive: {_more(c.launches_needed)}"
+    return c.verdict
+
+
+def verdict_words(c: Comparison) -> str:
+    """Return the verdict of one comparison as a person would say it, with the numbers it rests on."""
+    correction = "Holm" if c.primary else "Benjamini-Hochberg"
+    p = f"{correction} p{_p(c.p_adjusted)}, " if math.isfinite(c.p_adjusted) else ""
+    numbers = f"{p}n={c.n_launches}+{c.n_launches} launches"
+    match c.verdict:
+        case "faster" | "slower":
+            return f"{c.verdict} ({numbers})"
+        case "equivalent":
+            return f"equivalent: a difference, if any, is inside the margin ({numbers})"
+        case "withheld":
+            missing = f"; {_more(c.launches_needed)}" if c.launches_needed else ""
+            return f"verdict withheld: it takes 10 launches of 10 valid requests{missing} ({numbers})"
+    mde = f"; could have seen {_percent(c.mde)}" if math.isfinite(c.mde) else ""
+    return f"inconclusive: {_more(c.launches_needed)}{mde} ({numbers})"
+
+
+def _cell_text(cell: Cell | None) -> str:
+    if cell is None:
+        return "whole launch"
+    return f"prompt {cell.prompt_tokens} → output {cell.output_tokens} tokens, concurrency {cell.concurrency}"
+
+
+def _more(launches: int | None) -> str:
+    if launches is None:
+        return "no spread to plan with"
+    return f"{_count(launches, 'more launch', 'es')} needed"
+
+
+def _count(n: int | None, word: str, plural: str = "s") -> str:
+    return f"{n} {word}{'' if n == 1 else plural}"
+
+
+def _wrap(text: str, indent: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent), break_on_hyphens=False
+    )
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.3f}" if value < 100 else f"{value:.4g}"
+
+
+def _quantile(value: float, q: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else f"need {needed_for_quantile(q)}"
+
+
+def _interval(mean: float, low: float, high: float) -> str:
+    """Write a mean with four digits and its limits with as many decimals, so that they can be compared by eye."""
+    decimals = 3 - math.floor(math.log10(abs(mean))) if mean else 0
+    if not -3 <= 3 - decimals <= 6:
+        return f"{mean:.3e} [{low:.3e}, {high:.3e}]"
+    decimals = max(0, decimals)
+    limits = f"[{low:.{decimals}f}, {high:.{decimals}f}]" if math.isfinite(low) else "[one launch]"
+    return f"{mean:.{decimals}f} {limits}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %" if math.isfinite(value) else "n/a"
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"={value:.3f}"

@@ -1,0 +1,82 @@
+"""`cmp stats`: verdicts from runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from enginecmp_analysis.table import Line
+
+
+def _share(ctx: click.Context, param: click.Parameter, value: str) -> float:
+    """Read a share written as "3%" or "0.03"."""
+    try:
+        share = float(value[:-1]) / 100 if value.endswith("%") else float(value)
+    except ValueError:
+        share = -1.0
+    if not 0 < share < 1:
+        msg = f"expected a share like 3% or 0.03, got '{value}'"
+        raise click.BadParameter(msg, ctx, param)
+    return share
+
+
+@click.command("stats")
+@click.argument("paths", nargs=-1, type=click.Path())
+@click.option("--baseline", metavar="ENGINE", help="Compare with this engine instead of the run's own baseline.")
+@click.option("--pairs", is_flag=True, help="Compare every engine with every other one.")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Show only this metric; repeatable.")
+@click.option(
+    "--margin", callback=_share, default="3%", show_default=True, help="Differences below this are equivalent."
+)
+@click.option("--include-flagged", is_flag=True, help="Count flagged samples too; no verdicts then.")
+@click.option("--json", "form", flag_value="json", help="Print JSON (schema enginecmp-stats/1).")
+@click.option("--csv", "form", flag_value="csv", help="Print comparisons as CSV.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print Markdown tables.")
+def command(
+    paths: tuple[str, ...],
+    baseline: str | None,
+    pairs: bool,
+    metrics: tuple[str, ...],
+    margin: float,
+    include_flagged: bool,
+    form: str | None,
+) -> None:
+    """Say which engine is faster, by how much and how sure.
+
+    PATHS are run folders or folders of runs (default: results). Runs of another model, machine or engine build
+    are never pooled.
+    """
+    from enginecmp_analysis.load import load_runs
+    from enginecmp_analysis.report import Options, analyse
+
+    options = Options(baseline=baseline, pairs=pairs, metrics=metrics, margin=margin, include_flagged=include_flagged)
+    analysis = analyse(load_runs(paths or ("results",)), options)
+    if form is None:
+        from enginecmp_analysis.table import render
+
+        _show(render(analysis))
+        return
+    from enginecmp_analysis.export import to_csv, to_json, to_markdown
+
+    if form == "json":
+        click.echo(to_json(analysis.report))
+    elif form == "csv":
+        click.echo(to_csv(analysis.report), nl=False)
+    else:
+        click.echo(to_markdown(analysis), nl=False)
+
+
+def _show(lines: list[Line]) -> None:
+    if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
+        click.echo("\n".join(text for text, _ in lines))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    for text, style in lines:
+        console.print(Text(text, style=style))

@@ -1,0 +1,159 @@
+"""Reading run folders: what is found, what is refused and how it is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from enginecmp.errors import ResultsError
+from enginecmp_analysis.fingerprint import group_runs
+from enginecmp_analysis.load import find_runs, load_run, load_runs
+from enginecmp_analysis.simulate import Design, samples, simulate_run, write_run
+
+
+def _run_folder(tmp_path: Path, seed: int = 1) -> Path:
+    return write_run(simulate_run(Design(blocks=2, requests=3), seed=seed), tmp_path)
+
+
+def _edit(folder: Path, **changes: object) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_written_run_reads_back_as_the_same_samples(tmp_path: Path) -> None:
+    run = simulate_run(Design(blocks=3, requests=4))
+    back = load_run(write_run(run, tmp_path))
+    assert back.manifest == run.manifest
+    assert samples(back.columns) == samples(run.columns)
+    assert back.warnings == ()
+
+
+def test_a_folder_of_runs_a_run_and_a_file_of_a_run_name_the_same_run_once(tmp_path: Path) -> None:
+    folder = _run_folder(tmp_path)
+    assert len(load_runs([tmp_path, folder, folder / "samples.jsonl"])) == 1
+
+
+def test_runs_come_in_the_order_of_their_creation(tmp_path: Path) -> None:
+    for seed in (3, 1, 2):
+        _run_folder(tmp_path, seed)
+    assert [run.manifest.run_id for run in load_runs([tmp_path])] == ["sim-1", "sim-2", "sim-3"]
+
+
+def test_a_path_without_a_run_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"expected manifest\.json in it or in a folder below.*cmp run"):
+        find_runs(tmp_path)
+    with pytest.raises(ResultsError, match="found nothing"):
+        find_runs(tmp_path / "absent")
+
+
+def test_a_torn_last_line_is_dropped_with_a_note(tmp_path: Path) -> None:
+    folder = _run_folder(tmp_path)
+    whole = len(load_run(folder).columns)
+    path = folder / "samples.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    run = load_run(folder)
+    assert len(run.columns) == whole - 1
+    assert run.warnings == (f"{path}: dropped the torn last line, {whole}",)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [b"{}\n", b"\n", b"not json\n", b'{"block":"zero"}\n', b"\xff\xfe\n", b"[" * 2000 + b"\n"],
+    ids=["empty object", "blank", "no JSON", "wrong type", "no UTF-8", "deep nesting"],
+)
+def test_a_bad_line_names_its_file_and_number(tmp_path: Path, bad: bytes) -> None:
+    folder = _run_folder(tmp_path)
+    path = folder / "samples.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:4], bad, *lines[4:]]))
+    with pytest.raises(ResultsError, match=r"samples\.jsonl, line 5: not a sample"):
+        load_run(folder)
+
+
+def test_a_bad_last_line_with_its_newline_is_no_torn_write(tmp_path: Path) -> None:
+    folder = _run_folder(tmp_path)
+    with (folder / "samples.jsonl").open("ab") as file:
+        file.write(b'{"block": 1\n')
+    with pytest.raises(ResultsError, match="line 17: not a sample"):
+        load_run(folder)
+
+
+def test_a_sample_of_an_unknown_engine_is_refused(tmp_path: Path) -> None:
+    folder = _run_folder(tmp_path)
+    path = folder / "samples.jsonl"
+    path.write_text(path.read_text().replace('"engine":"engine"', '"engine":"stranger"'))
+    with pytest.raises(ResultsError, match=r"line \d+: .*engine 'stranger' is not in the manifest"):
+        load_run(folder)
+
+
+@pytest.mark.parametrize("change", [{"end_ns": 1}, {"token_ns": [5, 4]}, {"token_ns": [9**18]}])
+def test_stamps_that_run_backwards_are_refused_with_their_line(tmp_path: Path, change: dict[str, object]) -> None:
+    folder = _run_folder(tmp_path)
+    path = folder / "samples.jsonl"
+    lines = path.read_text().splitlines()
+    lines[6] = json.dumps(json.loads(lines[6]) | change)
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ResultsError, match=r"line 7: expected start_ns <= token_ns"):
+        load_run(folder)
+
+
+def test_another_format_version_is_refused(tmp_path: Path) -> None:
+    folder = _run_folder(tmp_path)
+    _edit(folder, schema="enginecmp/2")
+    with pytest.raises(ResultsError, match="expected schema 'enginecmp/1', got 'enginecmp/2'"):
+        load_run(folder)
+
+
+def test_a_manifest_that_lacks_a_field_names_it(tmp_path: Path) -> None:
+    folder = _run_folder(tmp_path)
+    (folder / "manifest.json").write_text('{"schema": "enginecmp/1"}')
+    with pytest.raises(ResultsError, match="missing required field `run_id`"):
+        load_run(folder)
+
+
+def test_a_killed_run_is_read_and_says_so(tmp_path: Path) -> None:
+    folder = _run_folder(tmp_path)
+    _edit(folder, status="running")
+    (note,) = load_run(folder).warnings
+    assert "was killed, or is still going on" in note
+
+
+def test_a_run_without_samples_is_read_and_says_so(tmp_path: Path) -> None:
+    folder = _run_folder(tmp_path)
+    (folder / "samples.jsonl").unlink()
+    run = load_run(folder)
+    assert len(run.columns) == 0
+    assert "nothing was measured" in run.warnings[-1]
+
+
+def test_repetitions_on_one_machine_are_pooled(tmp_path: Path) -> None:
+    _edit(_run_folder(tmp_path, 1), environment={"cpu": "x", "available_bytes": 1})
+    _edit(_run_folder(tmp_path, 2), environment={"cpu": "x", "available_bytes": 2})
+    groups, warnings = group_runs(load_runs([tmp_path]))
+    assert [len(group.runs) for group in groups] == [2]
+    assert warnings == []
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"environment": {"cpu": "simulated", "cores": 2, "gpu": {"driver": "570"}}}, "environment.gpu.driver"),
+        ({"model": {"name": "simulated-model", "sha256": "1" * 64, "quantization": "Q8_0"}}, "model sha256"),
+        (
+            {"engines": [{"name": "baseline", "version": "2.0"}, {"name": "engine", "version": "1.0"}]},
+            "baseline version",
+        ),
+        ({"scenario": {"name": "simulated"}}, "scenario.cells"),
+    ],
+)
+def test_runs_that_differ_are_kept_apart_and_the_difference_is_named(
+    tmp_path: Path, change: dict[str, object], told: str
+) -> None:
+    _run_folder(tmp_path, 1)
+    _edit(_run_folder(tmp_path, 2), **change)
+    groups, (warning, *_) = group_runs(load_runs([tmp_path]))
+    assert [len(group.runs) for group in groups] == [1, 1]
+    assert warning.startswith("run sim-2 is not pooled with sim-1: ")
+    assert told in warning
