@@ -55,8 +55,9 @@ def load_model(
 
 def _check_tensors(file: GGUFFile, config: ModelConfig, expected: dict[str, tuple[int, ...]]) -> None:
     """Hold the file's tensors against the module's: all of them, no others, in their shapes."""
-    missing = sorted(expected.keys() - file.tensors.keys())
-    unknown = sorted(file.tensors.keys() - expected.keys() - set(ROPE_TENSORS[config.architecture]))
+    known = {*expected, *ROPE_TENSORS[config.architecture]}
+    missing = [name for name in expected if name not in file.tensors]
+    unknown = [name for name in file.tensors if name not in known]
     for name, shape in expected.items():
         if name in file.tensors and file.tensors[name].shape != shape:
             msg = (
