@@ -1,15 +1,15 @@
 """Every error a user can meet, each one line: who, what was expected, what came, the next step.
 
-    CmpError                    exit code 1
-    ├── UsageError              exit code 2: a name, option or combination that does not exist
-    ├── ModelError              a weights file is missing, malformed or not what its hash says
-    │   └── UnsupportedModel    well-formed, but not for this engine
-    ├── EngineError             an engine cannot do what was asked
-    │   ├── UnknownOption       an engine option that the engine does not know
-    │   ├── ContextOverflow     more tokens than the session's context holds
-    │   └── RoundTripError      a text-only engine does not read its prompt back as the same ids
-    ├── LaunchError             a worker crashed, hung or broke the protocol
-    └── ResultsError            a results folder cannot be written, or a file in it is not what it should be
+CmpError                    exit code 1
+├── UsageError              exit code 2: a name, option or combination that does not exist
+├── ModelError              a weights file is missing, malformed or not what its hash says
+│   └── UnsupportedModel    well-formed, but not for this engine
+├── EngineError             an engine cannot do what was asked
+│   ├── UnknownOption       an engine option that the engine does not know
+│   ├── ContextOverflow     more tokens than the session's context holds
+│   └── RoundTripError      a text-only engine does not read its prompt back as the same ids
+├── LaunchError             a worker crashed, hung or broke the protocol
+└── ResultsError            a results folder cannot be written, or a file in it is not what it should be
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if not close and len(name) >= 3:
+        close = [known_name for known_name in names if known_name.startswith(name)][:1]
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; known: {', '.join(names)}" if names else ""

@@ -190,9 +190,10 @@ class Launch:
             phase, tokens = self._progress.get()
             error = message["error"]
             text = error["message"]
-            prefix = "" if text.startswith(f"{self.label}: ") else f"{self.label}: "
+            if not text.startswith(f"{self.label}: "):
+                text = f"{self.label}: {text}"
             raise LaunchFailure(
-                f"{prefix}{text}",
+                text,
                 status="error",
                 phase=phase,
                 tokens=tokens,

@@ -1,8 +1,8 @@
 """What host and worker say to each other, over one socket that engines know nothing of.
 
-A message is the four bytes "CMP1", a 4-byte little-endian length and that many bytes of msgpack: one map. The host sends
-`{"op": ..., ...}`, the worker answers each with `{"ok": ...}` or `{"error": {...}}`. Engines print on stdout
-and stderr as they like: both go to the launch's log.
+A message is the four bytes "CMP1", a 4-byte little-endian length and that many bytes of msgpack: one map. The
+host sends `{"op": ..., ...}`, the worker answers each with `{"ok": ...}` or `{"error": {...}}`. Engines print on
+stdout and stderr as they like: both go to the launch's log.
 
 `Progress` is 16 bytes of shared memory beside the socket. The worker writes where it is with a plain store, so
 that after a crash or a hang the host can say in which phase and at which token, and nobody wakes for it.

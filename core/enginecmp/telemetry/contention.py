@@ -141,7 +141,5 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             ("steal", "steal_seconds", self.steal_share),
         )
         return [
-            flag
-            for flag, key, share in rules
-            if metrics.get(key, 0.0) > max(self.floor_seconds, share * wall_seconds)
+            flag for flag, key, share in rules if metrics.get(key, 0.0) > max(self.floor_seconds, share * wall_seconds)
         ]

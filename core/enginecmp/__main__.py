@@ -1,0 +1,5 @@
+"""`python -m enginecmp` is `cmp`."""
+
+from enginecmp.cli import main
+
+main()

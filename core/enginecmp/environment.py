@@ -1,0 +1,100 @@
+"""What the run ran on: the facts that decide whether two runs may be compared."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_LIBRARIES = ("enginecmp", "numpy", "gguf", "tokenizers", "torch", "llama-cpp-python", "mistralrs")
+
+
+def describe_environment(distributions: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return CPU, cores, memory, GPU, driver, OS, governor and library versions.
+
+    What cannot be read is null, never a guess.
+
+    Args:
+        distributions: further distributions whose versions matter, e.g. those of the engine plugins.
+    """
+    versions: dict[str, str] = {}
+    for name in sorted({*_LIBRARIES, *filter(None, distributions)}):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": _cpu_name(),
+        "cores": usable_cores(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "turbo_disabled": _first_line("/sys/devices/system/cpu/intel_pstate/no_turbo"),
+        "hypervisor": "hypervisor" in (_cpu_field("flags") or "").split(),
+        "os": _os_name(),
+        "kernel": platform.release(),
+        "python": sys.version.split()[0],
+        "libraries": versions,
+        **_gpu(),
+    }
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use: affinity, and the container's quota rounded up."""
+    cores = len(os.sched_getaffinity(0))
+    quota = _first_line("/sys/fs/cgroup/cpu.max")
+    if quota and (parts := quota.split())[0] != "max":
+        cores = min(cores, max(1, -(-int(parts[0]) // int(parts[1]))))
+    return cores
+
+
+def _gpu() -> dict[str, Any]:
+    """Return gpu names and driver version through NVML; nulls with the reason where there is none."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except ModuleNotFoundError:
+        return {"gpu": None, "driver": None, "gpu_reason": "nvidia-ml-py is not installed"}
+    except Exception as error:
+        return {"gpu": None, "driver": None, "gpu_reason": str(error)}
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return {
+            "gpu": [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles],
+            "driver": str(pynvml.nvmlSystemGetDriverVersion()),
+        }
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _cpu_name() -> str:
+    return _cpu_field("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_field(name: str) -> str | None:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                key, _, value = line.partition(":")
+                if key.strip() == name:
+                    return value.strip()
+    except OSError:
+        pass
+    return None
+
+
+def _os_name() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+    except OSError:
+        return platform.system()
+
+
+def _first_line(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8").split("\n", 1)[0].strip()
+    except OSError:
+        return None

@@ -1,0 +1,121 @@
+"""How long a run will take: from earlier runs on this machine, else a first guess from the model's size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from enginecmp.drive import Contender
+from enginecmp.errors import ResultsError
+from enginecmp.plan import PlannedLaunch
+from enginecmp.results import MANIFEST, LaunchRecord, finished_launches, read_manifest
+from enginecmp.scenarios import Scenario
+from enginecmp.types import ModelInfo
+
+_GUESS_READ_BYTES_PER_SECOND = 4e9
+_GUESS_START_SECONDS = 3.0
+_GUESS_PREFILL_SPEEDUP = 8.0
+_SHAPE = ("name", "profile", "cells", "requests", "seconds", "warmup_requests")
+
+
+class Pace:
+    """Remaining time of a run, from the launches that are over.
+
+    Args:
+        plan: all launches of the run.
+        over: those that ended before this start.
+    """
+
+    def __init__(self, plan: Sequence[PlannedLaunch], over: Iterable[LaunchRecord]) -> None:
+        self._left = {(planned.block, planned.engine) for planned in plan}
+        self._seconds: dict[str, list[float]] = {}
+        for record in over:
+            self.ended(record)
+
+    def ended(self, record: LaunchRecord) -> None:
+        """Take a launch off the list."""
+        self._left.discard((record.block, record.engine))
+        self._seconds.setdefault(record.engine, []).append(record.seconds)
+
+    def remaining_seconds(self) -> float | None:
+        """Return the expected time left; None while some engine has not been seen yet."""
+        total = 0.0
+        for _, engine in self._left:
+            seen = self._seconds.get(engine)
+            if not seen:
+                return None
+            total += sum(seen) / len(seen)
+        return total
+
+    def describe(self) -> str:
+        """Return the time left for people."""
+        left = self.remaining_seconds()
+        if not self._left:
+            return ""
+        return "" if left is None else f"{duration(left)} left"
+
+
+def expected_seconds(
+    scenario: Scenario, model: ModelInfo, contenders: Sequence[Contender], results: Path
+) -> tuple[float, str]:
+    """Return how long the launches of a run will take, and what that is based on.
+
+    Args:
+        scenario: what would run.
+        model: on which file.
+        contenders: with which engines.
+        results: folder of earlier runs.
+    """
+    history = _history(results, scenario, model)
+    total, guessed = 0.0, []
+    for contender in contenders:
+        seen = history.get((contender.plugin.name, contender.engine_version, contender.options.threads))
+        if seen is None:
+            guessed.append(contender.label)
+            seen = _guess(scenario, model)
+        total += seen * scenario.blocks
+    basis = "from earlier runs here" if not guessed else f"a first guess for {', '.join(guessed)}"
+    return total, basis
+
+
+def _guess(scenario: Scenario, model: ModelInfo) -> float:
+    """Return seconds of one launch, as if decoding read every weight once a token from memory."""
+    token_seconds = model.bytes / _GUESS_READ_BYTES_PER_SECOND
+    seconds = _GUESS_START_SECONDS
+    for cell in scenario.cells:
+        request = token_seconds * (cell.prompt_tokens / _GUESS_PREFILL_SPEEDUP + cell.output_tokens)
+        measured = max(scenario.requests * request, scenario.seconds or 0.0)
+        seconds += scenario.warmup_requests * request + measured
+    return seconds
+
+
+def _history(results: Path, scenario: Scenario, model: ModelInfo) -> Mapping[tuple[str, str, int], float]:
+    """Return mean launch seconds by (engine, version, threads) over earlier runs of the same shape."""
+    import msgspec
+
+    shape = {key: value for key, value in msgspec.to_builtins(scenario).items() if key in _SHAPE}
+    seconds: dict[tuple[str, str, int], list[float]] = {}
+    for path in sorted(results.glob(f"*/{MANIFEST}")):
+        try:
+            manifest = read_manifest(path.parent)
+            records = finished_launches(path.parent)
+        except ResultsError:
+            continue
+        same = {key: value for key, value in manifest.scenario.items() if key in _SHAPE}
+        if manifest.model.sha256 != model.sha256 or same != shape:
+            continue
+        for engine in manifest.engines:
+            key = (engine.options.get("engine", engine.name), engine.version, engine.options.get("threads", 0))
+            ok = [record.seconds for record in records if record.engine == engine.name and record.status == "ok"]
+            seconds.setdefault(key, []).extend(ok)
+    return {key: sum(values) / len(values) for key, values in seconds.items() if values}
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people: "45 s", "4 min 30 s", "2 h 05 min"."""
+    whole = round(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    if whole < 5400:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

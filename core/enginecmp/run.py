@@ -1,0 +1,274 @@
+"""One run: the gate, then every planned launch in turn, with everything finished safely on disk.
+
+The order of events: manifest with status "running" → equivalence gate → launches, block by block → manifest
+with status "complete". Ctrl-C, a full disk or kill -9 at any moment leaves a run that `resume` can finish.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from enginecmp import equivalence
+from enginecmp.drive import Contender, Driver
+from enginecmp.environment import describe_environment
+from enginecmp.errors import CmpError, ResultsError
+from enginecmp.estimate import Pace
+from enginecmp.launch import engine_environment
+from enginecmp.plan import PlannedLaunch, plan_launches
+from enginecmp.plugins import Plugin
+from enginecmp.prompts import PromptSet
+from enginecmp.results import (
+    LOGS,
+    LaunchRecord,
+    RunWriter,
+    finished_launches,
+    mark_torn,
+)
+from enginecmp.scenarios import Scenario
+from enginecmp.types import SCHEMA, LoadOptions, Manifest, ModelInfo, RunEngine, RunModel, Sample
+
+
+class RunRequest(msgspec.Struct, kw_only=True):
+    """Everything that decides what a run does.
+
+    Attributes:
+        scenario: with its profile applied and overrides in place.
+        model: the file being timed.
+        contenders: the engines, baseline included.
+        baseline: label that others are compared with.
+        seed: everything random comes from it.
+        reference: plugin of the gate's reference; None without a gate.
+        exact: float32 sibling of the model for the gate; None without a gate.
+    """
+
+    scenario: Scenario
+    model: ModelInfo
+    contenders: list[Contender]
+    baseline: str
+    seed: int
+    reference: Plugin | None = None
+    exact: ModelInfo | None = None
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """What became of a run.
+
+    Attributes:
+        folder: where it is.
+        status: complete or interrupted.
+        launches: how many were planned.
+        failed: failed launches, in order.
+        flagged: measured samples left out, by flag.
+        given_up: labels that failed too often to go on.
+    """
+
+    folder: Path
+    status: str
+    launches: int
+    failed: list[LaunchRecord]
+    flagged: dict[str, int]
+    given_up: list[str]
+
+
+def new_run_id(scenario: str) -> str:
+    """Return a name for a run's folder: when, what, and four random digits."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{scenario}-{secrets.token_hex(2)}"
+
+
+def new_manifest(request: RunRequest, run_id: str) -> Manifest:
+    """Return the manifest of a run that is about to start."""
+    model = request.model
+    return Manifest(
+        schema=SCHEMA,
+        run_id=run_id,
+        created_utc=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        status="running",
+        seed=request.seed,
+        scenario=msgspec.to_builtins(request.scenario),
+        model=RunModel(
+            name=model.name,
+            sha256=model.sha256,
+            architecture=model.architecture,
+            parameters=model.parameters,
+            quantization=model.quantization,
+            bytes=model.bytes,
+        ),
+        baseline=request.baseline,
+        engines=[_describe_engine(contender) for contender in request.contenders],
+        environment=describe_environment(tuple(c.plugin.distribution for c in request.contenders)),
+    )
+
+
+def _describe_engine(contender: Contender) -> RunEngine:
+    plugin = contender.plugin
+    assert plugin.info is not None
+    options: dict[str, Any] = {
+        "engine": plugin.name,
+        "plugin": plugin.distribution or plugin.module,
+        "plugin_version": plugin.version,
+        **msgspec.to_builtins(contender.options),
+        "environment": engine_environment(plugin, contender.options),
+        "limits": list(plugin.info.limits),
+    }
+    return RunEngine(
+        name=contender.label,
+        version=contender.engine_version,
+        device=contender.options.device,
+        options=options,
+    )
+
+
+def stored_options(engine: RunEngine) -> LoadOptions:
+    """Return the load options that a manifest recorded for an engine."""
+    known = {key: value for key, value in engine.options.items() if key in LoadOptions.__struct_fields__}
+    return msgspec.convert(known, LoadOptions)
+
+
+def execute(
+    request: RunRequest,
+    folder: Path,
+    say: Callable[[str], None],
+    manifest: Manifest | None = None,
+) -> Outcome:
+    """Run, or go on with, one run.
+
+    Args:
+        request: what to do.
+        folder: the run's own folder.
+        say: told one line at a time, only while no engine is being measured.
+        manifest: of an earlier start of the same run, when resuming.
+
+    Raises:
+        KeyboardInterrupt: after the run was marked as interrupted.
+        ResultsError: the results cannot be written any more.
+        CmpError: the gate's reference failed.
+    """
+    prompts = PromptSet(request.model)
+    if manifest is None:
+        request.scenario = msgspec.structs.replace(request.scenario, prompts_sha256=prompts.sha256)
+        manifest = new_manifest(request, folder.name)
+    else:
+        manifest.status = "running"
+    if prompts.sha256 != manifest.scenario.get("prompts_sha256", prompts.sha256):
+        msg = f"{folder}: was made with other prompt texts than this version's; start a new run"
+        raise ResultsError(msg)
+    # Longest prompts first: a prompt that the model cannot hold must fail before anything is written.
+    for cell in request.scenario.cells:
+        prompts.take(cell.prompt_tokens, key=0, seed=request.seed)
+    writer = RunWriter(folder, manifest)
+    try:
+        if not manifest.equivalence:
+            manifest.equivalence = _gate(request, prompts, folder, say)
+            writer.write_manifest()
+        outcome = _launches(request, prompts, writer, say)
+    except BaseException:
+        manifest.status = "interrupted"
+        with contextlib.suppress(ResultsError):  # the first error is the one to show
+            writer.write_manifest()
+        raise
+    finally:
+        writer.close()
+    manifest.status = "complete"
+    writer.write_manifest()
+    return outcome
+
+
+def _gate(
+    request: RunRequest, prompts: PromptSet, folder: Path, say: Callable[[str], None]
+) -> list[equivalence.Equivalence]:
+    if request.reference is None or request.exact is None:
+        say("gate: skipped; nothing proves that the engines compute the same thing")
+        return equivalence.not_checked([contender.label for contender in request.contenders])
+    candidates = [equivalence.Candidate(c.label, c.plugin, c.options) for c in request.contenders]
+    try:
+        return equivalence.run_gate(
+            candidates,
+            request.reference,
+            request.model,
+            request.exact,
+            prompts.score_ids(equivalence.POSITIONS),
+            folder / LOGS,
+            request.scenario.deadlines,
+            say,
+        )
+    except CmpError as error:
+        msg = f"equivalence gate: the reference failed: {error}; mend it or run with --no-gate"
+        raise CmpError(msg) from error
+
+
+def _launches(request: RunRequest, prompts: PromptSet, writer: RunWriter, say: Callable[[str], None]) -> Outcome:
+    scenario, folder = request.scenario, writer.folder
+    contenders = {contender.label: contender for contender in request.contenders}
+    plan = plan_launches(list(contenders), scenario.blocks, request.seed)
+    over = finished_launches(folder)
+    done = {(record.block, record.engine) for record in over}
+    names = _names(folder, over, say)
+    driver = Driver(scenario, request.model, prompts, request.seed, folder / LOGS)
+    pace = Pace(plan, over)
+    flags: Counter[str] = Counter()
+    failed = [record for record in over if record.status != "ok"]
+    given_up: list[str] = []
+
+    def keep(sample: Sample) -> None:
+        if sample.phase == "measure":
+            flags.update(sample.flags)
+        writer.append(sample)
+
+    for planned in plan:
+        if (planned.block, planned.engine) in done:
+            continue
+        if planned.engine in given_up:
+            continue
+        record = driver.run(planned, contenders[planned.engine], names(planned), keep)
+        writer.end_launch(record)
+        over.append(record)
+        pace.ended(record)
+        say(_progress(planned, record, scenario.blocks, pace))
+        if record.status != "ok":
+            failed.append(record)
+        if _failing(over, planned.engine, scenario.give_up_after):
+            given_up.append(planned.engine)
+            say(f"{planned.engine}: given up after {scenario.give_up_after} failed launches in a row")
+    return Outcome(
+        folder=folder,
+        status="complete",
+        launches=len(plan),
+        failed=failed,
+        flagged=dict(flags),
+        given_up=given_up,
+    )
+
+
+def _names(folder: Path, over: Sequence[LaunchRecord], say: Callable[[str], None]) -> Callable[[PlannedLaunch], str]:
+    """Return how launches are named; one that was cut off is redone under a new name."""
+    torn = mark_torn(folder, [record.launch for record in over])
+    if torn.samples:
+        say(f"resume: {torn.samples} samples of an unfinished launch are marked {', '.join(torn.launches)}")
+
+    def name(planned: PlannedLaunch) -> str:
+        attempt = planned.name
+        number = 2
+        while attempt in torn.launches:
+            attempt = f"{planned.name}.{number}"
+            number += 1
+        return attempt
+
+    return name
+
+
+def _failing(over: Sequence[LaunchRecord], engine: str, limit: int) -> bool:
+    last = [record.status for record in over if record.engine == engine][-limit:]
+    return len(last) == limit and "ok" not in last
+
+
+def _progress(planned: PlannedLaunch, record: LaunchRecord, blocks: int, pace: Pace) -> str:
+    outcome = f"{record.seconds:5.1f} s" if record.status == "ok" else f"{record.status}: {record.error}"
+    return f"block {planned.block + 1}/{blocks}  {record.engine:<18} {outcome}  {pace.describe()}"

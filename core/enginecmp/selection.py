@@ -1,0 +1,145 @@
+"""Which engines a run compares: from `--engines`, `-o` and what can run here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+from enginecmp.drive import Contender
+from enginecmp.environment import usable_cores
+from enginecmp.errors import CmpError, UsageError, did_you_mean
+from enginecmp.plugins import Plugin, find
+from enginecmp.types import LoadOptions, ModelInfo, Probe
+
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+def resolve_threads(asked: str) -> int:
+    """Return the compute threads of a run: "auto" leaves the host a core where there is more than one.
+
+    Raises:
+        UsageError: not a number, less than one, or more than the machine has.
+    """
+    cores = usable_cores()
+    if asked == "auto":
+        return max(1, cores - 1)
+    try:
+        threads = int(asked)
+    except ValueError as error:
+        msg = f"--threads {asked}: expected a number or 'auto'"
+        raise UsageError(msg) from error
+    if not 1 <= threads <= cores:
+        msg = f"--threads {asked}: expected 1 to {cores}, the cores of this machine; spinning threads need a core each"
+        raise UsageError(msg)
+    return threads
+
+
+def parse_engines(text: str, plugins: list[Plugin]) -> dict[str, Plugin]:
+    """Return label → plugin for "all", "a,b" or "label=engine,other=engine".
+
+    Raises:
+        UsageError: unknown or broken engine, a label twice, nothing named.
+    """
+    if text == "all":
+        return {plugin.name: plugin for plugin in plugins if plugin.error is None}
+    chosen: dict[str, Plugin] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        label, _, name = item.partition("=")
+        if not _LABEL.fullmatch(label):
+            msg = f"--engines: label '{label}' may hold letters, digits and . _ + - only"
+            raise UsageError(msg)
+        if label in chosen:
+            msg = f"--engines: '{label}' twice; give one of them another label: other={name or label}"
+            raise UsageError(msg)
+        chosen[label] = find(name or label, plugins)
+    if not chosen:
+        msg = "--engines: no engine named; try 'all', or see `cmp engines`"
+        raise UsageError(msg)
+    return chosen
+
+
+def parse_options(items: Iterable[str], labels: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return label → {key: value} for each "LABEL.KEY=VALUE".
+
+    Raises:
+        UsageError: not of that form, or of an engine that is not in the run.
+    """
+    known = list(labels)
+    options: dict[str, dict[str, str]] = {label: {} for label in known}
+    for item in items:
+        target, equals, value = item.partition("=")
+        label, dot, key = target.rpartition(".")
+        if not (equals and dot and label and key):
+            msg = f"-o {item}: expected ENGINE.KEY=VALUE"
+            raise UsageError(msg)
+        if label not in options:
+            msg = f"-o {item}: no engine '{label}' in this run{did_you_mean(label, known)}"
+            raise UsageError(msg)
+        options[label][key] = value
+    return options
+
+
+def unfit(plugin: Plugin, model: ModelInfo) -> str:
+    """Return why an engine cannot load a model, by its own static facts; empty when it can."""
+    assert plugin.info is not None
+    if model.architecture not in plugin.info.architectures:
+        return f"loads {', '.join(plugin.info.architectures)}, not architecture '{model.architecture}'"
+    if model.quantization not in plugin.info.quantizations:
+        return f"loads {', '.join(plugin.info.quantizations)}, not quantization {model.quantization}"
+    return ""
+
+
+def choose(
+    chosen: Mapping[str, Plugin],
+    model: ModelInfo,
+    *,
+    everything: bool,
+    device: str | None,
+    threads: int,
+    context_tokens: int,
+    extra: Mapping[str, Mapping[str, str]],
+    probe: Callable[[Plugin, str | None], Probe],
+    say: Callable[[str], None],
+) -> list[Contender]:
+    """Return the engines that will run.
+
+    Args:
+        chosen: label → plugin.
+        model: the file to be loaded.
+        everything: "all" was asked: engines that cannot run are told and left out. Otherwise they are errors.
+        device: for every engine; None takes each engine's default.
+        threads: compute threads.
+        context_tokens: longest request.
+        extra: engine options by label.
+        probe: asks a plugin whether it can run here.
+        say: told who is left out and why.
+
+    Raises:
+        CmpError: an engine that was named cannot run, or none can.
+    """
+    contenders: list[Contender] = []
+    refused: list[str] = []
+    for label, plugin in chosen.items():
+        assert plugin.info is not None
+        reason, mend = unfit(plugin, model), ""
+        if not reason:
+            found = probe(plugin, device)
+            reason, mend = ("", "") if found.ok else (found.reason, found.mend)
+        if reason:
+            line = f"{label}: cannot run here: {reason}{f'; mend: {mend}' if mend else ''}"
+            if not everything:
+                raise CmpError(line)
+            refused.append(line)
+            say(f"left out: {line}")
+            continue
+        options = LoadOptions(
+            device=device or plugin.info.devices[0],
+            threads=threads,
+            context_tokens=context_tokens,
+            extra=dict(extra.get(label, {})),
+        )
+        contenders.append(Contender(label, plugin, options, plugin.info.version))
+    if not contenders:
+        msg = f"no engine can run: {'; '.join(refused) or 'no engine plugin is installed'}; see `cmp engines`"
+        raise CmpError(msg)
+    return contenders

@@ -1,0 +1,107 @@
+"""Fixtures of the conformance suite: the engine under test, a tiny model, and launches of one on the other."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from enginecmp.launch import Deadlines, Launch
+from enginecmp.models.store import resolve
+from enginecmp.models.synth import write_synth
+from enginecmp.plugins import Plugin, discover, find
+from enginecmp.types import LoadOptions, ModelInfo
+
+DEADLINES = Deadlines(load_seconds=300, prefill_seconds=120, decode_seconds=120, score_seconds=300)
+
+
+class Subject:
+    """The engine under test, and how to launch it.
+
+    Args:
+        plugin: of the engine.
+        model: file to load.
+        options: defaults of every launch.
+        folder: for logs.
+    """
+
+    def __init__(self, plugin: Plugin, model: ModelInfo, options: LoadOptions, folder: Path) -> None:
+        self.plugin = plugin
+        self.model = model
+        self.options = options
+        self._folder = folder
+
+    @contextlib.contextmanager
+    def launched(self, model: ModelInfo | None = None, **changes: Any) -> Iterator[Launch]:
+        """Launch and load; changes are to the load options."""
+        options = msgspec.structs.replace(self.options, **changes)
+        with Launch(self.plugin.name, self.plugin, log=self._folder / "engine.log", options=options) as launch:
+            launch.load(model or self.model, DEADLINES.load_seconds)
+            yield launch
+
+    @contextlib.contextmanager
+    def started(self, **changes: Any) -> Iterator[Launch]:
+        """Launch without loading."""
+        options = msgspec.structs.replace(self.options, **changes)
+        with Launch(self.plugin.name, self.plugin, log=self._folder / "engine.log", options=options) as launch:
+            yield launch
+
+
+@pytest.fixture(scope="session")
+def plugin(pytestconfig: pytest.Config) -> Plugin:
+    """The plugin that --engine names."""
+    name = pytestconfig.getoption("--engine")
+    if not name:
+        pytest.skip("no engine named; run with --engine NAME")
+    return find(name, discover())
+
+
+@pytest.fixture(scope="session")
+def model(plugin: Plugin, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> ModelInfo:
+    """The model that --engine-model names, else a tiny one that the engine can load."""
+    assert plugin.info is not None
+    if name := pytestconfig.getoption("--engine-model"):
+        return resolve(name, fetch=True)
+    architecture = next((a for a in ("llama", "qwen2", "phi3", "gpt2") if a in plugin.info.architectures), None)
+    if architecture is None:
+        pytest.skip(f"{plugin.name} loads {plugin.info.architectures}: name a model with --engine-model")
+    quantization = "F32" if "F32" in plugin.info.quantizations else "Q8_0"
+    path = tmp_path_factory.mktemp("model") / f"tiny-{architecture}.gguf"
+    return write_synth(path, like=f"tiny-{architecture}", quantization=quantization, seed=0)
+
+
+@pytest.fixture(scope="session")
+def subject(
+    plugin: Plugin, model: ModelInfo, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Subject:
+    """The engine under test with its defaults."""
+    assert plugin.info is not None
+    extra = dict(item.partition("=")[::2] for item in pytestconfig.getoption("--engine-option"))
+    options = LoadOptions(
+        device=pytestconfig.getoption("--engine-device") or plugin.info.devices[0],
+        threads=1,
+        context_tokens=128,
+        numerics="exact",
+        extra=extra,
+    )
+    return Subject(plugin, model, options, tmp_path_factory.mktemp("logs"))
+
+
+@pytest.fixture(scope="session")
+def prompts(model: ModelInfo) -> Sequence[tuple[int, ...]]:
+    """Three prompts of 5, 17 and 48 ids, cut from the bundled texts."""
+    from enginecmp.prompts import PromptSet
+
+    source = PromptSet(model)
+    return [source.take(length, key=length, seed=1) for length in (5, 17, 48)]
+
+
+@pytest.fixture(scope="session")
+def launch(subject: Subject) -> Iterator[Launch]:
+    """One launch that the tests of ordinary requests share."""
+    with subject.launched() as launch:
+        yield launch

@@ -1,0 +1,54 @@
+"""What the host's tests share: a tiny model, the fake engine, and the command line as a user calls it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from enginecmp.models.synth import write_synth
+from enginecmp.plugins import Plugin, _examine
+from enginecmp.types import ModelInfo
+
+FAKE_MODULE = "enginecmp.testing.fake_engine"
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelInfo:
+    """A llama-shaped model of under 1 MB."""
+    return write_synth(
+        tmp_path_factory.mktemp("tiny") / "tiny-llama.gguf", like="tiny-llama", quantization="F32", seed=0
+    )
+
+
+@pytest.fixture(scope="session")
+def fake() -> Plugin:
+    """The fake engine's plugin."""
+    plugin = _examine("fake", FAKE_MODULE, "", "")
+    assert plugin.error is None
+    return plugin
+
+
+@pytest.fixture
+def cmp(tmp_path: Path) -> CommandLine:
+    """Call `cmp` in an empty folder, with the fake engine present."""
+
+    def call(
+        *arguments: str | Path, env: Mapping[str, str] | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [os.path.join(os.path.dirname(sys.executable), "cmp"), *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "CMP_PLUGINS": FAKE_MODULE, "COLUMNS": "80", "NO_COLOR": "1", **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return call

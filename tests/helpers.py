@@ -1,0 +1,22 @@
+"""Reading what a run left on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from enginecmp.types import Sample
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """Return every line of a run's samples.jsonl."""
+    lines = (folder / "samples.jsonl").read_bytes().splitlines()
+    return [msgspec.json.decode(line, type=Sample) for line in lines]
+
+
+def only_run(results: Path) -> Path:
+    """Return the one run in a results folder."""
+    runs = [path.parent for path in results.glob("*/manifest.json")]
+    assert len(runs) == 1, runs
+    return runs[0]
