@@ -1,0 +1,133 @@
+"""Prompts: bundled texts, tokenized once by the host and cut to exact lengths; every engine gets the same ids.
+
+The texts (folder `texts`) were written for this project: essays, stories and dialogues in English, and code in
+three languages. A window is handed out only when the host's own tokenizer reads its text back as the same ids,
+because an engine that takes text only must be able to receive exactly that prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from enginecmp.errors import ModelError, UsageError
+from enginecmp.models.tokenizer import ModelTokenizer, load_tokenizer
+from enginecmp.types import ModelInfo
+
+TEXTS = Path(__file__).parent / "texts"
+
+TRIES = 1000
+"""Windows that are tried before a length is given up."""
+
+_SCORED = ("01-english-bread.txt", "02-code-python-timetable.txt")
+"""The two texts that the equivalence gate reads, half and half."""
+
+
+class PromptSet:
+    """The bundled texts as one model's token ids.
+
+    Attributes:
+        sha256: of the texts; the same for every model.
+        tokens: number of ids that all texts have together.
+    """
+
+    def __init__(self, model: ModelInfo) -> None:
+        self._model = model
+        self._tokenizer: ModelTokenizer = load_tokenizer(model.path)
+        texts = corpus()
+        self.sha256 = hashlib.sha256("\0".join(f"{name}\0{text}" for name, text in texts.items()).encode()).hexdigest()
+        self._texts = texts
+        self._ids = self._tokenizer.encode("\n\n".join(texts.values()))
+        self.tokens = len(self._ids)
+
+    def take(self, length_tokens: int, key: int, seed: int) -> tuple[int, ...]:
+        """Return a prompt of exactly that many ids.
+
+        The same arguments give the same ids, for every engine and on every machine. Keys that follow each other
+        give windows from different places of the texts.
+
+        Args:
+            length_tokens: ids in the prompt, the model's begin-of-sequence id included where it wants one.
+            key: which window.
+            seed: moves all windows.
+
+        Raises:
+            UsageError: the length is below 1 (or leaves no room beside a begin-of-sequence id), longer than the
+                model's context or than the texts.
+            ModelError: no window of that length is read back as the same ids.
+        """
+        first = () if self._tokenizer.bos_id is None else (self._tokenizer.bos_id,)
+        length = length_tokens - len(first)
+        self._require_length(length_tokens, length)
+        starts = len(self._ids) - length + 1
+        start = random.Random(f"{seed} {length_tokens}").randrange(starts) + key * _stride(starts)
+        for step in range(min(TRIES, starts)):
+            at = (start + step) % starts
+            window = self._ids[at : at + length]
+            if self._reads_back(window):
+                return (*first, *window)
+        msg = f"{self._model.name}: expected a window of {length} tokens that reads back as the same ids, found none"
+        raise ModelError(msg)
+
+    def score_ids(self, n: int) -> tuple[int, ...]:
+        """Return the fixed window of the equivalence gate: half English, half code, the same at every call.
+
+        Args:
+            n: ids in all, the begin-of-sequence id included where the model wants one.
+
+        Raises:
+            UsageError: n is below 2 or longer than the model's context or the two texts.
+            ModelError: no window of that length is read back as the same ids.
+        """
+        first = () if self._tokenizer.bos_id is None else (self._tokenizer.bos_id,)
+        length = n - len(first)
+        self._require_length(n, length)
+        english, code = (self._tokenizer.encode(self._texts[name]) for name in _SCORED)
+        half = length // 2
+        for offset in range(min(TRIES, len(english) - half + 1, len(code) - (length - half) + 1)):
+            window = english[offset : offset + half] + code[offset : offset + length - half]
+            if self._reads_back(window):
+                return (*first, *window)
+        msg = f"{self._model.name}: expected {n} tokens to score that read back as the same ids, found none"
+        raise ModelError(msg)
+
+    def _reads_back(self, window: Sequence[int]) -> bool:
+        """Say whether the window's text gives the same ids again."""
+        return self._tokenizer.encode(self._tokenizer.decode(window)) == list(window)
+
+    def _require_length(self, asked: int, length: int) -> None:
+        """Refuse lengths that cannot be cut from the texts or that the model cannot hold."""
+        if length < 1:
+            msg = f"{self._model.name}: expected a prompt of at least {1 + asked - length} tokens, came {asked}"
+            raise UsageError(msg)
+        if asked > self._model.context_tokens:
+            msg = (
+                f"{self._model.name}: the model's context holds {self._model.context_tokens} tokens, came a prompt "
+                f"of {asked}; choose a scenario with shorter prompts"
+            )
+            raise UsageError(msg)
+        if length > len(self._ids):
+            msg = f"{self._model.name}: the bundled texts have {len(self._ids)} tokens, came a prompt of {asked}"
+            raise UsageError(msg)
+
+
+@lru_cache(maxsize=1)
+def corpus() -> dict[str, str]:
+    """Return the bundled texts by file name, in the order in which they are joined."""
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted(TEXTS.glob("*.txt"))}
+
+
+def _stride(starts: int) -> int:
+    """Return a step that visits every start once before it comes back, near the golden section.
+
+    Consecutive multiples of the golden section spread most evenly (Knuth, TAOCP 3, 6.4, theorem S).
+    """
+    from math import gcd
+
+    step = max(1, round(starts * 0.6180339887))
+    while gcd(step, starts) != 1:
+        step += 1
+    return step
