@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginecmp.errors import ModelError
+from enginecmp.models.ggml_types import GGML_TYPES
 from enginecmp.models.gguf_file import GGUFFile, read_gguf
 
 
@@ -139,6 +140,11 @@ def test_spans_hold_the_bytes_of_each_key(valid: Path) -> None:
 def test_asking_for_an_absent_tensor_names_it(valid: Path) -> None:
     with pytest.raises(ModelError, match="expected a tensor 'nope'"):
         read_gguf(valid).raw("nope")
+
+
+def test_block_sizes_are_gguf_pys() -> None:
+    theirs = {int(kind): (kind.name, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
+    assert {number: tuple(kind) for number, kind in GGML_TYPES.items()} == theirs
 
 
 BROKEN = {

@@ -1,86 +1,27 @@
 """Read a GGUF file's header strictly, before any native engine opens the file.
 
 Every count, length and offset is held against the file's size, so a malformed, truncated or hostile file ends
-in one `ModelError` here and not in an engine's crash. Nothing is allocated or looped over on the word of a
-count alone.
-
-Format: the GGUF specification, versions 2 and 3 (ggml/docs/gguf.md), little endian.
+in one `ModelError` here and not in an engine's crash. The reading itself is in `gguf_header`.
 """
 
 from __future__ import annotations
 
 import mmap
-import re
 import stat
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from enginecmp.errors import ModelError
+from enginecmp.models.gguf_header import HeaderParser, TensorInfo
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-VERSIONS = (2, 3)
-DEFAULT_ALIGNMENT = 32
-
-# Limits far above any real model (the largest known vocabulary has 0.3 million tokens, the largest known
-# mixture a few thousand tensors) and far below what hurts the host.
-MAX_TENSORS = 65_536
-MAX_KEYS = 65_536
-MAX_KEY_BYTES = 65_535  # the specification's own limit
-MAX_TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME less its terminating zero
-MAX_STRING_BYTES = 16 * 2**20
-MAX_ARRAY_ITEMS = 2**22  # over all arrays of the file
-MAX_ARRAY_DEPTH = 4
-MAX_DIMENSIONS = 4
-MAX_ALIGNMENT = 2**20
-MAX_WEIGHTS = 2**63 - 1  # ggml counts in int64
-
-# Smallest encodings, to hold counts against the bytes that are left.
-_LEAST_KEY_BYTES = 8 + 1 + 4 + 1
-_LEAST_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8
-
-# GGUF value type number: name, struct code.
-_SCALARS = {
-    0: ("UINT8", "B"),
-    1: ("INT8", "b"),
-    2: ("UINT16", "H"),
-    3: ("INT16", "h"),
-    4: ("UINT32", "I"),
-    5: ("INT32", "i"),
-    6: ("FLOAT32", "f"),
-    7: ("BOOL", "B"),
-    10: ("UINT64", "Q"),
-    11: ("INT64", "q"),
-    12: ("FLOAT64", "d"),
-}
-_BOOL, _STRING, _ARRAY = 7, 8, 9
-_U32 = struct.Struct("<I")
-_U64 = struct.Struct("<Q")
-_ARCHITECTURE = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
-
-class TensorInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One tensor as the header describes it.
-
-    Attributes:
-        name: e.g. "blk.0.attn_q.weight".
-        shape: row-major, outermost first, in weights (not in blocks), e.g. (576, 576).
-        type: GGML type name, e.g. "Q8_0".
-        offset: first byte, counted from the start of the file.
-        nbytes: size in bytes.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    type: str
-    offset: int
-    nbytes: int
+__all__ = ["GGUFFile", "TensorInfo", "read_gguf"]
 
 
 class GGUFFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,263 +98,9 @@ def read_gguf(path: Path | str) -> GGUFFile:
             msg = f"{path}: expected a GGUF header of at least 24 bytes, the file has {status.st_size}"
             raise ModelError(msg)
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _Header(path, content).parse()
+            header = HeaderParser(path, content).parse()
+            return GGUFFile(path=path, bytes=len(content), **header._asdict())
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         msg = f"{path}: expected a readable GGUF file, came: {reason or error}"
         raise ModelError(msg) from error
-
-
-class _Header:
-    """A cursor over a GGUF header; every read is bounded by the file's size."""
-
-    def __init__(self, path: Path, content: mmap.mmap) -> None:
-        self.path = path
-        self.content = content
-        self.size = len(content)
-        self.position = 0
-        self.items = 0
-
-    def parse(self) -> GGUFFile:
-        """Return the checked file."""
-        if self.content[:4] != b"GGUF":
-            self.fail("expected the magic bytes 'GGUF'", f"came {self.content[:4]!r}")
-        self.position = 4
-        self.version()
-        n_tensors, n_keys = self.u64("tensor count"), self.u64("metadata count")
-        self.bound("tensors", n_tensors, MAX_TENSORS, _LEAST_TENSOR_BYTES)
-        self.bound("metadata keys", n_keys, MAX_KEYS, _LEAST_KEY_BYTES)
-
-        metadata: dict[str, Any] = {}
-        spans: dict[str, tuple[int, int]] = {}
-        for _ in range(n_keys):
-            start = self.position
-            key = self.string("metadata key", MAX_KEY_BYTES)
-            if not key:
-                self.fail("expected a metadata key", "came an empty one")
-            if key in metadata:
-                self.fail("expected every metadata key once", f"came '{key}' twice")
-            metadata[key] = self.value(key, self.u32(f"type of '{key}'"), depth=0)
-            spans[key] = (start, self.position)
-
-        architecture = metadata.get("general.architecture")
-        if not isinstance(architecture, str) or not _ARCHITECTURE.fullmatch(architecture):
-            self.fail("expected a name in 'general.architecture'", f"came {_short(architecture)}")
-        alignment = self.alignment(metadata)
-        tensors = self.tensors(n_tensors, alignment)
-        return GGUFFile(
-            path=self.path, metadata=metadata, tensors=tensors, alignment=alignment, bytes=self.size, spans=spans
-        )
-
-    def version(self) -> None:
-        """Refuse versions that are not 2 or 3, and the other byte order."""
-        version = self.u32("version")
-        if version in VERSIONS:
-            return
-        if int.from_bytes(version.to_bytes(4, "little"), "big") in VERSIONS:
-            self.fail("expected a little-endian GGUF", "came a big-endian one")
-        self.fail("expected GGUF version 2 or 3", f"came version {version}")
-
-    def alignment(self, metadata: Mapping[str, Any]) -> int:
-        """Return the alignment of tensor data."""
-        alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-        # The specification: a multiple of 8; ggml: a power of two.
-        valid = type(alignment) is int and 8 <= alignment <= MAX_ALIGNMENT and alignment & (alignment - 1) == 0
-        if not valid:
-            self.fail(
-                f"expected a power of two from 8 to {MAX_ALIGNMENT} in 'general.alignment'", f"came {_short(alignment)}"
-            )
-        return int(alignment)
-
-    def tensors(self, count: int, alignment: int) -> dict[str, TensorInfo]:
-        """Return the tensor descriptions, each inside the file and none over another."""
-        sizes = _block_sizes() if count else {}
-        described = {}
-        for _ in range(count):
-            name, dimensions, type_number, offset = self.tensor()
-            if name in described:
-                self.fail("expected every tensor name once", f"came '{name}' twice")
-            if type_number not in sizes:
-                self.fail(f"expected a known type for tensor '{name}'", f"came type {type_number}")
-            type_name, block, block_bytes = sizes[type_number]
-            if dimensions[0] % block:
-                self.fail(
-                    f"expected rows of tensor '{name}' to be whole {type_name} blocks of {block}",
-                    f"came {dimensions[0]} weights a row",
-                )
-            weights = 1
-            for extent in dimensions:
-                weights *= extent
-            if weights > MAX_WEIGHTS:
-                self.fail(f"expected tensor '{name}' to hold at most {MAX_WEIGHTS} weights", f"came {dimensions}")
-            if offset % alignment:
-                self.fail(f"expected tensor '{name}' at a multiple of {alignment}", f"came offset {offset}")
-            described[name] = TensorInfo(
-                name=name,
-                shape=tuple(reversed(dimensions)),
-                type=type_name,
-                offset=offset,
-                nbytes=weights // block * block_bytes,
-            )
-        start = -(-self.position // alignment) * alignment
-        tensors = {
-            name: msgspec.structs.replace(tensor, offset=start + tensor.offset) for name, tensor in described.items()
-        }
-        self.layout(tensors)
-        return tensors
-
-    def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
-        """Return one tensor's name, dimensions (innermost first, as stored), type number and offset."""
-        name = self.string("tensor name", MAX_TENSOR_NAME_BYTES)
-        if not name:
-            self.fail("expected a tensor name", "came an empty one")
-        n_dimensions = self.u32(f"dimension count of '{name}'")
-        if not 1 <= n_dimensions <= MAX_DIMENSIONS:
-            self.fail(f"expected 1 to {MAX_DIMENSIONS} dimensions for tensor '{name}'", f"came {n_dimensions}")
-        dimensions = tuple(self.u64(f"dimension of '{name}'") for _ in range(n_dimensions))
-        if min(dimensions) < 1:
-            self.fail(f"expected dimensions of at least 1 for tensor '{name}'", f"came {dimensions}")
-        return name, dimensions, self.u32(f"type of '{name}'"), self.u64(f"offset of '{name}'")
-
-    def layout(self, tensors: Mapping[str, TensorInfo]) -> None:
-        """Refuse tensors past the end of the file and tensors that share bytes."""
-        end, before = 0, ""
-        for tensor in sorted(tensors.values(), key=lambda tensor: tensor.offset):
-            if tensor.offset + tensor.nbytes > self.size:
-                self.fail(
-                    f"expected tensor '{tensor.name}' to end within the file's {self.size} bytes",
-                    f"it ends at {tensor.offset + tensor.nbytes} (truncated download? fetch it again)",
-                )
-            if tensor.offset < end:
-                self.fail("expected tensors side by side", f"'{tensor.name}' overlaps '{before}'")
-            end, before = tensor.offset + tensor.nbytes, tensor.name
-
-    def value(self, key: str, kind: int, depth: int) -> Any:
-        """Return one metadata value of the given type number."""
-        if kind == _STRING:
-            return self.string(f"'{key}'", MAX_STRING_BYTES)
-        if kind == _ARRAY:
-            return self.array(key, depth + 1)
-        if kind not in _SCALARS:
-            self.fail(f"expected a known value type for '{key}'", f"came type {kind}")
-        return self.scalars(key, kind, 1)[0]
-
-    def array(self, key: str, depth: int) -> list[Any]:
-        """Return one array."""
-        if depth > MAX_ARRAY_DEPTH:
-            self.fail(f"expected arrays at most {MAX_ARRAY_DEPTH} deep in '{key}'", "came a deeper one")
-        kind, count = self.u32(f"item type of '{key}'"), self.u64(f"length of '{key}'")
-        self.items += count
-        if self.items > MAX_ARRAY_ITEMS:
-            self.fail(f"expected at most {MAX_ARRAY_ITEMS} array items", f"'{key}' brings them to {self.items}")
-        if kind in _SCALARS:
-            return self.scalars(key, kind, count)
-        if kind not in (_STRING, _ARRAY):
-            self.fail(f"expected a known item type for '{key}'", f"came type {kind}")
-        # A string is at least its length, an array at least its type and length.
-        self.need(count * (8 if kind == _STRING else 12), f"'{key}'")
-        if kind == _STRING:
-            return self.strings(key, count)
-        return [self.array(key, depth + 1) for _ in range(count)]
-
-    def scalars(self, key: str, kind: int, count: int) -> list[Any]:
-        """Return `count` numbers or truth values."""
-        layout = struct.Struct(f"<{_SCALARS[kind][1]}")
-        self.need(count * layout.size, f"'{key}'")
-        values: list[Any] = list(struct.unpack_from(f"<{count}{_SCALARS[kind][1]}", self.content, self.position))
-        self.position += count * layout.size
-        if kind == _BOOL:
-            if not all(value in (0, 1) for value in values):
-                self.fail(f"expected 0 or 1 for a truth value in '{key}'", "came another number")
-            return [bool(value) for value in values]
-        return values
-
-    def strings(self, key: str, count: int) -> list[str]:
-        """Return `count` strings: the hot loop of a header, a tokenizer has 10^5 of them."""
-        content, position, size = self.content, self.position, self.size
-        length_at = _U64.unpack_from
-        found: list[str] = []
-        append = found.append
-        for _ in range(count):
-            if position + 8 > size:
-                self.truncated(f"'{key}'", 8, size - position)
-            (length,) = length_at(content, position)
-            position += 8
-            end = position + length
-            if end > size:
-                self.truncated(f"'{key}'", length, size - position)
-            if length > MAX_STRING_BYTES:
-                self.fail(f"expected strings of at most {MAX_STRING_BYTES} bytes in '{key}'", f"came {length}")
-            try:
-                append(content[position:end].decode())
-            except UnicodeDecodeError:
-                self.fail(f"expected UTF-8 in '{key}'", f"came {_short(content[position:end])}")
-            position = end
-        self.position = position
-        return found
-
-    def string(self, what: str, limit: int) -> str:
-        """Return one string of at most `limit` bytes."""
-        length = self.u64(f"length of {what}")
-        self.need(length, what)
-        if length > limit:
-            self.fail(f"expected at most {limit} bytes for {what}", f"came {length}")
-        encoded = self.content[self.position : self.position + length]
-        self.position += length
-        try:
-            return encoded.decode()
-        except UnicodeDecodeError:
-            self.fail(f"expected UTF-8 for {what}", f"came {_short(encoded)}")
-
-    def u32(self, what: str) -> int:
-        """Return the next unsigned 32-bit number."""
-        self.need(4, what)
-        (number,) = _U32.unpack_from(self.content, self.position)
-        self.position += 4
-        return int(number)
-
-    def u64(self, what: str) -> int:
-        """Return the next unsigned 64-bit number."""
-        self.need(8, what)
-        (number,) = _U64.unpack_from(self.content, self.position)
-        self.position += 8
-        return int(number)
-
-    def bound(self, what: str, count: int, limit: int, least_bytes: int) -> None:
-        """Refuse a count that the rest of the file cannot hold, or that no real model has."""
-        left = self.size - self.position
-        if count * least_bytes > left:
-            self.fail(f"expected no more {what} than {left} bytes can hold", f"came a count of {count}")
-        if count > limit:
-            self.fail(f"expected at most {limit} {what}", f"came a count of {count}")
-
-    def need(self, n_bytes: int, what: str) -> None:
-        """Refuse to read past the end of the file."""
-        if self.position + n_bytes > self.size:
-            self.truncated(what, n_bytes, self.size - self.position)
-
-    def truncated(self, what: str, n_bytes: int, left: int) -> NoReturn:
-        """Raise the error of a header that ends too early."""
-        self.fail(
-            f"expected {n_bytes} more bytes for {what}", f"the file ends after {left} (truncated? fetch it again)"
-        )
-
-    def fail(self, expected: str, came: str) -> NoReturn:
-        """Raise one line naming the file, what was expected and what came."""
-        # Names come from the file: they must not break the line, nor fill the screen.
-        fault = "".join(c if c.isprintable() else "?" for c in f"{expected}, {came}")
-        msg = f"{self.path}: not a well-formed GGUF: {fault[:400]}"
-        raise ModelError(msg)
-
-
-def _block_sizes() -> dict[int, tuple[str, int, int]]:
-    """Return name, weights per block and bytes per block of every known GGML type, by type number."""
-    import gguf
-
-    return {int(kind): (kind.name, block, size) for kind, (block, size) in gguf.GGML_QUANT_SIZES.items()}
-
-
-def _short(value: object) -> str:
-    """Return a value's repr, cut to what fits a line."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -19,7 +19,8 @@ from typing import IO, TYPE_CHECKING, Any
 import msgspec
 
 from enginecmp.errors import ModelError
-from enginecmp.models.gguf_file import DEFAULT_ALIGNMENT
+from enginecmp.models.ggml_types import GGML_TYPE_NUMBERS, GGML_TYPES
+from enginecmp.models.gguf_header import DEFAULT_ALIGNMENT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,13 +53,11 @@ class TensorPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     def nbytes(self) -> int:
         """Return the size of the tensor's data."""
-        import gguf
-
-        block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.type]]
+        _, block, block_bytes = GGML_TYPES[GGML_TYPE_NUMBERS[self.type]]
         weights = 1
         for extent in self.shape:
             weights *= extent
-        return int(weights // block * block_bytes)
+        return weights // block * block_bytes
 
 
 def field(key: str, kind: str, value: Any) -> bytes:
@@ -126,7 +125,9 @@ def write_gguf(
         # GGUF stores the innermost dimension first.
         dimensions = tuple(reversed(plan.shape))
         head += _text(plan.name)
-        head += struct.pack(f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, _type_number(plan.type), offset)
+        head += struct.pack(
+            f"<I{len(dimensions)}QIQ", len(dimensions), *dimensions, GGML_TYPE_NUMBERS[plan.type], offset
+        )
         offset += _padded(size, alignment)
     head += bytes(_padded(len(head), alignment) - len(head))
 
@@ -201,10 +202,3 @@ def _text(value: str) -> bytes:
 def _padded(size: int, alignment: int) -> int:
     """Return the smallest multiple of the alignment that holds `size` bytes."""
     return -(-size // alignment) * alignment
-
-
-def _type_number(kind: str) -> int:
-    """Return the number of a GGML type."""
-    import gguf
-
-    return int(gguf.GGMLQuantizationType[kind])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginecmp.errors import ModelError, UsageError, did_you_mean
+from enginecmp.models.ggml_types import GGML_TYPE_NUMBERS, GGML_TYPES
 from enginecmp.models.gguf_file import GGUFFile, TensorInfo, read_gguf
 from enginecmp.models.gguf_write import TensorPlan, encode_weights, field, write_gguf
 from enginecmp.models.info import describe
@@ -39,11 +40,9 @@ def planned_type(name: str, shape: Sequence[int], quantization: str) -> str:
     Norms and biases (one dimension) stay F32, and so do position embeddings; a matrix whose rows are not whole
     blocks falls back to F16.
     """
-    import gguf
-
     if len(shape) == 1 or name in _ALWAYS_F32:
         return "F32"
-    block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[quantization]]
+    block = GGML_TYPES[GGML_TYPE_NUMBERS[quantization]].block
     return quantization if shape[-1] % block == 0 else "F16"
 
 
@@ -102,7 +101,7 @@ def refuse_undequantizable(file: GGUFFile) -> None:
     import numpy as np
 
     for kind in {tensor.type for tensor in file.tensors.values()}:
-        _, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+        block_bytes = GGML_TYPES[GGML_TYPE_NUMBERS[kind]].block_bytes
         try:
             gguf.dequantize(np.zeros((1, block_bytes), np.uint8), gguf.GGMLQuantizationType[kind])
         except NotImplementedError as error:
