@@ -18,7 +18,7 @@ from enginecmp.errors import ModelError, UsageError, did_you_mean
 from enginecmp.models.catalog import CATALOG, DEFAULT_MODEL, DEFAULT_QUANTIZATION, CatalogModel
 from enginecmp.types import ModelInfo
 
-__all__ = ["DEFAULT_MODEL", "cache_dir", "cached", "derived", "exact_sibling", "pull", "resolve"]
+__all__ = ["DEFAULT_MODEL", "base_name", "cache_dir", "cached", "derived", "exact_sibling", "pull", "resolve"]
 
 QUANTIZATIONS = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 """What can be derived, as written after the colon of a name."""
@@ -161,7 +161,10 @@ def derived(model: ModelInfo, quantization: str, target: Path, *, say: Say | Non
     from enginecmp.models.fetch import locked
     from enginecmp.models.quantize import quantize
 
-    name = f"{model.name.partition(':')[0].removesuffix('.gguf')}:{quantization.lower()}"
+    name = f"{base_name(model)}:{quantization.lower()}"
+    if quantization.lower() not in QUANTIZATIONS:
+        msg = f"{name}: expected a known quantization"
+        raise UsageError(msg + did_you_mean(quantization.lower(), QUANTIZATIONS))
     say = say or _silent
     with locked(target, say):
         sidecar = _remembered(target)
@@ -173,6 +176,12 @@ def derived(model: ModelInfo, quantization: str, target: Path, *, say: Say | Non
             say(f"{name}: {note}")
         _remember(info, model.sha256)
         return info
+
+
+def base_name(model: ModelInfo) -> str:
+    """Return a model's name without its quantization; of an "hf:" file or a path, the file's stem."""
+    base, _, quantization = model.name.partition(":")
+    return base if quantization.lower() in QUANTIZATIONS else Path(model.path).stem
 
 
 def cached() -> list[Sidecar]:
