@@ -188,8 +188,8 @@ class Launch:
             raise self._crash()
         if "error" in message:
             phase, tokens = self._progress.get()
-            error = message["error"]
-            text = error["message"]
+            said = message["error"]
+            text = said["message"]
             if not text.startswith(f"{self.label}: "):
                 text = f"{self.label}: {text}"
             raise LaunchFailure(
@@ -197,8 +197,8 @@ class Launch:
                 status="error",
                 phase=phase,
                 tokens=tokens,
-                kind=error["type"],
-                detail=error["traceback"],
+                kind=said["type"],
+                detail=said["traceback"],
             )
         return message["ok"]
 

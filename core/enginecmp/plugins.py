@@ -10,7 +10,6 @@ import importlib
 import os
 import re
 from importlib import metadata
-from typing import Any
 
 import msgspec
 import pluggy
@@ -71,10 +70,10 @@ def manager_with(plugin: object) -> pluggy.PluginManager:
 def load_object(module: str) -> object:
     """Import "package.module" or "package.module:attribute" and return the plugin object."""
     path, _, attribute = module.partition(":")
-    found: Any = importlib.import_module(path)
+    found: object = importlib.import_module(path)
     for part in filter(None, attribute.split(".")):
         found = getattr(found, part)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _examine(fallback_name: str, module: str, distribution: str, version: str) -> Plugin:

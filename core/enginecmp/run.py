@@ -33,7 +33,7 @@ from enginecmp.results import (
     mark_torn,
 )
 from enginecmp.scenarios import Scenario
-from enginecmp.types import SCHEMA, LoadOptions, Manifest, ModelInfo, RunEngine, RunModel, Sample
+from enginecmp.types import SCHEMA, Equivalence, LoadOptions, Manifest, ModelInfo, RunEngine, RunModel, Sample
 
 
 class RunRequest(msgspec.Struct, kw_only=True):
@@ -181,9 +181,7 @@ def execute(
     return outcome
 
 
-def _gate(
-    request: RunRequest, prompts: PromptSet, folder: Path, say: Callable[[str], None]
-) -> list[equivalence.Equivalence]:
+def _gate(request: RunRequest, prompts: PromptSet, folder: Path, say: Callable[[str], None]) -> list[Equivalence]:
     if request.reference is None or request.exact is None:
         say("gate: skipped; nothing proves that the engines compute the same thing")
         return equivalence.not_checked([contender.label for contender in request.contenders])

@@ -58,14 +58,13 @@ class _Verbs(click.Group):
     "`cmp stats results/`. Comparing two files as the POSIX cmp does still works: `cmp a b`.",
 )
 @click.version_option(__version__, prog_name="enginecmp")
-@click.option("--debug", is_flag=True, help="Show tracebacks of errors.")
+@click.option("--debug", is_flag=True, help="Show tracebacks of errors; anywhere on the line.")
 def program(debug: bool) -> None:
     """Hold the options that every verb shares."""
 
 
 def is_posix_call(arguments: list[str]) -> bool:
     """Say whether a command line is meant for the POSIX cmp."""
-    arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in VERBS or arguments[0] in _OWN_OPTIONS:
         return False
     if arguments[0].startswith("-"):
@@ -88,12 +87,12 @@ def system_cmp() -> str | None:
 
 def main() -> None:
     """Run the command line; every expected error is one line on stderr and an exit code."""
-    arguments = sys.argv[1:]
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     if is_posix_call(arguments):
         path = system_cmp()
         if path is not None:
             os.execv(path, ["cmp", *arguments])
-    debug = "--debug" in arguments
     try:
         code = program.main(args=arguments, prog_name="cmp", standalone_mode=False)
     except click.exceptions.Exit as stop:

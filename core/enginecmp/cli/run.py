@@ -80,6 +80,7 @@ def _start(arguments: dict[str, Any]) -> None:
 
 def _resume(arguments: dict[str, Any]) -> None:
     from enginecmp import run
+    from enginecmp.drive import Contender
     from enginecmp.plugins import discover, find
     from enginecmp.results import ResultsFolder, read_manifest
     from enginecmp.selection import unfit
@@ -112,7 +113,7 @@ def _resume(arguments: dict[str, Any]) -> None:
             if reason := unfit(plugin, model):
                 msg = f"{engine.name}: {reason}"
                 raise CmpError(msg)
-            contenders.append(run.Contender(engine.name, plugin, run.stored_options(engine), engine.version))
+            contenders.append(Contender(engine.name, plugin, run.stored_options(engine), engine.version))
         request = run.RunRequest(
             scenario=scenario,
             model=model,
