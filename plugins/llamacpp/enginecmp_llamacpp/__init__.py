@@ -1,0 +1,161 @@
+"""llama.cpp as an engine of enginecmp, through the low-level API of llama-cpp-python.
+
+This module holds the hooks and nothing native: `cmp_engine` runs in the host for every command. The rest is in
+`options` (what a user may set), `native` (logs, errors, batches), `session` (one request after the other) and
+`batching` (many at once).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from enginecmp import EngineInfo, LoadOptions, ModelInfo, Probe, Request, hookimpl
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .session import Session
+
+INSTALL = "pip install llama-cpp-python"
+INSTALL_CUDA = (
+    'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir --no-deps '
+    "--no-binary llama-cpp-python llama-cpp-python"
+)
+
+# The decoder-only ones of llama.cpp's list that people meet; its full list has over a hundred names.
+ARCHITECTURES = (
+    "llama", "llama4", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "phi2", "phi3", "phimoe", "gpt2",
+    "gptj", "gptneox", "gemma", "gemma2", "gemma3", "gemma3n", "falcon", "mpt", "bloom", "stablelm", "starcoder",
+    "starcoder2", "baichuan", "internlm2", "minicpm", "minicpm3", "command-r", "cohere2", "dbrx", "olmo", "olmo2",
+    "olmoe", "openelm", "deepseek", "deepseek2", "chatglm", "glm4", "glm4moe", "bitnet", "nemotron", "exaone",
+    "exaone4", "granite", "granitemoe", "arcee", "ernie4_5", "smollm3", "gpt-oss", "seed_oss", "apertus",
+)  # fmt: skip
+QUANTIZATIONS = (
+    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0",
+    "MXFP4",
+)  # fmt: skip
+MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ, fixed when llama.cpp is compiled
+
+
+@hookimpl
+def cmp_engine() -> EngineInfo:
+    """Return the static facts; reads package metadata only."""
+    try:
+        version = metadata.version("llama-cpp-python")
+    except metadata.PackageNotFoundError:
+        version = "not installed"
+    return EngineInfo(
+        name="llamacpp",
+        version=version,
+        licence="MIT",
+        devices=("cpu", "cuda"),
+        architectures=ARCHITECTURES,
+        quantizations=QUANTIZATIONS,
+        max_concurrency=MAX_SEQUENCES,
+        # ggml names its thread count itself; this keeps OpenMP's pool, and so its spinning, at the same size.
+        environment={"OMP_NUM_THREADS": "{threads}"},
+        tuned=(
+            "what a llama.cpp user gets: a build for this CPU, repacked weights, F16 KV cache, flash attention "
+            "where it applies, logical batches of 2048 tokens computed in pieces of 512"
+        ),
+        homepage="https://github.com/ggml-org/llama.cpp",
+    )
+
+
+def library_folder() -> Path | None:
+    """Return where llama-cpp-python looks for its shared libraries, or None where it is not installed."""
+    override = os.environ.get("LLAMA_CPP_LIB_PATH")
+    if override:
+        return Path(override)
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / "lib"
+
+
+@hookimpl
+def cmp_probe(options: LoadOptions) -> Probe:
+    """Look for the library's files; only for CUDA is the library opened, to ask it for a GPU."""
+    folder = library_folder()
+    if folder is None:
+        return Probe(ok=False, reason="llama-cpp-python is not installed", mend=INSTALL)
+    if not any(folder.glob("libllama.*")):
+        return Probe(ok=False, reason=f"llama-cpp-python has no libllama in {folder}", mend=INSTALL)
+    if options.device == "cpu":
+        return Probe(ok=True)
+    if options.device != "cuda":
+        return Probe(ok=False, reason=f"runs on cpu and cuda, not on {options.device}")
+    if not any(folder.glob("libggml-cuda.*")):
+        return Probe(ok=False, reason="llama-cpp-python was built without CUDA", mend=INSTALL_CUDA)
+    from . import native
+
+    if not native.supports_gpu_offload():
+        return Probe(ok=False, reason="llama.cpp finds no CUDA device", mend="check nvidia-smi and the driver")
+    return Probe(ok=True)
+
+
+@hookimpl
+def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
+    """Load the weights and make one context."""
+    from .options import read_settings
+
+    # Before the import below: a misspelt option costs nothing.
+    settings = read_settings(options)
+    from .session import Session
+
+    return Session(model, options, settings)
+
+
+@hookimpl
+def cmp_prefill(session: Session, token_ids: Sequence[int], output_tokens: int) -> int:
+    """Run the prompt in pieces of n_batch tokens; logits of the last position only."""
+    return session.prefill(token_ids, output_tokens)
+
+
+@hookimpl
+def cmp_decode(session: Session, n_tokens: int) -> Iterator[int]:
+    """Yield greedy ids, each after llama.cpp is done and its logits are on the host."""
+    return session.decode(n_tokens)
+
+
+@hookimpl
+def cmp_submit(session: Session, request: Request) -> bool:
+    """Give the request a sequence of its own, or say that all are taken."""
+    return session.batching.submit(request)
+
+
+@hookimpl
+def cmp_step(session: Session) -> Sequence[tuple[str, int]]:
+    """Decode one batch: one token of every running request, then as much of waiting prompts as fits."""
+    return session.batching.step()
+
+
+@hookimpl
+def cmp_score(session: Session, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    """Run the prompt with logits on every position."""
+    return session.score(token_ids)
+
+
+@hookimpl
+def cmp_metrics(session: Session) -> Mapping[str, float]:
+    """Return sizes and llama.cpp's own timers; see `Session.metrics`."""
+    return session.metrics()
+
+
+@hookimpl
+def cmp_reset(session: Session) -> None:
+    """Empty the KV cache, drop requests in flight and zero llama.cpp's timers."""
+    session.reset()
+
+
+@hookimpl
+def cmp_unload(session: Session) -> None:
+    """Free context and model."""
+    session.close()

@@ -1,0 +1,273 @@
+"""One model and one context: prefill, decode and score, one request after the other."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginecmp import ContextOverflow, EngineError, LoadOptions, ModelInfo, UnsupportedModel
+
+from . import native
+from .batching import Batching
+from .native import Batch, lib
+from .options import Settings
+
+_FLASH_ATTENTION = {
+    "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+
+
+class Session:
+    """What `cmp_load` returns.
+
+    Args:
+        model: the file to load.
+        options: what the host asks for.
+        settings: what was made of `options.extra`.
+
+    Raises:
+        UnsupportedModel: llama.cpp does not load this file, or it is not a plain decoder.
+        EngineError: no context of this size and kind can be made.
+    """
+
+    def __init__(self, model: ModelInfo, options: LoadOptions, settings: Settings) -> None:
+        native.prepare(settings.verbose)
+        self._model: Any = None
+        self._context: Any = None
+        try:
+            self._model = _load_model(model, options, settings)
+            # Learned positions end where training ended: past that llama.cpp aborts the process.
+            self.context_tokens = min(options.context_tokens, lib.llama_model_n_ctx_train(self._model))
+            self._context = _make_context(self._model, self.context_tokens, options, settings)
+            self.memory = lib.llama_get_memory(self._context)
+            if self.memory is None or lib.llama_model_has_encoder(self._model):
+                msg = f"llamacpp: expected a decoder-only model, {model.name} is '{model.architecture}'"
+                raise UnsupportedModel(msg)
+        except BaseException:
+            self.close()
+            raise
+        self.vocabulary: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model))
+        # llama.cpp shrinks both to what the context can hold, and aborts the process on a larger batch.
+        self.batch = Batch(lib.llama_n_batch(self._context))
+        self._piece = lib.llama_n_ubatch(self._context)
+        self._row: tuple[int, NDArray[np.float32]] = (0, np.zeros(1, np.float32))
+        self._position = 0
+        self._token: int | None = None
+        self.batching = Batching(self, options.max_sequences)
+
+    def prefill(self, token_ids: Sequence[int], output_tokens: int) -> int:
+        """Run a prompt in sequence 0 and return its greedy continuation.
+
+        Raises:
+            ContextOverflow: prompt and output do not fit.
+            EngineError: no ids, or ids outside the vocabulary.
+        """
+        self.check_room(token_ids, output_tokens)
+        ids = np.asarray(token_ids, np.int32)
+        for start in range(0, len(ids), self.batch.capacity):
+            end = self.batch.put(0, ids[start : start + self.batch.capacity], start, 0)
+            self.batch.outputs[end - 1] = start + end == len(ids)
+            self.run(end)
+        self._position = len(ids)
+        self._token = int(self._last_logits().argmax())
+        return self._token
+
+    def decode(self, n_tokens: int) -> Iterator[int]:
+        """Yield the next greedy ids.
+
+        Raises:
+            EngineError: nothing was prefilled.
+            ContextOverflow: they do not fit behind what is in the cache.
+        """
+        token = self._token
+        if token is None:
+            msg = "llamacpp: expected a prompt before decode, the cache is empty; call cmp_prefill first"
+            raise EngineError(msg)
+        if self._position + n_tokens > self.context_tokens:
+            msg = (
+                f"llamacpp: {n_tokens} more tokens after {self._position} do not fit, the context holds "
+                f"{self.context_tokens}; pass --context {self._position + n_tokens}"
+            )
+            raise ContextOverflow(msg)
+        batch, tokens, positions = self.batch.native, self.batch.tokens, self.batch.positions
+        context, decode, last_logits = self._context, lib.llama_decode, self._last_logits
+        self.batch.put(0, (token,), self._position, 0)
+        self.batch.outputs[0] = 1
+        batch.n_tokens = 1
+        for _ in range(n_tokens):
+            tokens[0] = token
+            positions[0] = self._position
+            if code := decode(context, batch):
+                raise native.decode_failure(code)
+            self._position += 1
+            # Fetching the logits waits for the device, so the token can be used when it is yielded.
+            self._token = token = int(last_logits().argmax())
+            yield token
+
+    def score(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Return logits at every position, shape (T, vocabulary).
+
+        In pieces of n_ubatch tokens, which is how llama.cpp computes them anyway: the buffer for logits stays
+        small.
+
+        Raises:
+            ContextOverflow: more ids than the context holds.
+        """
+        self.check_room(token_ids, 1)
+        ids = np.asarray(token_ids, np.int32)
+        scores = np.empty((len(ids), self.vocabulary), np.float32)  # (T, vocabulary)
+        for start in range(0, len(ids), self._piece):
+            end = self.batch.put(0, ids[start : start + self._piece], start, 0)
+            self.batch.outputs[:end] = 1
+            self.run(end)
+            scores[start : start + end] = self.logits(end)
+        return scores
+
+    def run(self, n_tokens: int) -> None:
+        """Decode the first tokens of the batch; returns as soon as the work is queued.
+
+        Raises:
+            ContextOverflow, EngineError: see `native.decode_failure`.
+        """
+        self.batch.native.n_tokens = n_tokens
+        native.log.errors.clear()
+        if code := lib.llama_decode(self._context, self.batch.native):
+            raise native.decode_failure(code)
+
+    def logits(self, rows: int) -> NDArray[np.float32]:
+        """Wait for the device and return the last batch's logits, shape (rows, vocabulary).
+
+        The rows are those that asked for output, in the batch's order. This is llama.cpp's own memory: the
+        next batch overwrites it.
+        """
+        lib.llama_synchronize(self._context)
+        pointer = lib.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, (rows, self.vocabulary))
+
+    def _last_logits(self) -> NDArray[np.float32]:
+        """Wait for the device and return the last output's logits, shape (vocabulary,), without a copy.
+
+        llama_get_logits_ith synchronizes. Its buffer moves only when it must grow, so the view is kept: making
+        one costs more than finding the largest logit.
+        """
+        pointer = lib.llama_get_logits_ith(self._context, -1)
+        address = ctypes.addressof(pointer.contents)
+        if address != self._row[0]:
+            self._row = (address, np.ctypeslib.as_array(pointer, (self.vocabulary,)))
+        return self._row[1]
+
+    def check_room(self, token_ids: Sequence[int], output_tokens: int) -> None:
+        """Refuse what does not fit.
+
+        Raises:
+            ContextOverflow: prompt plus output minus one (the last token is never run) exceed the context.
+            EngineError: the prompt is empty.
+        """
+        if len(token_ids) == 0:
+            msg = "llamacpp: expected a prompt of at least one token, got none"
+            raise EngineError(msg)
+        needed = len(token_ids) + output_tokens - 1
+        if needed > self.context_tokens:
+            msg = (
+                f"llamacpp: prompt has {len(token_ids)} tokens and {output_tokens} are to come, "
+                f"the context holds {self.context_tokens}; pass --context {needed}"
+            )
+            raise ContextOverflow(msg)
+
+    def metrics(self) -> dict[str, float]:
+        """Return sizes in bytes and llama.cpp's own view of the last request.
+
+        * `weights_bytes`: all tensors as stored in the file (llama_model_size).
+        * `kv_cache_bytes`: keys and values that the sequences now in the cache hold, with llama.cpp's few bytes
+          of bookkeeping per token (llama_state_seq_get_size). The cache as a whole was reserved at load.
+        * `engine_prefill_seconds`, `engine_decode_seconds`: llama_perf_context since the last reset, a
+          cross-check of the host's clock. llama.cpp counts every call with one token as decode, so a prompt of
+          one token is in `engine_decode_seconds`; a batch of several requests is in `engine_prefill_seconds`.
+        * `import_seconds`: the part of loading that is importing the Python package.
+        """
+        timers = lib.llama_perf_context(self._context)
+        sequences = range(lib.llama_n_seq_max(self._context))
+        return {
+            "weights_bytes": lib.llama_model_size(self._model),
+            "kv_cache_bytes": sum(lib.llama_state_seq_get_size(self._context, sequence) for sequence in sequences),
+            "engine_prefill_seconds": timers.t_p_eval_ms / 1e3,
+            "engine_decode_seconds": timers.t_eval_ms / 1e3,
+            "import_seconds": native.IMPORT_SECONDS,
+        }
+
+    def reset(self) -> None:
+        """Empty the cache and zero the timers."""
+        self.batching.clear()
+        lib.llama_memory_clear(self.memory, True)
+        lib.llama_perf_context_reset(self._context)
+        self._position = 0
+        self._token = None
+
+    def close(self) -> None:
+        """Free the context, then the model it points into. Safe to call twice."""
+        context, self._context = self._context, None
+        model, self._model = self._model, None
+        if context is not None:
+            lib.llama_free(context)
+        if model is not None:
+            lib.llama_model_free(model)
+
+
+def _load_model(model: ModelInfo, options: LoadOptions, settings: Settings) -> Any:
+    """Return a llama_model.
+
+    Raises:
+        UnsupportedModel: see `Session`.
+    """
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = settings.n_gpu_layers
+    params.use_extra_bufts = settings.repack
+    # One GPU: with more, llama.cpp would spread the layers over all of them, and no other engine here does.
+    params.split_mode = lib.LLAMA_SPLIT_MODE_NONE
+    params.main_gpu = 0
+    no_devices = (ctypes.c_void_p * 1)(None)
+    if options.device == "cpu":
+        # A CUDA build would still offload large multiplications; an empty list of devices prevents that.
+        params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
+    loaded = lib.llama_model_load_from_file(os.fsencode(model.path), params)
+    if loaded is None:
+        reason = native.complaint() or "it gave no reason"
+        msg = f"llamacpp: expected a model that llama.cpp can load, {model.name} is refused: {reason}"
+        raise UnsupportedModel(msg)
+    return loaded
+
+
+def _make_context(model: Any, context_tokens: int, options: LoadOptions, settings: Settings) -> Any:
+    """Return a llama_context for `options.max_sequences` sequences of `context_tokens` each.
+
+    Raises:
+        EngineError: llama.cpp cannot make it.
+    """
+    native.log.errors.clear()
+    params = lib.llama_context_default_params()
+    params.n_ctx = context_tokens * options.max_sequences
+    params.n_seq_max = options.max_sequences
+    params.kv_unified = settings.kv_unified and options.max_sequences > 1
+    params.n_batch = settings.n_batch
+    params.n_ubatch = settings.n_ubatch
+    params.n_threads = params.n_threads_batch = options.threads
+    params.type_k = params.type_v = getattr(lib, f"GGML_TYPE_{settings.kv_type.upper()}")
+    params.flash_attn_type = _FLASH_ATTENTION[settings.flash_attn]
+    params.offload_kqv = params.op_offload = options.device != "cpu"
+    # As in llama.cpp's own programs; the library's default keeps a full cache for sliding-window layers.
+    params.swa_full = False
+    params.no_perf = False
+    context = lib.llama_init_from_model(model, params)
+    if context is None:
+        reason = native.complaint() or "it gave no reason"
+        wanted = f"{options.max_sequences} x {context_tokens} tokens with {settings.kv_type} KV cache"
+        msg = f"llamacpp: expected a context of {wanted}, llama.cpp cannot make it: {reason}; ask for less"
+        raise EngineError(msg)
+    return context
