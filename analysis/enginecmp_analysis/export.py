@@ -25,7 +25,7 @@ def to_csv(report: StatsReport) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     cell_fields = ("prompt_tokens", "output_tokens", "concurrency")
-    names = [name for name in Comparison.__struct_fields__ if name not in ("cell", "warnings")]
+    names = [name for name in Comparison.__struct_fields__ if name not in ("cell", "warnings", "details")]
     writer.writerow([*cell_fields, *names, "warnings"])
     for c in report.comparisons:
         cell = [getattr(c.cell, name) for name in cell_fields] if c.cell else ["", "", ""]

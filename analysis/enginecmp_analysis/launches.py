@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from enginecmp.types import Cell
 from enginecmp_analysis.columns import KEPT, LOAD, MEASURE, Columns
 from enginecmp_analysis.load import Run
-from enginecmp_analysis.metrics import NS, gap_values, request_times, request_values, seconds
+from enginecmp_analysis.metrics import METRICS, NS, gap_values, request_times, request_values, seconds
+from enginecmp_analysis.quantiles import SHOWN, harrell_davis, needed_per_launch
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -110,8 +111,8 @@ def _run_means(
     for code, members in _split(rows, group):
         engine = columns.engines[code // len(columns.cells)]
         cell = columns.cells[code % len(columns.cells)]
-        # Launch after launch, so that every launch is one slice.
-        members = members[np.argsort(columns.launch[members], kind="stable")]
+        # Launch after launch, so that every launch is one slice, and in the order of time.
+        members = members[np.lexsort((columns.start_ns[members], columns.launch[members]))]
         for name, values in per_request.items():
             present = members[np.isfinite(values[members])]
             if len(present):
@@ -208,3 +209,37 @@ def _join(parts: list[LaunchMeans]) -> LaunchMeans:
         requests=np.concatenate([part.requests for part in parts]),
         values=np.concatenate([part.values for part in parts]),
     )
+
+
+def quantile_launches(
+    means: dict[Key, LaunchMeans], metrics: Iterable[str]
+) -> tuple[dict[Key, LaunchMeans], list[str]]:
+    """Return quantiles of each launch (Harrell-Davis) in place of its mean, named like "ttft_seconds_p90".
+
+    A launch with too few values for a quantile has none; a metric of one value a launch has none at all.
+
+    Returns:
+        The launches, and a note for every quantile that no launch was long enough for.
+    """
+    names = {name for name in metrics if METRICS[name].per != "launch"}
+    found: dict[Key, LaunchMeans] = {}
+    tried: dict[str, int] = {}
+    for (engine, cell, name), launches in means.items():
+        if name not in names:
+            continue
+        parts = launches.per_launch()
+        for q in SHOWN:
+            label, needed = f"{name}_p{round(100 * q)}", needed_per_launch(q)
+            tried[label] = needed
+            enough = [i for i, part in enumerate(parts) if len(part) >= needed]
+            if not enough:
+                continue
+            found[engine, cell, label] = LaunchMeans(
+                blocks=[launches.blocks[i] for i in enough],
+                means=np.array([harrell_davis(parts[i], q) for i in enough]),
+                counts=launches.counts[enough],
+                requests=launches.requests[enough],
+                values=np.concatenate([parts[i] for i in enough]),
+            )
+    present = {label for _, _, label in found}
+    return found, [f"{label}: n/a (need {n} values a launch)" for label, n in tried.items() if label not in present]

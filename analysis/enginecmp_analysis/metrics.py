@@ -118,6 +118,11 @@ METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
 """Every metric by name, in the order in which tables show them."""
 
 
+def metric_of(name: str) -> Metric:
+    """Return the metric that a name is about, be it the metric's own or one of its quantiles ("ttft_seconds_p90")."""
+    return METRICS[name if name in METRICS else name.rpartition("_p")[0]]
+
+
 def find_metric(name: str) -> Metric:
     """Return a metric by its name.
 

@@ -78,6 +78,17 @@ def launches_for(
     return high
 
 
+def launches_to_detect(spread: float, effect: float, alpha: float = 0.05) -> int:
+    """Return the blocks at which the minimum detectable effect is no more than `effect`.
+
+    Args:
+        spread: standard deviation of the log ratio of one block.
+        effect: relative difference to find, > 0.
+        alpha: level of the test.
+    """
+    return launches_for(spread, math.log1p(effect), 0.0, alpha) or MOST_LAUNCHES
+
+
 def _conclusive(n: int, spread: float, difference: float, room: float, alpha: float, paired: bool) -> bool:
     df = n - 1.0 if paired else 2.0 * n - 2
     se = spread / math.sqrt(n)

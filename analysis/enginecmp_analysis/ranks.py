@@ -60,18 +60,17 @@ def rank_test_p(first: ArrayLike, second: ArrayLike) -> float:
         return math.nan
     _, ties = np.unique(np.concatenate([a, b]), return_counts=True)
     u = u_statistic(a, b)
-    distance = abs(u - n * m / 2)
     if max(n, m) <= EXACT_UP_TO:
-        return _exact_p(n, ties, distance)
+        return _exact_p(n, ties, round(2 * u) + n * (n + 1))
     total = n + m
     variance = n * m / 12 * (total + 1 - float(np.sum(ties**3 - ties)) / (total * (total - 1)))
     if variance <= 0:
         return 1.0
-    return math.erfc(max(distance - 0.5, 0) / math.sqrt(2 * variance))
+    return math.erfc(max(abs(u - n * m / 2) - 0.5, 0) / math.sqrt(2 * variance))
 
 
-def _exact_p(n: int, ties: NDArray[np.int64], distance: float) -> float:
-    """Count the arrangements at least as far from the middle.
+def _exact_p(n: int, ties: NDArray[np.int64], doubled_rank_sum: int) -> float:
+    """Count the arrangements at least as extreme: twice the smaller tail, at most 1.
 
     counts[k, s] is the number of ways to give k of the values seen so far to the first set with doubled rank sum s;
     every group of equal values adds j of its t members in C(t, j) ways, each with the group's middle rank.
@@ -88,8 +87,7 @@ def _exact_p(n: int, ties: NDArray[np.int64], distance: float) -> float:
                 key = (k + j, s + j * doubled_rank)
                 following[key] = following.get(key, 0) + ways * math.comb(t, j)
         counts = following
-    middle = n * (total + 1)
-    # Doubled rank sums are whole numbers, so "at least as far" needs no tolerance.
-    reach = round(2 * distance)
-    far = sum(ways for (_, s), ways in counts.items() if abs(s - middle) >= reach)
-    return far / math.comb(total, n)
+    # Doubled rank sums are whole numbers, so the comparison needs no tolerance.
+    low = sum(ways for (_, s), ways in counts.items() if s <= doubled_rank_sum)
+    high = sum(ways for (_, s), ways in counts.items() if s >= doubled_rank_sum)
+    return min(1.0, 2 * min(low, high) / math.comb(total, n))

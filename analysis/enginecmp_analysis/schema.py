@@ -9,6 +9,28 @@ from enginecmp.types import Cell
 STATS_SCHEMA = "enginecmp-stats/1"
 
 
+class Details(msgspec.Struct, kw_only=True):
+    """What other methods say of a comparison; `cmp stats --details`.
+
+    Attributes:
+        method: "paired" inside blocks, or "welch".
+        sign_flip_p: of the sign-flip permutation over blocks; null when unpaired.
+        equivalence_p: of "the ratio is outside the margin" (two one-sided tests), uncorrected.
+        fieller_low: lower limit of the ratio of plain means.
+        fieller_high: upper limit likewise.
+        request_below_baseline: how often a single value of the engine is below one of the baseline; descriptive.
+        cliffs_delta: 2 * request_below_baseline - 1; descriptive.
+    """
+
+    method: str
+    sign_flip_p: float
+    equivalence_p: float
+    fieller_low: float
+    fieller_high: float
+    request_below_baseline: float
+    cliffs_delta: float
+
+
 class Comparison(msgspec.Struct, kw_only=True):
     """One engine against the baseline, on one metric in one cell.
 
@@ -32,6 +54,7 @@ class Comparison(msgspec.Struct, kw_only=True):
         mde: smallest relative difference that this measurement finds with probability 0.8.
         launches_needed: more launches of each engine for a verdict; 0 when there is one, null when unknown.
         warnings: what a reader must know, one sentence each.
+        details: what other methods say; only where asked for.
     """
 
     scenario: str
@@ -53,6 +76,7 @@ class Comparison(msgspec.Struct, kw_only=True):
     mde: float
     launches_needed: int | None
     warnings: list[str]
+    details: Details | msgspec.UnsetType = msgspec.UNSET
 
 
 class Summary(msgspec.Struct, kw_only=True):
@@ -91,6 +115,76 @@ class Summary(msgspec.Struct, kw_only=True):
     cv_launches: float
 
 
+class SloLine(msgspec.Struct, kw_only=True):
+    """One promise about a tail; `cmp stats --slo`.
+
+    Attributes:
+        scenario: name of the scenario.
+        engine: label.
+        cell: point of the grid.
+        metric: name with unit.
+        quantile: e.g. 0.99.
+        limit: largest value promised.
+        verdict: pass, fail, or "n/a" with too few requests.
+        bound: upper 99 % confidence bound of the quantile.
+        n: requests (token gaps for itl_seconds).
+        needed: how many it takes to say anything.
+    """
+
+    scenario: str
+    engine: str
+    cell: Cell | None
+    metric: str
+    quantile: float
+    limit: float
+    verdict: str
+    bound: float
+    n: int
+    needed: int
+
+
+class PlanRow(msgspec.Struct, kw_only=True):
+    """What one comparison asks of the next run.
+
+    Attributes:
+        cell: point of the grid.
+        baseline: label.
+        engine: label.
+        between: standard deviation of the log ratio from launch to launch.
+        within: standard deviation of the log ratio of single requests inside launches.
+        best_requests: requests a launch that this comparison alone would choose.
+    """
+
+    cell: Cell | None
+    baseline: str
+    engine: str
+    between: float
+    within: float
+    best_requests: float
+
+
+class Plan(msgspec.Struct, kw_only=True):
+    """The next run; `cmp stats --plan`.
+
+    Attributes:
+        scenario: name of the scenario.
+        metric: planned for.
+        detect: relative difference that is found with probability 0.8.
+        blocks: launches of each engine.
+        requests: measured requests a launch and cell.
+        seconds: how long it will take, all engines together.
+        rows: one a comparison.
+    """
+
+    scenario: str
+    metric: str
+    detect: float
+    blocks: int
+    requests: int
+    seconds: float
+    rows: list[PlanRow]
+
+
 class StatsReport(msgspec.Struct, kw_only=True):
     """Everything that `cmp stats` found.
 
@@ -99,9 +193,13 @@ class StatsReport(msgspec.Struct, kw_only=True):
         comparisons: primary metrics first.
         summaries: every engine by itself.
         warnings: what concerns the whole of it.
+        slos: only where promises were given.
+        plans: only where asked for.
     """
 
     schema: str = STATS_SCHEMA
     comparisons: list[Comparison] = []
     summaries: list[Summary] = []
     warnings: list[str] = []
+    slos: list[SloLine] | msgspec.UnsetType = msgspec.UNSET
+    plans: list[Plan] | msgspec.UnsetType = msgspec.UNSET

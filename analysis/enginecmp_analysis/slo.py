@@ -4,15 +4,52 @@ from __future__ import annotations
 
 import functools
 import math
+import re
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from enginecmp.errors import UsageError
 from enginecmp_analysis.beta import incomplete_beta
+from enginecmp_analysis.launches import Key, LaunchMeans
+from enginecmp_analysis.metrics import find_metric
+from enginecmp_analysis.schema import SloLine
 
 CONFIDENCE = 0.99
 """Of the early-stopping rule, as MLPerf LoadGen sets it."""
+
+
+class Promise(NamedTuple):
+    """A limit for a quantile of a latency.
+
+    Attributes:
+        metric: name of a latency.
+        quantile: e.g. 0.99.
+        limit: largest value promised, in the metric's unit.
+    """
+
+    metric: str
+    quantile: float
+    limit: float
+
+
+def parse_promise(text: str) -> Promise:
+    """Read a promise written like "ttft_seconds:p99=0.5".
+
+    Raises:
+        UsageError: it is not of that form, or not about a latency.
+    """
+    form = re.fullmatch(r"(\w+):p(\d{1,2}(?:\.\d+)?)=(\d+(?:\.\d*)?(?:e-?\d+)?)", text.strip())
+    if form is None or not 0 < float(form[2]) < 100:
+        msg = f"expected a promise like ttft_seconds:p99=0.5, got '{text}'"
+        raise UsageError(msg)
+    metric = find_metric(form[1])
+    if metric.higher_is_better or metric.per == "launch":
+        msg = f"expected a promise about a latency of single requests, got one about {metric.name}"
+        raise UsageError(msg)
+    return Promise(metric.name, float(form[2]) / 100, float(form[3]))
 
 
 class SloResult(NamedTuple):
@@ -52,6 +89,30 @@ def check(values: ArrayLike, q: float, limit: float) -> SloResult:
         low, high = (middle, high) if required_requests(q, middle) <= n else (low, middle)
     bound = float(data[n - low])
     return SloResult("pass" if bound <= limit else "fail", bound, n, needed)
+
+
+def check_all(scenario: str, means: Mapping[Key, LaunchMeans], promises: Iterable[Promise]) -> list[SloLine]:
+    """Return every promise checked for every engine in every cell, over the requests of all launches."""
+    lines = []
+    for promise in promises:
+        for (engine, cell, metric), launches in means.items():
+            if metric == promise.metric:
+                verdict, bound, n, needed = check(launches.values, promise.quantile, promise.limit)
+                lines.append(
+                    SloLine(
+                        scenario=scenario,
+                        engine=engine,
+                        cell=cell,
+                        metric=metric,
+                        quantile=promise.quantile,
+                        limit=promise.limit,
+                        verdict=verdict,
+                        bound=bound,
+                        n=n,
+                        needed=needed,
+                    )
+                )
+    return lines
 
 
 @functools.lru_cache(maxsize=4096)

@@ -7,10 +7,11 @@ import textwrap
 from collections.abc import Iterable, Iterator
 
 from enginecmp.types import Cell
-from enginecmp_analysis.metrics import METRICS
+from enginecmp_analysis.context import Context
+from enginecmp_analysis.metrics import METRICS, metric_of
 from enginecmp_analysis.quantiles import needed_for_quantile
-from enginecmp_analysis.report import Analysis, Context
-from enginecmp_analysis.schema import Comparison, Summary
+from enginecmp_analysis.report import Analysis, cell_name, cell_notes
+from enginecmp_analysis.schema import Comparison, Details, StatsReport, Summary
 
 WIDTH = 80
 
@@ -29,8 +30,10 @@ def render(analysis: Analysis) -> list[Line]:
         summaries = [s for s in analysis.report.summaries if s.scenario == context.scenario]
         for cell in dict.fromkeys(s.cell for s in summaries):
             lines.append(("", ""))
-            lines.append((f"── {_cell_text(cell)} ".ljust(WIDTH, "─"), "bold"))
-            for metric in _metrics_of(cell, summaries, context):
+            lines.append((f"── {cell_name(cell)} ".ljust(WIDTH, "─"), "bold"))
+            for note in context.notes.get(cell, []):
+                lines += [(text, "yellow") for text in _wrap(note, "! ")]
+            for metric in _metrics_of(cell, summaries, comparisons, context):
                 lines += _metric(
                     metric,
                     [c for c in comparisons if c.cell == cell and c.metric == metric],
@@ -38,11 +41,47 @@ def render(analysis: Analysis) -> list[Line]:
                     context,
                 )
         lines.append(("", ""))
+    lines += _promises(analysis.report)
+    lines += _plans(analysis.report)
     if not any(context.engines and analysis.report.summaries for context in analysis.contexts):
         lines.append(("nothing to show: no request ended well and unflagged", "yellow"))
-    for warning in dict.fromkeys(analysis.report.warnings):
+    told = {note for context in analysis.contexts for note in cell_notes(context)}
+    for warning in dict.fromkeys(w for w in analysis.report.warnings if w not in told):
         lines += [(text, "yellow") for text in _wrap(warning, "! ")]
     return lines
+
+
+def _promises(report: StatsReport) -> Iterator[Line]:
+    if not report.slos:
+        return
+    yield "promises (MLPerf early stopping, 99 % confidence)", "bold"
+    for slo in report.slos:
+        name = f"p{slo.quantile * 100:g} {slo.metric} <= {slo.limit:g}"
+        bound = f"bound {slo.bound:.4g}, n={slo.n}" if math.isfinite(slo.bound) else f"n={slo.n}, need {slo.needed}"
+        style = {"pass": "green", "fail": "red"}.get(slo.verdict, "yellow")
+        yield f"  {slo.verdict:<4}  {name}  {slo.engine}  ({bound})", style
+        yield from ((text, "dim") for text in _wrap(f"{slo.scenario}, {cell_name(slo.cell)}", "        "))
+    yield "", ""
+
+
+def _plans(report: StatsReport) -> Iterator[Line]:
+    for plan in report.plans or []:
+        yield f"plan for {plan.scenario}: find a difference of {_percent(plan.detect)} in {plan.metric}", "bold"
+        size = f"{plan.blocks} blocks × {plan.requests} requests, about {_duration(plan.seconds)}"
+        yield f"  {size}: cmp run --blocks {plan.blocks} --requests {plan.requests}", ""
+        for row in plan.rows:
+            text = (
+                f"{row.engine} / {row.baseline}, {cell_name(row.cell)}: launches differ by {_percent(row.between)}, "
+                f"requests by {_percent(row.within)}; best {math.ceil(row.best_requests)} requests a launch"
+            )
+            yield from ((line, "dim") for line in _wrap(text, "  "))
+        yield "", ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _header(context: Context) -> Iterator[Line]:
@@ -54,20 +93,26 @@ def _header(context: Context) -> Iterator[Line]:
         yield from ((line, "") for line in _wrap(f"{label}  {role}{text}", "  "))
 
 
-def _metrics_of(cell: Cell | None, summaries: Iterable[Summary], context: Context) -> list[str]:
-    present = {s.metric for s in summaries if s.cell == cell}
-    return sorted(present, key=lambda name: (name != context.primary_metric, list(METRICS).index(name)))
+def _metrics_of(
+    cell: Cell | None, summaries: Iterable[Summary], comparisons: Iterable[Comparison], context: Context
+) -> list[str]:
+    rows: list[Summary | Comparison] = [*summaries, *comparisons]
+    present = dict.fromkeys(row.metric for row in rows if row.cell == cell)
+    names = list(METRICS)
+    return sorted(present, key=lambda m: (m != context.primary_metric, names.index(metric_of(m).name), m))
 
 
 def _metric(metric: str, comparisons: list[Comparison], summaries: list[Summary], context: Context) -> Iterator[Line]:
     kind = "primary" if metric == context.primary_metric else "exploratory"
-    better = "higher is better" if METRICS[metric].higher_is_better else "lower is better"
+    better = "higher is better" if metric_of(metric).higher_is_better else "lower is better"
     yield "", ""
     yield f"{metric}  ({kind}; {better})", "bold"
     for c in comparisons:
         yield from _comparison(c, context)
-    width = max((len(s.engine) for s in summaries), default=0)
-    column = max((len(_interval(s.mean, s.ci_low, s.ci_high)) for s in summaries), default=0)
+    if not summaries:
+        return
+    width = max(len(s.engine) for s in summaries)
+    column = max(len(_interval(s.mean, s.ci_low, s.ci_high)) for s in summaries)
     title = "mean [95 % CI]"
     yield f"    {'':{width}}  {title:<{column}}  {'p50':>9}  {'p90':>9}  {'CV':>6}", "dim"
     for s in summaries:
@@ -92,8 +137,19 @@ def _comparison(c: Comparison, context: Context) -> Iterator[Line]:
         yield from ((line, "") for line in _wrap(verdict_words(c) if c.primary else words, "    "))
     else:
         yield f"{head}  {words}", style
+    if c.details:
+        yield from ((line, "dim") for line in _wrap(_details(c.details), "    "))
     for text in c.warnings:
         yield from ((line, "") for line in _wrap(text, "    ! "))
+
+
+def _details(d: Details) -> str:
+    flips = f"sign-flip p{_p(d.sign_flip_p)}; " if math.isfinite(d.sign_flip_p) else "unpaired; "
+    return (
+        f"{flips}equivalence p{_p(d.equivalence_p)}; Fieller [{_ratio(d.fieller_low)}, {_ratio(d.fieller_high)}]; "
+        f"single values: P(below baseline) {d.request_below_baseline:.2f}, Cliff's delta {d.cliffs_delta:+.2f} "
+        "(descriptive)"
+    )
 
 
 def short_words(c: Comparison) -> str:
@@ -119,14 +175,8 @@ def verdict_words(c: Comparison) -> str:
         case "withheld":
             missing = f"; {_more(c.launches_needed)}" if c.launches_needed else ""
             return f"verdict withheld: it takes 10 launches of 10 valid requests{missing} ({numbers})"
-    mde = f"; could have seen {_percent(c.mde)}" if math.isfinite(c.mde) else ""
+    mde = f"; this run can show {_percent(c.mde)}" if math.isfinite(c.mde) else ""
     return f"inconclusive: {_more(c.launches_needed)}{mde} ({numbers})"
-
-
-def _cell_text(cell: Cell | None) -> str:
-    if cell is None:
-        return "whole launch"
-    return f"prompt {cell.prompt_tokens} → output {cell.output_tokens} tokens, concurrency {cell.concurrency}"
 
 
 def _more(launches: int | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -87,7 +87,7 @@ def classify(values: ArrayLike) -> tuple[LaunchClass | None, int]:
     return ("warm-up" if min(levels) >= levels[-1] * (1 - SAME) else "slow-down"), begin * BATCH
 
 
-def steadiness(launches: dict[str, Sequence[Floats]], floor: int = 0, least: int = 10) -> Steadiness:
+def steadiness(launches: Mapping[str, Sequence[Floats]], floor: int = 0, least: int = 10) -> Steadiness:
     """Return one cut for all engines of a cell, and the classes of their launches.
 
     The cut is the largest of the fixed floor, MSER-5 and the change points, over all engines and launches, but

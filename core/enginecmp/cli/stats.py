@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from enginecmp_analysis.slo import Promise
     from enginecmp_analysis.table import Line
 
 
@@ -32,6 +33,12 @@ def _share(ctx: click.Context, param: click.Parameter, value: str) -> float:
 @click.option(
     "--margin", callback=_share, default="3%", show_default=True, help="Differences below this are equivalent."
 )
+@click.option("--quantiles", is_flag=True, help="Compare p50, p90, p95 and p99 of launches too.")
+@click.option("--details", is_flag=True, help="Show what other methods say, and effect sizes of single requests.")
+@click.option("--slo", "promises", multiple=True, metavar="METRIC:pN=LIMIT", help="Check a promise; repeatable.")
+@click.option("--plan", "planning", is_flag=True, help="Say how many blocks and requests the next run takes.")
+@click.option("--detect", callback=_share, default="2%", show_default=True, help="Difference that --plan must find.")
+@click.option("--warmup-floor", type=click.IntRange(min=0), default=0, help="Cut at least so many requests a launch.")
 @click.option("--include-flagged", is_flag=True, help="Count flagged samples too; no verdicts then.")
 @click.option("--json", "form", flag_value="json", help="Print JSON (schema enginecmp-stats/1).")
 @click.option("--csv", "form", flag_value="csv", help="Print comparisons as CSV.")
@@ -42,6 +49,12 @@ def command(
     pairs: bool,
     metrics: tuple[str, ...],
     margin: float,
+    quantiles: bool,
+    details: bool,
+    promises: tuple[str, ...],
+    planning: bool,
+    detect: float,
+    warmup_floor: int,
     include_flagged: bool,
     form: str | None,
 ) -> None:
@@ -53,8 +66,31 @@ def command(
     from enginecmp_analysis.load import load_runs
     from enginecmp_analysis.report import Options, analyse
 
-    options = Options(baseline=baseline, pairs=pairs, metrics=metrics, margin=margin, include_flagged=include_flagged)
+    options = Options(
+        baseline=baseline,
+        pairs=pairs,
+        metrics=metrics,
+        quantiles=quantiles,
+        margin=margin,
+        include_flagged=include_flagged,
+        details=details,
+        warmup_floor=warmup_floor,
+    )
+    asked = _parse(promises)
     analysis = analyse(load_runs(paths or ("results",)), options)
+    if asked:
+        from enginecmp_analysis.slo import check_all
+
+        analysis.report.slos = [
+            line for group in analysis.groups for line in check_all(group.context.scenario, group.means, asked)
+        ]
+    if planning:
+        from enginecmp_analysis.plan import plan
+
+        plans = [plan(group, options, detect) for group in analysis.groups]
+        analysis.report.plans = [found for found in plans if found is not None]
+        if not analysis.report.plans:
+            analysis.report.warnings.append("no plan: it takes two engines with two launches each to know the spread")
     if form is None:
         from enginecmp_analysis.table import render
 
@@ -68,6 +104,14 @@ def command(
         click.echo(to_csv(analysis.report), nl=False)
     else:
         click.echo(to_markdown(analysis), nl=False)
+
+
+def _parse(promises: tuple[str, ...]) -> list[Promise]:
+    if not promises:
+        return []
+    from enginecmp_analysis.slo import parse_promise
+
+    return [parse_promise(text) for text in promises]
 
 
 def _show(lines: list[Line]) -> None:

@@ -1,0 +1,124 @@
+"""What stands above a table: which runs, which engines, which of them may be compared, and with whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+
+import numpy as np
+
+from enginecmp.types import Cell
+from enginecmp_analysis.fingerprint import Group
+from enginecmp_analysis.metrics import METRICS
+
+NOT_COMPARABLE = "not comparable"
+
+
+@dataclass(slots=True)
+class Context:
+    """The frame of one group of pooled runs.
+
+    Attributes:
+        scenario: name, made unique where groups share it.
+        model: name and quantization.
+        run_ids: the pooled runs.
+        baseline: label compared with.
+        primary_metric: name of the metric declared to decide on, "" when none was.
+        engines: label to a short description: version, device, and how it passed the equivalence gate.
+        not_comparable: labels that are listed but not compared.
+        blocks: blocks of all pooled runs.
+        warnings: what concerns the whole group.
+        notes: what was noticed about the launches of a cell.
+    """
+
+    scenario: str
+    model: str
+    run_ids: list[str]
+    baseline: str
+    primary_metric: str
+    engines: dict[str, str]
+    not_comparable: list[str]
+    blocks: int
+    warnings: list[str] = field(default_factory=list)
+    notes: dict[Cell | None, list[str]] = field(default_factory=dict)
+
+    def pairs(self, every: bool) -> list[tuple[str, str]]:
+        """Return (baseline, engine) pairs to compare: with the baseline, or every engine with every other."""
+        labels = [label for label in self.engines if label not in self.not_comparable]
+        if every:
+            return list(combinations(labels, 2))
+        return [(self.baseline, label) for label in labels if label != self.baseline and self.baseline in labels]
+
+
+def describe_group(group: Group, scenario: str, baseline: str | None) -> Context:
+    """Return the frame of a group.
+
+    Args:
+        group: pooled runs.
+        scenario: label from `scenario_labels`.
+        baseline: label asked for; None takes that of the first run.
+    """
+    first = group.runs[0].manifest
+    chosen = baseline or first.baseline
+    engines: dict[str, str] = {}
+    not_comparable: list[str] = []
+    for run in group.runs:
+        for engine in run.manifest.engines:
+            verdicts = {e.verdict for e in run.manifest.equivalence if e.engine == engine.name}
+            if NOT_COMPARABLE in verdicts and engine.name not in not_comparable:
+                not_comparable.append(engine.name)
+            if engine.name not in engines or NOT_COMPARABLE in verdicts:
+                engines[engine.name] = f"{engine.version}, {engine.device}, {_gate(verdicts)}"
+    context = Context(
+        scenario=scenario,
+        model=f"{first.model.name} ({first.model.quantization})" if first.model.quantization else first.model.name,
+        run_ids=[run.manifest.run_id for run in group.runs],
+        baseline=chosen,
+        primary_metric=str(first.scenario.get("primary_metric") or ""),
+        # The baseline first: everything is read against it.
+        engines={label: engines[label] for label in sorted(engines, key=lambda label: label != chosen)},
+        not_comparable=not_comparable,
+        blocks=sum(len(np.unique(run.columns.block)) for run in group.runs),
+    )
+    _warn(context, {run.manifest.baseline for run in group.runs} if baseline is None else {baseline})
+    return context
+
+
+def _warn(context: Context, baselines: set[str]) -> None:
+    for label in context.not_comparable:
+        context.warnings.append(
+            f"{label} does not compute what the reference computes: its numbers are shown, not compared"
+        )
+    if context.baseline not in context.engines or context.baseline in context.not_comparable:
+        why = "is not comparable" if context.baseline in context.engines else "is in none of these runs"
+        context.warnings.append(
+            f"baseline {context.baseline} {why}: nothing is compared with it; choose another with --baseline"
+        )
+    if len(baselines) > 1:
+        others = ", ".join(sorted(baselines - {context.baseline}))
+        context.warnings.append(f"runs name different baselines: {context.baseline} is taken, not {others}")
+    unchecked = ", ".join(label for label, text in context.engines.items() if "not checked" in text)
+    if unchecked:
+        context.warnings.append(f"not checked for equivalence: {unchecked}; the engines may not compute the same thing")
+    if context.primary_metric not in METRICS:
+        told = f"unknown primary metric '{context.primary_metric}'" if context.primary_metric else "no primary metric"
+        context.warnings.append(f"scenario {context.scenario}: {told}; every comparison is exploratory")
+        context.primary_metric = ""
+
+
+def _gate(verdicts: set[str]) -> str:
+    if NOT_COMPARABLE in verdicts:
+        return NOT_COMPARABLE
+    if not verdicts or "not checked" in verdicts:
+        return "equivalence not checked"
+    return "reference" if verdicts == {"reference"} else "equivalent"
+
+
+def scenario_labels(groups: Sequence[Group]) -> list[str]:
+    """Return scenario names; where groups share one, with the first run's id, so that none can be mixed up."""
+    names = [str(group.runs[0].manifest.scenario.get("name", "unnamed")) for group in groups]
+    return [
+        name if names.count(name) == 1 else f"{name} @ {group.runs[0].manifest.run_id}"
+        for name, group in zip(names, groups, strict=True)
+    ]

@@ -1,0 +1,233 @@
+"""Comparisons of one group: matched, tested, corrected, put into words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from enginecmp.types import Cell
+from enginecmp_analysis.compare import LogRatio, Matched, match
+from enginecmp_analysis.fieller import fieller
+from enginecmp_analysis.launches import Key, LaunchMeans
+from enginecmp_analysis.metrics import metric_of
+from enginecmp_analysis.multiplicity import benjamini_hochberg, bonferroni_confidence, holm
+from enginecmp_analysis.permutation import sign_flip_p
+from enginecmp_analysis.power import launches_needed, minimum_detectable_effect
+from enginecmp_analysis.ranks import rank_effect
+from enginecmp_analysis.schema import Comparison, Details
+from enginecmp_analysis.verdict import MIN_LAUNCHES, MIN_REQUESTS, Evidence, decide
+
+SHAPES_DIFFER = 0.25
+"""Fieller's limits are told when they are off the log interval by more than this share of its width."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a reader may choose; everything else is fixed before the run.
+
+    Attributes:
+        baseline: label to compare with; None takes the run's own.
+        pairs: compare all engines with each other.
+        metrics: names to look at; empty means all.
+        quantiles: compare quantiles of launches too.
+        margin: relative equivalence margin.
+        alpha: level of tests and (as 1 - alpha) of intervals.
+        include_flagged: count flagged samples too; verdicts are then withheld.
+        details: sensitivity checks and effect sizes for every comparison.
+        warmup_floor: requests to cut at the start of every launch in any case.
+    """
+
+    baseline: str | None = None
+    pairs: bool = False
+    metrics: tuple[str, ...] = ()
+    quantiles: bool = False
+    margin: float = 0.03
+    alpha: float = 0.05
+    include_flagged: bool = False
+    details: bool = False
+    warmup_floor: int = 0
+
+
+class Candidate(NamedTuple):
+    """A comparison before correction."""
+
+    key: Key
+    baseline: str
+    primary: bool
+    found: LogRatio
+    matched: Matched
+    baseline_means: LaunchMeans
+    engine_means: LaunchMeans
+    full_launches: int
+
+
+def candidates(
+    means: Mapping[Key, LaunchMeans],
+    pairs: Sequence[tuple[str, str]],
+    cells: Sequence[Cell | None],
+    metrics: Sequence[str],
+    primary_metric: str,
+) -> list[Candidate]:
+    """Match every pair of engines wherever both have launches."""
+    return [
+        _candidate(metric, cell, pair, means, primary_metric)
+        for cell in cells
+        for metric in metrics
+        for pair in pairs
+        if all((label, cell, metric) in means for label in pair)
+    ]
+
+
+def _candidate(
+    metric: str, cell: Cell | None, pair: tuple[str, str], means: Mapping[Key, LaunchMeans], primary_metric: str
+) -> Candidate:
+    a, b = (means[label, cell, metric] for label in pair)
+    matched = match(a, b)
+    least = 1 if metric == "load_seconds" else MIN_REQUESTS
+    return Candidate(
+        key=(pair[1], cell, metric),
+        baseline=pair[0],
+        primary=metric == primary_metric,
+        found=matched.log_ratio(),
+        matched=matched,
+        baseline_means=a,
+        engine_means=b,
+        full_launches=_full_launches(a, b, matched, least),
+    )
+
+
+def _full_launches(a: LaunchMeans, b: LaunchMeans, matched: Matched, least: int) -> int:
+    """Return the launches with at least `least` requests: pairs of them when paired, else of the smaller side."""
+    full_a = {block for block, n in zip(a.blocks, a.requests.tolist(), strict=True) if n >= least}
+    full_b = {block for block, n in zip(b.blocks, b.requests.tolist(), strict=True) if n >= least}
+    return len(full_a & full_b) if matched.paired else min(len(full_a), len(full_b))
+
+
+def judge(scenario: str, family: Sequence[Candidate], options: Options) -> list[Comparison]:
+    """Correct the p-values of all comparisons of a group and give each its verdict.
+
+    The primary family is corrected by Holm's method, for differences and for equivalences alike; the rest by
+    Benjamini and Hochberg's, and is exploratory.
+    """
+    p = np.array([float(c.found.p_value()) for c in family])
+    tost = np.array([float(c.found.equivalence_p(options.margin)) for c in family])
+    primary = np.array([c.primary for c in family], dtype=bool)
+    p_adjusted, tost_adjusted = np.full(len(p), np.nan), np.full(len(p), np.nan)
+    for members, correct in ((primary, holm), (~primary, benjamini_hochberg)):
+        p_adjusted[members], tost_adjusted[members] = correct(p[members]), correct(tost[members])
+    size = max(1, int(np.isfinite(p[primary]).sum()))
+    return [
+        _comparison(scenario, c, float(p[i]), float(p_adjusted[i]), float(tost_adjusted[i]), size, options)
+        for i, c in enumerate(family)
+    ]
+
+
+def _comparison(
+    scenario: str, c: Candidate, p: float, p_adjusted: float, tost: float, family: int, options: Options
+) -> Comparison:
+    engine, cell, metric = c.key
+    confidence = 1 - options.alpha
+    low, high = (float(limit) for limit in c.found.interval(confidence))
+    sci = c.found.interval(bonferroni_confidence(confidence, family)) if c.primary else (math.nan, math.nan)
+    evidence = Evidence(
+        log_ratio=float(c.found.estimate),
+        ci_low=low,
+        ci_high=high,
+        p_adjusted=p_adjusted,
+        equivalence_p_adjusted=tost,
+        higher_is_better=metric_of(metric).higher_is_better,
+        full_launches=c.full_launches,
+    )
+    verdict: str = "withheld" if options.include_flagged else decide(evidence, alpha=options.alpha)
+    # A verdict of the family must pass at the family's level, and so must the plan for one.
+    alpha = options.alpha / family if c.primary else options.alpha
+    needed: int | None = 0
+    if verdict == "withheld":
+        needed = max(0, MIN_LAUNCHES - c.full_launches) or None
+    elif verdict == "inconclusive":
+        needed = launches_needed(c.found, options.margin, alpha)
+    comparison = Comparison(
+        scenario=scenario,
+        cell=cell,
+        metric=metric,
+        primary=c.primary,
+        baseline=c.baseline,
+        engine=engine,
+        n_launches=c.found.n,
+        n_samples=int(c.engine_means.requests.sum()),
+        ratio=math.exp(evidence.log_ratio) if math.isfinite(evidence.log_ratio) else math.nan,
+        ci_low=low,
+        ci_high=high,
+        sci_low=float(sci[0]),
+        sci_high=float(sci[1]),
+        p_value=p,
+        p_adjusted=p_adjusted,
+        verdict=verdict,
+        mde=minimum_detectable_effect(c.found, alpha),
+        launches_needed=needed,
+        warnings=_warnings(c, verdict, options),
+    )
+    if c.primary or options.details:
+        details = _details(c, options)
+        comparison.warnings += _sensitivity(comparison, details, options.alpha)
+        if options.details:
+            comparison.details = details
+    return comparison
+
+
+def _warnings(c: Candidate, verdict: str, options: Options) -> list[str]:
+    notes = []
+    if not math.isfinite(float(c.found.estimate)):
+        notes.append("a launch mean is zero: the clock did not resolve it, so there is no ratio")
+    elif c.found.n > 1 and not bool(c.found.decidable):
+        notes.append("the launches show no spread at all: a clock too coarse, or numbers that were not measured")
+    if not c.matched.paired:
+        notes.append("engines do not share blocks: launches are compared unpaired, drift between them is not cancelled")
+    elif c.matched.left_out:
+        launches = "launch" if c.matched.left_out == 1 else "launches"
+        notes.append(f"{c.matched.left_out} {launches} without a partner in the block left out")
+    if verdict in ("faster", "slower") and abs(float(c.found.estimate)) < math.log1p(options.margin):
+        notes.append(f"the difference is real but smaller than the ±{options.margin:.0%} that counts as equivalent")
+    return notes
+
+
+def _details(c: Candidate, options: Options) -> Details:
+    a, b = c.matched.baseline, c.matched.engine
+    _, low, high = fieller(a, b, 1 - options.alpha, paired=c.matched.paired)
+    # The first set is the engine's: "below" is how often one of its values is smaller than one of the baseline's.
+    effect = rank_effect(c.engine_means.values, c.baseline_means.values)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        flips = sign_flip_p(np.log(b) - np.log(a)) if c.matched.paired else math.nan
+    return Details(
+        method=c.found.method,
+        sign_flip_p=flips,
+        equivalence_p=float(c.found.equivalence_p(options.margin)),
+        fieller_low=float(low),
+        fieller_high=float(high),
+        request_below_baseline=effect.below,
+        cliffs_delta=effect.cliffs_delta,
+    )
+
+
+def _sensitivity(c: Comparison, details: Details, alpha: float) -> list[str]:
+    """Return where another sound method says otherwise."""
+    notes = []
+    # Below six blocks no pattern of signs is rare enough, which says nothing.
+    if (
+        c.n_launches >= 6
+        and math.isfinite(details.sign_flip_p)
+        and (details.sign_flip_p < alpha) != (c.p_value < alpha)
+    ):
+        notes.append(f"sign-flip permutation disagrees with t: p={details.sign_flip_p:.3f} against {c.p_value:.3f}")
+    width = c.ci_high - c.ci_low
+    off = max(abs(details.fieller_low - c.ci_low), abs(details.fieller_high - c.ci_high))
+    if off > SHAPES_DIFFER * width:
+        notes.append(
+            f"the engines spread differently: the ratio of plain means has [{details.fieller_low:.3f}, "
+            f"{details.fieller_high:.3f}] (Fieller)"
+        )
+    return notes

@@ -1,0 +1,102 @@
+"""What a reader must know about the launches before trusting their means: losses, warm-up, drift, heavy tails."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+
+from enginecmp_analysis.columns import KEPT, MEASURE
+from enginecmp_analysis.launches import LaunchMeans
+from enginecmp_analysis.load import Run
+from enginecmp_analysis.stationarity import correlation, drift_inside, trend
+from enginecmp_analysis.tails import INFINITE_VARIANCE, tail_index
+from enginecmp_analysis.warmup import Steadiness
+
+NOTABLE_DRIFT = 0.02
+NOTABLE_CORRELATION = 0.3
+NOTABLE_SPREAD = 0.05
+SURE = 0.01
+
+
+def exclusions(runs: Iterable[Run], *, include_flagged: bool = False) -> list[str]:
+    """Return one sentence an engine that lost samples: how many of how many, and why."""
+    lost: dict[str, Counter[str]] = {}
+    total: Counter[str] = Counter()
+    for run in runs:
+        columns = run.columns
+        phase = columns.phase == MEASURE
+        for code, label in enumerate(columns.engines):
+            reasons, counts = np.unique(columns.excluded[phase & (columns.engine == code)], return_counts=True)
+            total[label] += int(counts.sum())
+            for reason, count in zip(reasons.tolist(), counts.tolist(), strict=True):
+                if reason != KEPT:
+                    lost.setdefault(label, Counter())[columns.reasons[reason]] += count
+    verb = "flagged or failed" if include_flagged else "left out"
+    return [
+        f"{label}: {sum(reasons.values())} of {total[label]} measured requests {verb}: "
+        + ", ".join(f"{reason} {n}" for reason, n in reasons.most_common())
+        for label, reasons in lost.items()
+    ]
+
+
+def steadiness_notes(found: Steadiness) -> list[str]:
+    """Return what was cut from a cell, and which launches were never steady."""
+    notes = []
+    if found.cut:
+        notes.append(f"the first {found.cut} requests of every launch of every engine are cut as warm-up")
+    for engine, classes in found.classes.items():
+        odd = Counter(kind for kind in classes if kind in ("slow-down", "no steady state"))
+        for kind, count in odd.items():
+            what = "slow down" if kind == "slow-down" else "reach no steady state"
+            notes.append(f"{engine}: {count} of {len(classes)} launches {what}")
+    return notes
+
+
+def launch_notes(engine: str, launches: LaunchMeans) -> list[str]:
+    """Return what is odd about the request times of one engine in one cell.
+
+    None of it spoils the comparison of launch means; all of it says what the launches are like.
+
+    Args:
+        engine: label.
+        launches: its e2e_seconds, after the cut.
+    """
+    notes = []
+    parts = launches.per_launch()
+    tail = tail_index(launches.values)
+    if tail <= INFINITE_VARIANCE:
+        notes.append(
+            f"{engine}: a tail this heavy (index {tail:.1f}) may have no finite variance: means settle slowly "
+            "or never, read the quantiles"
+        )
+    growth, p = drift_inside(parts)
+    if p < SURE and abs(growth) > NOTABLE_DRIFT:
+        notes.append(f"{engine}: requests get {_percent(growth)} {_slower(growth)} from first to last in a launch")
+    related = correlation(parts)
+    if related.lag_one > NOTABLE_CORRELATION and related.effective < related.n / 2:
+        notes.append(
+            f"{engine}: neighbouring requests are alike (lag-1 {related.lag_one:.2f}): {related.n} requests count as "
+            f"{related.effective:.0f}; verdicts rest on launches"
+        )
+    order = sorted(range(len(launches.blocks)), key=lambda i: launches.blocks[i])
+    across = trend(launches.means[order])
+    if across.p_value < SURE and abs(across.change) > NOTABLE_DRIFT:
+        notes.append(
+            f"{engine}: launches get {_percent(across.change)} {_slower(across.change)} from first block to last; "
+            "pairing inside blocks cancels what all engines share"
+        )
+    spread = float(launches.means.std(ddof=1) / launches.means.mean()) if len(launches.means) > 1 else math.nan
+    if spread > NOTABLE_SPREAD:
+        notes.append(f"{engine}: launch means spread by {_percent(spread)}, more than 5 % from launch to launch")
+    return notes
+
+
+def _percent(value: float) -> str:
+    return f"{abs(value):.1%}".replace("%", " %")
+
+
+def _slower(growth: float) -> str:
+    return "slower" if growth > 0 else "faster"
