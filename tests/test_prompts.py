@@ -19,11 +19,6 @@ from enginecmp.types import ModelInfo
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelInfo:
-    return write_synth(tmp_path_factory.mktemp("prompts") / "tiny.gguf", "tiny-llama")
-
-
-@pytest.fixture(scope="module")
 def prompts(tiny: ModelInfo) -> PromptSet:
     return PromptSet(tiny)
 
