@@ -33,19 +33,24 @@ class RankEffect:
 
 def rank_effect(first: ArrayLike, second: ArrayLike) -> RankEffect:
     """Return the probability that a value of the first set lies below one of the second, and Cliff's delta."""
-    a, b = np.sort(np.asarray(first, dtype=np.float64)), np.asarray(second, dtype=np.float64)
-    if len(a) == 0 or len(b) == 0:
+    smaller, larger, pairs = _order(first, second)
+    if pairs == 0:
         return RankEffect(math.nan, math.nan)
-    pairs = len(a) * len(b)
-    smaller = int(np.searchsorted(a, b, side="left").sum())
-    larger = pairs - int(np.searchsorted(a, b, side="right").sum())
     return RankEffect((smaller + (pairs - smaller - larger) / 2) / pairs, (smaller - larger) / pairs)
 
 
 def u_statistic(first: ArrayLike, second: ArrayLike) -> float:
     """Return Mann and Whitney's U of the first set: pairs in which it is larger, ties counted half."""
-    a, b = np.asarray(first), np.asarray(second)
-    return (1 - rank_effect(a, b).below) * len(a) * len(b)
+    smaller, larger, pairs = _order(first, second)
+    return larger + (pairs - smaller - larger) / 2
+
+
+def _order(first: ArrayLike, second: ArrayLike) -> tuple[int, int, int]:
+    """Return in how many pairs the first is smaller, in how many larger, and how many there are."""
+    a, b = np.sort(np.asarray(first, dtype=np.float64)), np.asarray(second, dtype=np.float64)
+    smaller = int(np.searchsorted(a, b, side="left").sum())
+    larger = len(a) * len(b) - int(np.searchsorted(a, b, side="right").sum())
+    return smaller, larger, len(a) * len(b)
 
 
 def rank_test_p(first: ArrayLike, second: ArrayLike) -> float:
