@@ -15,8 +15,11 @@ from enginecmp import ContextOverflow, EngineError, LoadOptions, ModelInfo, Unsu
 from . import native
 from .batching import Batching
 from .native import Batch, lib
-from .options import Settings
+from .options import KV_TYPES, Settings
 
+_CONTEXT_MULTIPLE = 256
+# enum ggml_type; llama-cpp-python leaves out BF16.
+_KV_TYPES = {name: 30 if name == "bf16" else getattr(lib, f"GGML_TYPE_{name.upper()}") for name in KV_TYPES}
 _FLASH_ATTENTION = {
     "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
     "on": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
@@ -67,8 +70,11 @@ class Session:
 
         Raises:
             ContextOverflow: prompt and output do not fit.
-            EngineError: no ids, or ids outside the vocabulary.
+            EngineError: no ids, ids outside the vocabulary, or the cache is not empty.
         """
+        if self._position:
+            msg = f"llamacpp: expected an empty cache, it holds {self._position} tokens; call cmp_reset first"
+            raise EngineError(msg)
         self.check_room(token_ids, output_tokens)
         ids = np.asarray(token_ids, np.int32)
         for start in range(0, len(ids), self.batch.capacity):
@@ -128,6 +134,7 @@ class Session:
             self.batch.outputs[:end] = 1
             self.run(end)
             scores[start : start + end] = self.logits(end)
+        self.reset()
         return scores
 
     def run(self, n_tokens: int) -> None:
@@ -252,13 +259,14 @@ def _make_context(model: Any, context_tokens: int, options: LoadOptions, setting
     """
     native.log.errors.clear()
     params = lib.llama_context_default_params()
-    params.n_ctx = context_tokens * options.max_sequences
+    # llama.cpp rounds each sequence's share up to this multiple, with a warning where it has to.
+    params.n_ctx = -(-context_tokens // _CONTEXT_MULTIPLE) * _CONTEXT_MULTIPLE * options.max_sequences
     params.n_seq_max = options.max_sequences
     params.kv_unified = settings.kv_unified and options.max_sequences > 1
     params.n_batch = settings.n_batch
     params.n_ubatch = settings.n_ubatch
     params.n_threads = params.n_threads_batch = options.threads
-    params.type_k = params.type_v = getattr(lib, f"GGML_TYPE_{settings.kv_type.upper()}")
+    params.type_k = params.type_v = _KV_TYPES[settings.kv_type]
     params.flash_attn_type = _FLASH_ATTENTION[settings.flash_attn]
     params.offload_kqv = params.op_offload = options.device != "cpu"
     # As in llama.cpp's own programs; the library's default keeps a full cache for sliding-window layers.
