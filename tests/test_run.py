@@ -154,7 +154,15 @@ def test_an_engine_that_fails_alone_makes_the_run_fail(cmp: CommandLine, line: l
 def start(line: list[str], folder: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [os.path.join(os.path.dirname(sys.executable), "cmp"), *line, *arguments]
     environment = {**os.environ, "CMP_PLUGINS": FAKE_MODULE}
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    # A test runner in the background ignores SIGINT, and a child inherits that.
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for_samples(folder: Path, number: int) -> Path:
@@ -197,7 +205,7 @@ def test_a_stopped_run_keeps_what_was_finished_and_resumes(
         assert msgspec.structs.replace(new, flags=old.flags) == old
         assert ("torn_launch" in new.flags) == (old.launch not in kept)
     valid = [s for s in samples if s.phase == "measure" and not s.flags]
-    assert Counter(s.engine for s in valid) == {"a": 12, "b": 12}
+    assert Counter(s.engine for s in valid) == {"a": 12, "b": 12}, resumed.stderr
     assert len({(s.block, s.engine, s.index) for s in valid}) == 24
     # The same order as one uninterrupted run of the same seed.
     again = cmp(*line, "--no-gate", "--engines", "a=fake,b=fake", "--out", "other")

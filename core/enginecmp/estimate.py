@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from enginecmp.drive import Contender
 from enginecmp.errors import ResultsError
 from enginecmp.plan import PlannedLaunch
@@ -91,9 +93,9 @@ def _guess(scenario: Scenario, model: ModelInfo) -> float:
 
 def _history(results: Path, scenario: Scenario, model: ModelInfo) -> Mapping[tuple[str, str, int], float]:
     """Return mean launch seconds by (engine, version, threads) over earlier runs of the same shape."""
-    import msgspec
-
-    shape = {key: value for key, value in msgspec.to_builtins(scenario).items() if key in _SHAPE}
+    # As JSON gives it back, where a tuple has become a list.
+    as_stored = msgspec.json.decode(msgspec.json.encode(scenario))
+    shape = {key: value for key, value in as_stored.items() if key in _SHAPE}
     seconds: dict[tuple[str, str, int], list[float]] = {}
     for path in sorted(results.glob(f"*/{MANIFEST}")):
         try:

@@ -241,7 +241,7 @@ def mark_torn(folder: Path, finished: Iterable[str]) -> Torn:
                 sample.flags = [*sample.flags, TORN_LAUNCH]
                 marked += 1
         lines.append(encoder.encode(sample) + b"\n")
-    if marked or path.stat().st_size != sum(map(len, lines)):
+    if path.exists() and (marked or path.stat().st_size != sum(map(len, lines))):
         write_atomically(path, b"".join(lines))
     return Torn(list(launches), marked)
 

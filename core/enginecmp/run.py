@@ -29,6 +29,7 @@ from enginecmp.results import (
     LOGS,
     LaunchRecord,
     RunWriter,
+    Torn,
     finished_launches,
     mark_torn,
 )
@@ -163,12 +164,17 @@ def execute(
     # Longest prompts first: a prompt that the model cannot hold must fail before anything is written.
     for cell in request.scenario.cells:
         prompts.take(cell.prompt_tokens, key=0, seed=request.seed)
+    # Before the samples are opened for appending: marking replaces the file.
+    over = finished_launches(folder)
+    torn = mark_torn(folder, [record.launch for record in over])
+    if torn.samples:
+        say(f"resume: {torn.samples} samples of an unfinished launch are marked: {', '.join(torn.launches)}")
     writer = RunWriter(folder, manifest)
     try:
         if not manifest.equivalence:
             manifest.equivalence = _gate(request, prompts, folder, say)
             writer.write_manifest()
-        outcome = _launches(request, prompts, writer, say)
+        outcome = _launches(request, prompts, writer, over, torn, say)
     except BaseException:
         manifest.status = "interrupted"
         with contextlib.suppress(ResultsError):  # the first error is the one to show
@@ -202,13 +208,18 @@ def _gate(request: RunRequest, prompts: PromptSet, folder: Path, say: Callable[[
         raise CmpError(msg) from error
 
 
-def _launches(request: RunRequest, prompts: PromptSet, writer: RunWriter, say: Callable[[str], None]) -> Outcome:
+def _launches(
+    request: RunRequest,
+    prompts: PromptSet,
+    writer: RunWriter,
+    over: list[LaunchRecord],
+    torn: Torn,
+    say: Callable[[str], None],
+) -> Outcome:
     scenario, folder = request.scenario, writer.folder
     contenders = {contender.label: contender for contender in request.contenders}
     plan = plan_launches(list(contenders), scenario.blocks, request.seed)
-    over = finished_launches(folder)
     done = {(record.block, record.engine) for record in over}
-    names = _names(folder, over, say)
     driver = Driver(scenario, request.model, prompts, request.seed, folder / LOGS)
     pace = Pace(plan, over)
     flags: Counter[str] = Counter()
@@ -225,7 +236,7 @@ def _launches(request: RunRequest, prompts: PromptSet, writer: RunWriter, say: C
             continue
         if planned.engine in given_up:
             continue
-        record = driver.run(planned, contenders[planned.engine], names(planned), keep)
+        record = driver.run(planned, contenders[planned.engine], _name(planned, torn), keep)
         writer.end_launch(record)
         over.append(record)
         pace.ended(record)
@@ -245,21 +256,14 @@ def _launches(request: RunRequest, prompts: PromptSet, writer: RunWriter, say: C
     )
 
 
-def _names(folder: Path, over: Sequence[LaunchRecord], say: Callable[[str], None]) -> Callable[[PlannedLaunch], str]:
-    """Return how launches are named; one that was cut off is redone under a new name."""
-    torn = mark_torn(folder, [record.launch for record in over])
-    if torn.samples:
-        say(f"resume: {torn.samples} samples of an unfinished launch are marked {', '.join(torn.launches)}")
-
-    def name(planned: PlannedLaunch) -> str:
-        attempt = planned.name
-        number = 2
-        while attempt in torn.launches:
-            attempt = f"{planned.name}.{number}"
-            number += 1
-        return attempt
-
-    return name
+def _name(planned: PlannedLaunch, torn: Torn) -> str:
+    """Return how a launch is named; one that was cut off is redone under a new name."""
+    attempt = planned.name
+    number = 2
+    while attempt in torn.launches:
+        attempt = f"{planned.name}.{number}"
+        number += 1
+    return attempt
 
 
 def _failing(over: Sequence[LaunchRecord], engine: str, limit: int) -> bool:

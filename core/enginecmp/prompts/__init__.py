@@ -75,6 +75,8 @@ class PromptSet:
     def score_ids(self, n: int) -> tuple[int, ...]:
         """Return the fixed window of the equivalence gate: half English, half code, the same at every call.
 
+        Every beginning of it reads back as the same ids, not only the whole.
+
         Args:
             n: ids in all, the begin-of-sequence id included where the model wants one.
 
@@ -87,12 +89,24 @@ class PromptSet:
         self._require_length(n, length)
         english, code = (self._tokenizer.encode(self._texts[name]) for name in _SCORED)
         half = length // 2
-        for offset in range(min(TRIES, len(english) - half + 1, len(code) - (length - half) + 1)):
-            window = english[offset : offset + half] + code[offset : offset + length - half]
-            if self._reads_back(window):
-                return (*first, *window)
+        window = self._readable_window([], english, half)
+        window = self._readable_window(window, code, length - half) if window or not half else []
+        if window:
+            return (*first, *window)
         msg = f"{self._model.name}: expected {n} tokens to score that read back as the same ids, found none"
         raise ModelError(msg)
+
+    def _readable_window(self, before: list[int], ids: list[int], length: int) -> list[int]:
+        """Return `before` and the first window after it whose every beginning reads back, or nothing.
+
+        A text-only engine is scored beginning by beginning, and text that ends in the middle of blank lines, say,
+        reads back as other ids.
+        """
+        for offset in range(min(TRIES, len(ids) - length + 1)):
+            window = before + ids[offset : offset + length]
+            if all(self._reads_back(window[:end]) for end in range(len(before) + 1, len(window) + 1)):
+                return window
+        return []
 
     def _reads_back(self, window: Sequence[int]) -> bool:
         """Say whether the window's text gives the same ids again."""
