@@ -122,8 +122,8 @@ def test_special_tokens_written_out_are_read_as_one() -> None:
 def sentence_piece(source: Path | str, target: Path) -> Path:
     """Write a small SentencePiece vocabulary: bytes, letters and pieces that overlap each other."""
     pieces = ["▁", "e", "t", "a", "h", "n", "o", "i", "s", "r", "▁t", "he", "in", "▁a", "an", "re", "▁the", "er", "on",
-              "▁th", "and", "▁and", "▁s", "ing", "st", "▁st", "▁in", "l", "d", "u", "c", "m", "w", "g", "▁w", "at", "en",
-              "ten", "tent", "ent", "▁o", "or", "▁of", "f", "▁▁", "▁▁▁▁"]  # fmt: skip
+              "▁th", "and", "▁and", "▁s", "ing", "st", "▁st", "▁in", "l", "d", "u", "c", "m", "w", "g", "▁w", "at",
+              "en", "ten", "tent", "ent", "▁o", "or", "▁of", "f", "▁▁", "▁▁▁▁"]  # fmt: skip
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
     types = [2, 3, 3] + [6] * 256 + [1] * len(pieces)
     scores = [0.0] * 259 + [-float(rank) for rank in range(len(pieces))]

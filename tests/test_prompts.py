@@ -86,6 +86,14 @@ def test_scored_window_is_fixed_and_holds_english_and_code(tiny: ModelInfo, prom
     assert text[-12:] in code
 
 
+def test_every_beginning_of_the_scored_window_reads_back(tiny: ModelInfo, prompts: PromptSet) -> None:
+    """A text-only engine is scored beginning by beginning."""
+    tokenizer = load_tokenizer(tiny.path)
+    window = list(prompts.score_ids(64))
+    for end in range(1, 65):
+        assert tokenizer.encode(tokenizer.decode(window[:end])) == window[:end]
+
+
 def test_model_that_wants_a_begin_token_gets_it_first_and_the_length_stays(tmp_path: Path) -> None:
     write_synth(tmp_path / "plain.gguf", "tiny-llama")
     content = (tmp_path / "plain.gguf").read_bytes()
