@@ -55,7 +55,8 @@ LIMITS = (
     "A streamed chunk can hold several tokens (special tokens and parts of a character have no text of their own): "
     "when chunks are fewer than tokens, per-token gaps are absent and the time to first token is an upper bound.",
     "Teacher-forced distributions come from one request per prefix (log-probabilities of the whole vocabulary), so "
-    "scoring T positions prefills T prompts.",
+    "scoring T positions prefills T prompts; a prefix that is no text by itself is reached by generating its last "
+    "tokens under a logit bias, which is taken out again.",
     "Probabilities that underflow float32 are scored as log-probability -104.",
     "The device is fixed by the installed wheel, and on CUDA is always device 0.",
     "The KV cache's size is not reported; its type is float16 on CPUs with AVX2 and F16C unless float32 is asked for.",
@@ -84,7 +85,7 @@ def cmp_engine() -> EngineInfo:
         quantizations=QUANTIZATIONS,
         max_concurrency=1,
         environment={
-            # Either bounds the pool of Candle's kernels, the second also that of its other loops.
+            # The first sets the pool of Candle's kernels, the second every other loop's (rayon).
             **dict.fromkeys(THREAD_VARIABLES, "{threads}"),
             "RUST_LOG": "off",
             # A GGUF that names its base model must not make loading a matter of the network.

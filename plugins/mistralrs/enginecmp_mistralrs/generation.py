@@ -215,6 +215,6 @@ def _finish(session: Session, active: Active) -> int:
     session.metrics = {
         "engine_prefill_seconds": usage.total_prompt_time_sec,
         "engine_decode_seconds": usage.total_completion_time_sec,
-        "stream_chunks": float(active.chunks),
+        "stream_chunk_count": float(active.chunks),
     }
     return active.output_tokens - 1
