@@ -170,8 +170,7 @@ class Transformer(nn.Module):  # type: ignore[misc] # torch is untyped here
         config: shape and constants.
         positions: most tokens that a session holds.
         rope_factors: the tensor that `config.rope.factors` names, or None.
-        tensors: names in the file; they decide where a projection has a bias and whether the output is tied to
-            the embedding.
+        tensors: names in the file; they decide where a projection has a bias, or q, k and v share one matrix.
     """
 
     def __init__(
@@ -187,8 +186,6 @@ class Transformer(nn.Module):  # type: ignore[misc] # torch is untyped here
         self.blk = nn.ModuleList(Block(config, rope, layer, tensors) for layer in range(config.layers))
         self.output_norm = _norm(config)
         self.output = _linear(config.width, config.vocabulary, "output", tensors)
-        if "output.weight" not in tensors:
-            self.output.weight = self.token_embd.weight
 
     def forward(self, ids: Tensor, cache: KVCache, past: int, last_only: bool) -> Tensor:
         """Run T tokens through the model.

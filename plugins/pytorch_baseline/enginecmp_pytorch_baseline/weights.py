@@ -46,7 +46,7 @@ def load_model(
         state["output.weight"] = state["token_embd.weight"]
     model.load_state_dict(state, assign=True)
     if tied:
-        model.output.weight = model.token_embd.weight  # one parameter again; loading made two over one memory
+        model.output.weight = model.token_embd.weight  # one parameter; loading made two over one memory
     # What is left to move is the table of the rotary embedding; it stays float32.
     model.to(device)
     model.eval()
