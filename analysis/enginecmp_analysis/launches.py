@@ -223,23 +223,25 @@ def quantile_launches(
     """
     names = {name for name in metrics if METRICS[name].per != "launch"}
     found: dict[Key, LaunchMeans] = {}
-    tried: dict[str, int] = {}
     for (engine, cell, name), launches in means.items():
         if name not in names:
             continue
         parts = launches.per_launch()
         for q in SHOWN:
-            label, needed = f"{name}_p{round(100 * q)}", needed_per_launch(q)
-            tried[label] = needed
-            enough = [i for i, part in enumerate(parts) if len(part) >= needed]
-            if not enough:
-                continue
-            found[engine, cell, label] = LaunchMeans(
-                blocks=[launches.blocks[i] for i in enough],
-                means=np.array([harrell_davis(parts[i], q) for i in enough]),
-                counts=launches.counts[enough],
-                requests=launches.requests[enough],
-                values=np.concatenate([parts[i] for i in enough]),
-            )
+            enough = [i for i, part in enumerate(parts) if len(part) >= needed_per_launch(q)]
+            if enough:
+                found[engine, cell, f"{name}_p{round(100 * q)}"] = LaunchMeans(
+                    blocks=[launches.blocks[i] for i in enough],
+                    means=np.array([harrell_davis(parts[i], q) for i in enough]),
+                    counts=launches.counts[enough],
+                    requests=launches.requests[enough],
+                    values=np.concatenate([parts[i] for i in enough]),
+                )
     present = {label for _, _, label in found}
-    return found, [f"{label}: n/a (need {n} values a launch)" for label, n in tried.items() if label not in present]
+    notes = []
+    for q in SHOWN:
+        missing = [name for _, _, name in means if name in names and f"{name}_p{round(100 * q)}" not in present]
+        if missing:
+            which = ", ".join(dict.fromkeys(missing))
+            notes.append(f"p{round(100 * q)}: n/a (need {needed_per_launch(q)} values a launch) for {which}")
+    return found, notes
