@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 EXACT_THRESHOLD = 1e-8
+EXACT_THRESHOLDS = {"gpt2": 1e-6}
+"""Where a family's kernels round on purpose: GGML takes GELU from a float16 table, which alone costs 2e-7 nats."""
+
 TIMED_THRESHOLD = 2e-2
 POSITIONS = 64
 REFERENCE_ENGINE = "pytorch_baseline"
@@ -64,6 +67,11 @@ class Candidate(msgspec.Struct, frozen=True):
     options: LoadOptions
 
 
+def exact_threshold(model: ModelInfo) -> float:
+    """Return the largest mean KL, in nats, that passes on the float32 file."""
+    return EXACT_THRESHOLDS.get(model.architecture, EXACT_THRESHOLD)
+
+
 def divergence(reference: NDArray[np.float32], engine: NDArray[np.float32]) -> Divergence:
     """Compare teacher-forced logits position by position.
 
@@ -87,8 +95,10 @@ def divergence(reference: NDArray[np.float32], engine: NDArray[np.float32]) -> D
     for row in range(len(reference)):  # row by row: float64 of a whole prompt would be four times its size
         p = _log_softmax(reference[row].astype(np.float64))
         q = _log_softmax(engine[row].astype(np.float64))
+        possible = p > -np.inf  # 0 log 0 = 0; impossible for the engine alone is infinitely far
+        terms = np.exp(p[possible]) * (p[possible] - q[possible])
         # Rounding can leave a difference of nothing a hair below zero.
-        kl[row] = max(0.0, float(np.sum(np.exp(p) * (p - q))))
+        kl[row] = np.maximum(0.0, terms.sum())
     top1 = float(np.mean(reference.argmax(axis=1) == engine.argmax(axis=1)))
     return Divergence(float(kl.mean()), float(kl.max()), top1, len(kl))
 
@@ -179,7 +189,7 @@ def run_gate(
         elif exact.quantization in candidate.plugin.info.quantizations:
             subject = msgspec.structs.replace(candidate, options=careful)
             log = logs / f"gate-{candidate.label}-exact.log"
-            entries.append(_check(subject, exact, wanted, token_ids, EXACT_THRESHOLD, log, deadlines))
+            entries.append(_check(subject, exact, wanted, token_ids, exact_threshold(exact), log, deadlines))
             say(describe(entries[-1], device))
         subject = msgspec.structs.replace(candidate, options=plain)
         log = logs / f"gate-{candidate.label}-timed.log"
