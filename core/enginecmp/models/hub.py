@@ -25,11 +25,12 @@ def hub_file(uri: str, *, fetch: bool) -> Path:
         raise UsageError(msg)
     try:
         import huggingface_hub
+        from huggingface_hub.utils import logging
     except ImportError as error:
         msg = f"{uri}: expected the hub's client, it is not installed; run pip install 'enginecmp[hub]'"
         raise ModelError(msg) from error
     # Its retries would be told on stderr one by one; what they end in is told below.
-    huggingface_hub.utils.logging.set_verbosity_error()
+    logging.set_verbosity_error()
     try:
         path = huggingface_hub.hf_hub_download(
             f"{parts[0]}/{parts[1]}",
