@@ -66,6 +66,7 @@ def scenario(tmp_path: Path) -> Scenario:
             timeout=120,
         )
         assert done.returncode == 0, done.stderr[-3000:]
+        (tmp_path / "stdout.txt").write_text(done.stdout)
         return json.loads(result.read_text())
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ def test_the_listed_architectures_are_the_ones_that_the_wheel_knows(scenario: Ru
     ]
     said = scenario("architectures", models=models)
     unknown = {name for name, message in said.items() if "Unknown normal-model GGUF architecture" in message}
+    assert unknown.isdisjoint(ARCHITECTURES)
     assert unknown == set(others)
 
 
@@ -60,13 +62,21 @@ def test_the_engine_computes_with_as_many_threads_as_asked(
     assert [name for name in names if name.startswith("candle-bp")] == [f"candle-bp-{n}" for n in range(threads - 1)]
 
 
+def test_no_prompt_is_kept_for_the_next_request(scenario: Run, tiny: Tiny, prompt: list[int], tmp_path: Path) -> None:
+    scenario("request", environment={"RUST_LOG": "info"}, model=tiny(), token_ids=prompt, output_tokens=3)
+    log = (tmp_path / "stdout.txt").read_text()
+    # The engine says so when it keeps prompts; without that line its log must be there at all.
+    assert "mistral.rs version: " in log
+    assert "Prefix caching enabled" not in log
+
+
 def test_one_process_has_one_kv_cache_type(scenario: Run, tiny: Tiny) -> None:
     kind, message = scenario("two_kv_types", model=tiny())
     assert kind == "EngineError"
     assert message.endswith("already runs with KV cache 'f32', 'auto' was asked for; start a new process")
 
 
-def test_a_path_with_spaces_and_semicolons_loads(scenario: Run, tiny: Tiny, prompt: list[int], tmp_path: Any) -> None:
+def test_a_path_with_spaces_and_semicolons_loads(scenario: Run, tiny: Tiny, prompt: list[int], tmp_path: Path) -> None:
     path = tmp_path / "a folder; with" / "two words;.gguf"
     path.parent.mkdir()
     path.hardlink_to(tiny().path)
