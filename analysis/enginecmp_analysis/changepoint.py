@@ -31,7 +31,7 @@ def change_points(values: ArrayLike, penalty: float | None = None) -> list[int]:
     price = 15 * math.log(n) if penalty is None else penalty
     # Centred, so that the sums of squares below keep their digits.
     x = x - x.mean()
-    sums, squares = np.r_[0.0, np.cumsum(x)], np.r_[0.0, np.cumsum(x * x)]
+    sums, squares = (np.concatenate([[0.0], np.cumsum(part)]) for part in (x, x * x))
     # A constant stretch has no variance; a floor far below the noise keeps its likelihood finite.
     floor = max(float(x.var()) * 1e-6, 1e-300)
     best = np.full(n + 1, np.inf)
@@ -46,7 +46,7 @@ def change_points(values: ArrayLike, penalty: float | None = None) -> list[int]:
         chosen = int(np.argmin(totals))
         best[end], last[end] = totals[chosen] + price, candidates[chosen]
         # A start that is already worse than the best end can never win again (their eq. 4).
-        candidates = np.r_[candidates[totals <= best[end]], end - SHORTEST + 1]
+        candidates = np.append(candidates[totals <= best[end]], end - SHORTEST + 1)
     found = []
     position = n
     while last[position] > 0:

@@ -13,6 +13,8 @@ from enginecmp.types import Cell, Phase, Sample
 
 PHASES: tuple[Phase, ...] = ("load", "warmup", "measure")
 LOAD, WARMUP, MEASURE = range(3)
+_PHASE_CODES = {name: code for code, name in enumerate(PHASES)}
+_LARGEST = 2**63 - 1
 
 KEPT = 0
 """Code in `Columns.excluded` of a sample that nothing speaks against."""
@@ -73,23 +75,22 @@ class Columns:
 
 _INTEGER_FIELDS = tuple(f.name for f in fields(Columns))[4:-2]
 
+_CHUNK = 8192
+"""Rows held as Python objects before they become numbers."""
+
 
 class ColumnBuilder:
     """Collects samples one by one; `build` freezes them."""
 
     def __init__(self) -> None:
-        self._codes: dict[str, dict[object, int]] = {"engine": {}, "launch": {}, "cell": {}, "excluded": {"": KEPT}}
-        self._ints = {name: array("q") for name in _INTEGER_FIELDS}
-        self._appends = tuple(self._ints[name].append for name in _INTEGER_FIELDS)
+        self._engines: dict[str, int] = {}
+        self._launches: dict[str, int] = {}
+        self._cells: dict[Cell, int] = {}
+        self._reasons: dict[str, int] = {"": KEPT}
+        self._rows: list[tuple[int, ...]] = []
+        self._chunks: list[Ints] = []
         self._counts = array("q", [0])
         self._tokens = array("q")
-
-    def _code(self, column: str, value: object) -> int:
-        known = self._codes[column]
-        code = known.get(value)
-        if code is None:
-            code = known[value] = len(known)
-        return code
 
     def add(self, sample: Sample) -> None:
         """Append one sample.
@@ -97,38 +98,49 @@ class ColumnBuilder:
         Raises:
             OverflowError: a number does not fit 64 bits.
         """
-        reason = exclusion_reason(sample.status, sample.flags)
+        engines, launches, cells, reasons = self._engines, self._launches, self._cells, self._reasons
+        reason = exclusion_reason(sample.status, sample.flags) if sample.flags or sample.status != "ok" else ""
         row = (
-            self._code("engine", sample.engine),
-            self._code("launch", sample.launch),
-            self._code("cell", sample.cell),
+            engines.setdefault(sample.engine, len(engines)),
+            launches.setdefault(sample.launch, len(launches)),
+            cells.setdefault(sample.cell, len(cells)),
             sample.block,
             sample.order,
             sample.index,
-            PHASES.index(sample.phase),
-            self._code("excluded", reason) if reason else KEPT,
+            _PHASE_CODES[sample.phase],
+            reasons.setdefault(reason, len(reasons)),
             sample.intended_ns,
             sample.start_ns,
             sample.end_ns,
             sample.prompt_tokens,
             sample.output_tokens,
         )
-        for append, value in zip(self._appends, row, strict=True):
-            append(value)
-        self._counts.append(len(sample.token_ns))
+        if max(row) > _LARGEST or min(row) < -_LARGEST:
+            msg = f"a number is beyond {_LARGEST}"
+            raise OverflowError(msg)
         self._tokens.fromlist(sample.token_ns)
+        self._counts.append(len(sample.token_ns))
+        self._rows.append(row)
+        if len(self._rows) == _CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._chunks.append(np.array(self._rows, dtype=np.int64).reshape(-1, len(_INTEGER_FIELDS)).T)
+        self._rows = []
 
     def build(self) -> Columns:
         """Return the columns of everything added so far."""
-        ints = {name: _frozen(numbers) for name, numbers in self._ints.items()}
+        self._flush()
+        columns = np.concatenate(self._chunks, axis=1)
+        self._chunks = [columns]
         return Columns(
-            engines=tuple(str(name) for name in self._codes["engine"]),
-            launches=tuple(str(name) for name in self._codes["launch"]),
-            cells=tuple(cell for cell in self._codes["cell"] if isinstance(cell, Cell)),
-            reasons=tuple(str(reason) for reason in self._codes["excluded"]),
-            offsets=np.cumsum(np.frombuffer(self._counts, dtype=np.int64)),
+            engines=tuple(self._engines),
+            launches=tuple(self._launches),
+            cells=tuple(self._cells),
+            reasons=tuple(self._reasons),
+            offsets=np.cumsum(_frozen(self._counts)),
             token_ns=_frozen(self._tokens),
-            **ints,
+            **dict(zip(_INTEGER_FIELDS, columns, strict=True)),
         )
 
 

@@ -108,6 +108,7 @@ def _run_means(
         for name in metrics
         if name not in ("load_seconds", "throughput_tokens_per_second", "itl_seconds")
     }
+    everyone = dict(_split(np.flatnonzero(columns.phase == MEASURE), group))
     for code, members in _split(rows, group):
         engine = columns.engines[code // len(columns.cells)]
         cell = columns.cells[code % len(columns.cells)]
@@ -124,7 +125,7 @@ def _run_means(
                 gaps, counts = gap_values(columns, present)
                 found.append(((engine, cell, "itl_seconds"), _reduce(number, columns, present, gaps, counts)))
         if "throughput_tokens_per_second" in metrics:
-            part = _throughput(number, columns, members)
+            part = _throughput(number, columns, members, everyone[code])
             if len(part.means):
                 found.append(((engine, cell, "throughput_tokens_per_second"), part))
     return found
@@ -156,7 +157,7 @@ def _reduce(number: int, columns: Columns, rows: Ints, values: Floats, counts: I
     )
 
 
-def _throughput(number: int, columns: Columns, rows: Ints) -> LaunchMeans:
+def _throughput(number: int, columns: Columns, rows: Ints, everyone: Ints) -> LaunchMeans:
     """Tokens over the steady window of each launch.
 
     The window runs from the first start to the last end, idle time between requests included. In a closed loop
@@ -168,7 +169,7 @@ def _throughput(number: int, columns: Columns, rows: Ints) -> LaunchMeans:
     begin = np.minimum.reduceat(columns.start_ns[rows], starts)
     window = (np.maximum.reduceat(columns.end_ns[rows], starts) - begin).astype(np.float64)
     if columns.cells[int(columns.cell[rows[0]])].concurrency == 1:
-        window -= _lost_ns(columns, rows, starts)
+        window -= _lost_ns(columns, rows, starts, everyone)
     present = (window > 0) & (tokens > 0)
     rates = tokens[present] / (window[present] * NS)
     return LaunchMeans(
@@ -180,19 +181,23 @@ def _throughput(number: int, columns: Columns, rows: Ints) -> LaunchMeans:
     )
 
 
-def _lost_ns(columns: Columns, rows: Ints, starts: Ints) -> Floats:
-    """Return the nanoseconds inside each launch's window that belong to requests that were left out."""
+def _lost_ns(columns: Columns, rows: Ints, starts: Ints, everyone: Ints) -> Floats:
+    """Return the nanoseconds inside each launch's window that belong to requests that were left out.
+
+    Args:
+        columns: the run.
+        rows: requests that count, launch after launch.
+        starts: where each launch begins in `rows`.
+        everyone: all measured requests of the same engine and cell.
+    """
     lost = np.zeros(len(starts))
-    mine = (columns.cell == columns.cell[rows[0]]) & (columns.engine == columns.engine[rows[0]])
-    same = np.flatnonzero(mine & (columns.phase == MEASURE))
-    if len(same) == len(rows):
+    if len(everyone) == len(rows):
         return lost
     for i, members in enumerate(np.split(rows, starts[1:])):
-        launch = columns.launch[members[0]]
-        everyone = same[columns.launch[same] == launch]
-        everyone = everyone[np.argsort(columns.start_ns[everyone], kind="stable")]
-        left_out = np.flatnonzero(~np.isin(everyone, members))
-        begins = columns.start_ns[everyone]
+        same = everyone[columns.launch[everyone] == columns.launch[members[0]]]
+        same = same[np.argsort(columns.start_ns[same], kind="stable")]
+        begins = columns.start_ns[same]
+        left_out = np.flatnonzero(~np.isin(same, members))
         first, last = columns.start_ns[members].min(), columns.start_ns[members].max()
         inside = left_out[(begins[left_out] > first) & (begins[left_out] < last)]
         lost[i] = float((begins[inside + 1] - begins[inside]).sum())

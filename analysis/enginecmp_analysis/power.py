@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import math
-
-import numpy as np
 
 from enginecmp_analysis.compare import NO_SPREAD, LogRatio
 from enginecmp_analysis.student import t_quantile
@@ -96,6 +95,7 @@ def _conclusive(n: int, spread: float, difference: float, room: float, alpha: fl
     return _reach(df, alpha) * se <= difference or _reach(df, 2 * alpha) * se <= room
 
 
+@functools.lru_cache(maxsize=65536)
 def _reach(df: float, alpha: float) -> float:
     """Return how many standard errors away a difference is found with probability `POWER`."""
-    return float(np.sum(t_quantile([1 - alpha / 2, POWER], df)))
+    return float(t_quantile(1 - alpha / 2, df) + t_quantile(POWER, df))

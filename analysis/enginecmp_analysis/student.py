@@ -15,6 +15,9 @@ Floats = NDArray[np.float64]
 
 def t_upper_tail(t: ArrayLike, df: ArrayLike) -> Floats:
     """Return P(T > t)."""
+    if np.ndim(t) == 0 and np.ndim(df) == 0:
+        # One value at a time is the common case, and np.vectorize costs more than the tail itself.
+        return np.asarray(_upper_tail(float(np.asarray(t)), float(np.asarray(df))))
     return np.asarray(_tails(t, df), dtype=np.float64)
 
 
@@ -34,6 +37,8 @@ def t_two_sided(t: ArrayLike, df: ArrayLike) -> Floats:
 
 def t_quantile(probability: ArrayLike, df: ArrayLike) -> Floats:
     """Return the point that a t variable with `df` degrees of freedom stays below with this probability."""
+    if np.ndim(probability) == 0 and np.ndim(df) == 0:
+        return np.asarray(_quantile(float(np.asarray(probability)), float(np.asarray(df))))
     return np.asarray(_quantiles(probability, df), dtype=np.float64)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from enginecmp.types import Cell
 from enginecmp_analysis.context import Context
@@ -18,6 +18,9 @@ WIDTH = 80
 Line = tuple[str, str]
 """Text, and the style that may underline what the text already says ("" for none)."""
 
+Place = tuple[Cell | None, str]
+"""Cell and metric."""
+
 _STYLES = {"faster": "green", "slower": "red", "equivalent": "cyan", "inconclusive": "yellow", "withheld": "yellow"}
 
 
@@ -26,19 +29,16 @@ def render(analysis: Analysis) -> list[Line]:
     lines: list[Line] = []
     for context in analysis.contexts:
         lines += _header(context)
-        comparisons = [c for c in analysis.report.comparisons if c.scenario == context.scenario]
-        summaries = [s for s in analysis.report.summaries if s.scenario == context.scenario]
-        for cell in dict.fromkeys(s.cell for s in summaries):
+        comparisons, summaries = _sorted_in(analysis.report, context)
+        places = dict.fromkeys([*summaries, *comparisons])
+        for cell in dict.fromkeys(cell for cell, _ in places):
             lines.append(("", ""))
             lines.append((f"── {cell_name(cell)} ".ljust(WIDTH, "─"), "bold"))
             for note in context.notes.get(cell, []):
                 lines += [(text, "yellow") for text in _wrap(note, "! ")]
-            for metric in _metrics_of(cell, summaries, comparisons, context):
+            for metric in _in_order([m for of, m in places if of == cell], context):
                 lines += _metric(
-                    metric,
-                    [c for c in comparisons if c.cell == cell and c.metric == metric],
-                    [s for s in summaries if s.cell == cell and s.metric == metric],
-                    context,
+                    metric, comparisons.get((cell, metric), []), summaries.get((cell, metric), []), context
                 )
         lines.append(("", ""))
     lines += _promises(analysis.report)
@@ -93,13 +93,25 @@ def _header(context: Context) -> Iterator[Line]:
         yield from ((line, "") for line in _wrap(f"{label}  {role}{text}", "  "))
 
 
-def _metrics_of(
-    cell: Cell | None, summaries: Iterable[Summary], comparisons: Iterable[Comparison], context: Context
-) -> list[str]:
-    rows: list[Summary | Comparison] = [*summaries, *comparisons]
-    present = dict.fromkeys(row.metric for row in rows if row.cell == cell)
+def _sorted_in(
+    report: StatsReport, context: Context
+) -> tuple[dict[Place, list[Comparison]], dict[Place, list[Summary]]]:
+    """Return the rows of one group by where they are shown."""
+    comparisons: dict[Place, list[Comparison]] = {}
+    summaries: dict[Place, list[Summary]] = {}
+    for c in report.comparisons:
+        if c.scenario == context.scenario:
+            comparisons.setdefault((c.cell, c.metric), []).append(c)
+    for s in report.summaries:
+        if s.scenario == context.scenario:
+            summaries.setdefault((s.cell, s.metric), []).append(s)
+    return comparisons, summaries
+
+
+def _in_order(metrics: list[str], context: Context) -> list[str]:
+    """Return metrics as they are shown: the primary one first, quantiles after what they are of."""
     names = list(METRICS)
-    return sorted(present, key=lambda m: (m != context.primary_metric, names.index(metric_of(m).name), m))
+    return sorted(metrics, key=lambda m: (m != context.primary_metric, names.index(metric_of(m).name), m))
 
 
 def _metric(metric: str, comparisons: list[Comparison], summaries: list[Summary], context: Context) -> Iterator[Line]:
@@ -111,17 +123,16 @@ def _metric(metric: str, comparisons: list[Comparison], summaries: list[Summary]
         yield from _comparison(c, context)
     if not summaries:
         return
-    width = max(len(s.engine) for s in summaries)
-    column = max(len(_interval(s.mean, s.ci_low, s.ci_high)) for s in summaries)
-    title = "mean [95 % CI]"
-    yield f"    {'':{width}}  {title:<{column}}  {'p50':>9}  {'p90':>9}  {'CV':>6}", "dim"
-    for s in summaries:
-        mark = "  not comparable" if s.engine in context.not_comparable else ""
-        yield (
-            f"    {s.engine:<{width}}  {_interval(s.mean, s.ci_low, s.ci_high):<{column}}  "
-            f"{_quantile(s.p50, 0.5):>9}  {_quantile(s.p90, 0.9):>9}  {_percent(s.cv_launches):>6}{mark}",
-            "",
-        )
+    decimals = _decimals(min(abs(s.mean) for s in summaries))
+    intervals = [_interval(s.mean, s.ci_low, s.ci_high, decimals) for s in summaries]
+    column = max(len(text) for text in intervals)
+    # Whatever the names are, the line must fit.
+    width = min(max(len(s.engine) for s in summaries), WIDTH - column - len("    " + "  " * 4) - 9 - 9 - 6)
+    yield f"    {'':{width}}  {'mean [95 % CI]':<{column}}  {'p50':>9}  {'p90':>9}  {'CV':>6}", "dim"
+    for s, interval in zip(summaries, intervals, strict=True):
+        margin = "  ! " if s.engine in context.not_comparable else "    "
+        numbers = f"{_quantile(s.p50, 0.5):>9}  {_quantile(s.p90, 0.9):>9}  {_percent(s.cv_launches):>6}"
+        yield f"{margin}{_cut(s.engine, width):<{width}}  {interval:<{column}}  {numbers}", ""
 
 
 def _comparison(c: Comparison, context: Context) -> Iterator[Line]:
@@ -196,21 +207,28 @@ def _wrap(text: str, indent: str) -> list[str]:
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.3f}" if value < 100 else f"{value:.4g}"
+    return f"{value:.3f}" if 0.1 <= value < 100 else f"{value:.3g}"
 
 
 def _quantile(value: float, q: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else f"need {needed_for_quantile(q)}"
 
 
-def _interval(mean: float, low: float, high: float) -> str:
-    """Write a mean with four digits and its limits with as many decimals, so that they can be compared by eye."""
-    decimals = 3 - math.floor(math.log10(abs(mean))) if mean else 0
-    if not -3 <= 3 - decimals <= 6:
-        return f"{mean:.3e} [{low:.3e}, {high:.3e}]"
-    decimals = max(0, decimals)
-    limits = f"[{low:.{decimals}f}, {high:.{decimals}f}]" if math.isfinite(low) else "[one launch]"
-    return f"{mean:.{decimals}f} {limits}"
+def _decimals(smallest: float) -> int | None:
+    """Return the decimals that show four digits of the smallest mean of a table; None when that takes too many."""
+    decimals = 3 - math.floor(math.log10(smallest)) if smallest > 0 else 3
+    return max(0, decimals) if decimals <= 6 else None
+
+
+def _interval(mean: float, low: float, high: float, decimals: int | None) -> str:
+    """Write a mean and its limits with the same decimals, so that they can be compared by eye."""
+    form = ".3e" if decimals is None else f".{decimals}f"
+    limits = f"[{low:{form}}, {high:{form}}]" if math.isfinite(low) else "[one launch]"
+    return f"{mean:{form}} {limits}"
+
+
+def _cut(name: str, width: int) -> str:
+    return name if len(name) <= width else name[: width - 1] + "…"
 
 
 def _percent(value: float) -> str:

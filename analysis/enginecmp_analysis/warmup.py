@@ -24,6 +24,9 @@ MSER_BATCH = 5
 MIN_MSER_BATCHES = 6
 MIN_BATCHES = 8
 
+MOST_BATCHES = 100
+"""Longer launches are averaged further: the search for change points grows with the square of their number."""
+
 SAME = 0.01
 """Segments whose means differ by less than this are the same speed."""
 
@@ -71,7 +74,9 @@ def classify(values: ArrayLike) -> tuple[LaunchClass | None, int]:
     Returns:
         The class, None when the launch is too short to tell, and the first request of the steady state.
     """
-    means = _batches(np.asarray(values, dtype=np.float64), BATCH)
+    data = np.asarray(values, dtype=np.float64)
+    size = max(BATCH, len(data) // MOST_BATCHES)
+    means = _batches(data, size)
     if len(means) < MIN_BATCHES:
         return None, 0
     edges = [0, *change_points(means), len(means)]
@@ -84,7 +89,7 @@ def classify(values: ArrayLike) -> tuple[LaunchClass | None, int]:
         return "flat", 0
     if begin > len(means) / 2:
         return "no steady state", 0
-    return ("warm-up" if min(levels) >= levels[-1] * (1 - SAME) else "slow-down"), begin * BATCH
+    return ("warm-up" if min(levels) >= levels[-1] * (1 - SAME) else "slow-down"), begin * size
 
 
 def steadiness(launches: Mapping[str, Sequence[Floats]], floor: int = 0, least: int = 10) -> Steadiness:
