@@ -82,8 +82,11 @@ def paired(baseline: ArrayLike, engine: ArrayLike) -> LogRatio:
     nothing = np.full(d.shape[:-1], np.nan)
     if n == 0:
         return LogRatio(nothing, nothing, nothing, 0, "paired")
-    se = d.std(axis=-1, ddof=1) / np.sqrt(n) if n > 1 else nothing
-    return LogRatio(d.mean(axis=-1), se, np.full(d.shape[:-1], n - 1.0), n, "paired")
+    # A mean of zero has no logarithm; what comes of it is not finite, and so not decidable.
+    with np.errstate(invalid="ignore"):
+        estimate = np.asarray(d.mean(axis=-1))
+        se = d.std(axis=-1, ddof=1) / np.sqrt(n) if n > 1 else nothing
+    return LogRatio(estimate, se, np.full(d.shape[:-1], n - 1.0), n, "paired")
 
 
 def welch(baseline: ArrayLike, engine: ArrayLike) -> LogRatio:
@@ -96,15 +99,14 @@ def welch(baseline: ArrayLike, engine: ArrayLike) -> LogRatio:
     with np.errstate(divide="ignore", invalid="ignore"):
         a, b = np.log(np.asarray(baseline, dtype=np.float64)), np.log(np.asarray(engine, dtype=np.float64))
     n = min(a.shape[-1], b.shape[-1])
+    nothing = np.full(a.shape[:-1], np.nan)
     if n == 0:
-        nothing = np.full(a.shape[:-1], np.nan)
         return LogRatio(nothing, nothing, nothing, 0, "welch")
-    estimate = b.mean(axis=-1) - a.mean(axis=-1)
-    if n == 1:
-        nothing = np.full(a.shape[:-1], np.nan)
-        return LogRatio(estimate, nothing, nothing, n, "welch")
-    va, vb = a.var(axis=-1, ddof=1) / a.shape[-1], b.var(axis=-1, ddof=1) / b.shape[-1]
     with np.errstate(divide="ignore", invalid="ignore"):
+        estimate = b.mean(axis=-1) - a.mean(axis=-1)
+        if n == 1:
+            return LogRatio(estimate, nothing, nothing, n, "welch")
+        va, vb = a.var(axis=-1, ddof=1) / a.shape[-1], b.var(axis=-1, ddof=1) / b.shape[-1]
         df = (va + vb) ** 2 / (va**2 / (a.shape[-1] - 1) + vb**2 / (b.shape[-1] - 1))
     return LogRatio(estimate, np.sqrt(va + vb), np.asarray(df), n, "welch")
 

@@ -14,7 +14,8 @@ from enginecmp_analysis.columns import MEASURE, Columns
 from enginecmp_analysis.compare import match
 from enginecmp_analysis.launches import LaunchMeans
 from enginecmp_analysis.metrics import METRICS, NS
-from enginecmp_analysis.power import launches_to_detect
+from enginecmp_analysis.notes import NOTABLE_CORRELATION
+from enginecmp_analysis.power import POWER, launches_to_detect
 from enginecmp_analysis.report import STEADY_METRIC, GroupResult, Options
 from enginecmp_analysis.schema import Plan, PlanRow
 from enginecmp_analysis.stationarity import correlation
@@ -107,7 +108,7 @@ def _row(
     inner = metric if METRICS[metric].per != "launch" else STEADY_METRIC
     inside = [_within(group.means[label, cell, inner]) for label in pair if (label, cell, inner) in group.means]
     within2 = sum(variance for variance, _ in inside)
-    total2 = float(found.se) ** 2 * found.n
+    total2 = float(found.se) ** 2 * found.n * _assurance(float(found.df))
     between2 = max(0.0, total2 - sum(variance / n for variance, n in inside if n))
     cost = [known for label in pair if (known := costs[label]) is not None]
     launch, request = sum(c.launch for c in cost), sum(c.request for c in cost)
@@ -122,6 +123,16 @@ def _row(
     )
 
 
+def _assurance(df: float) -> float:
+    """Return the factor from an estimated variance to one that the truth stays below with probability 0.8.
+
+    Browne 1995: planned on the bare estimate, half of all plans are too small.
+    """
+    from scipy import special
+
+    return df / float(special.chdtri(df, POWER))
+
+
 def _within(launches: LaunchMeans) -> tuple[float, float]:
     """Return the relative variance of one value inside a launch, and the values a launch has.
 
@@ -132,7 +143,9 @@ def _within(launches: LaunchMeans) -> tuple[float, float]:
     if math.isnan(within):
         return 0.0, 0.0
     related = correlation(parts)
-    inflation = related.n / related.effective if related.n and related.effective else 1.0
+    # Of independent requests too, the estimate of n / ESS is above 1; only what is clearly correlated counts.
+    correlated = related.n > 0 and related.lag_one > NOTABLE_CORRELATION / 2
+    inflation = related.n / related.effective if correlated else 1.0
     level = float(launches.means.mean())
     # Of log(mean) by the delta method; launches of unequal length by their harmonic mean.
     return within / level**2 * inflation, float(len(launches.counts) / np.sum(1 / launches.counts))

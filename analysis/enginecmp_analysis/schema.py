@@ -150,7 +150,7 @@ class PlanRow(msgspec.Struct, kw_only=True):
         cell: point of the grid.
         baseline: label.
         engine: label.
-        between: standard deviation of the log ratio from launch to launch.
+        between: standard deviation of the log ratio from launch to launch, taken at its upper 80 % bound.
         within: standard deviation of the log ratio of single requests inside launches.
         best_requests: requests a launch that this comparison alone would choose.
     """

@@ -49,7 +49,7 @@ def parse_promise(text: str) -> Promise:
     if metric.higher_is_better or metric.per == "launch":
         msg = f"expected a promise about a latency of single requests, got one about {metric.name}"
         raise UsageError(msg)
-    return Promise(metric.name, float(form[2]) / 100, float(form[3]))
+    return Promise(metric.name, round(float(form[2]) / 100, 12), float(form[3]))
 
 
 class SloResult(NamedTuple):

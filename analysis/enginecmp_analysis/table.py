@@ -71,8 +71,9 @@ def _plans(report: StatsReport) -> Iterator[Line]:
         yield f"  {size}: cmp run --blocks {plan.blocks} --requests {plan.requests}", ""
         for row in plan.rows:
             text = (
-                f"{row.engine} / {row.baseline}, {cell_name(row.cell)}: launches differ by {_percent(row.between)}, "
-                f"requests by {_percent(row.within)}; best {math.ceil(row.best_requests)} requests a launch"
+                f"{row.engine} / {row.baseline}, {cell_name(row.cell)}: launches differ by up to "
+                f"{_percent(row.between)}, requests by {_percent(row.within)}; "
+                f"best {math.ceil(row.best_requests)} requests a launch"
             )
             yield from ((line, "dim") for line in _wrap(text, "  "))
         yield "", ""
@@ -127,10 +128,10 @@ def _metric(metric: str, comparisons: list[Comparison], summaries: list[Summary]
     intervals = [_interval(s.mean, s.ci_low, s.ci_high, decimals) for s in summaries]
     column = max(len(text) for text in intervals)
     # Whatever the names are, the line must fit.
-    width = min(max(len(s.engine) for s in summaries), WIDTH - column - len("    " + "  " * 4) - 9 - 9 - 6)
-    yield f"    {'':{width}}  {'mean [95 % CI]':<{column}}  {'p50':>9}  {'p90':>9}  {'CV':>6}", "dim"
+    width = min(max(len(s.engine) for s in summaries), WIDTH - column - len("  " * 5) - 9 - 9 - 6)
+    yield f"  {'':{width}}  {'mean [95 % CI]':<{column}}  {'p50':>9}  {'p90':>9}  {'CV':>6}", "dim"
     for s, interval in zip(summaries, intervals, strict=True):
-        margin = "  ! " if s.engine in context.not_comparable else "    "
+        margin = "! " if s.engine in context.not_comparable else "  "
         numbers = f"{_quantile(s.p50, 0.5):>9}  {_quantile(s.p90, 0.9):>9}  {_percent(s.cv_launches):>6}"
         yield f"{margin}{_cut(s.engine, width):<{width}}  {interval:<{column}}  {numbers}", ""
 
@@ -232,7 +233,9 @@ def _cut(name: str, width: int) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %" if math.isfinite(value) else "n/a"
+    if not math.isfinite(value):
+        return "n/a"
+    return f"{100 * value:.{0 if value >= 1 else 1}f} %"
 
 
 def _p(value: float) -> str:
