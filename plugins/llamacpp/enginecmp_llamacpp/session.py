@@ -60,7 +60,6 @@ class Session:
         # llama.cpp shrinks both to what the context can hold, and aborts the process on a larger batch.
         self.batch = Batch(lib.llama_n_batch(self._context))
         self._piece = lib.llama_n_ubatch(self._context)
-        self._row: tuple[int, NDArray[np.float32]] = (0, np.zeros(1, np.float32))
         self._position = 0
         self._token: int | None = None
         self.batching = Batching(self, options.max_sequences)
@@ -82,7 +81,7 @@ class Session:
             self.batch.outputs[end - 1] = start + end == len(ids)
             self.run(end)
         self._position = len(ids)
-        self._token = int(self._last_logits().argmax())
+        self._token = int(self.logits(1)[0].argmax())
         return self._token
 
     def decode(self, n_tokens: int) -> Iterator[int]:
@@ -103,7 +102,8 @@ class Session:
             )
             raise ContextOverflow(msg)
         batch, tokens, positions = self.batch.native, self.batch.tokens, self.batch.positions
-        context, decode, last_logits = self._context, lib.llama_decode, self._last_logits
+        context, decode, synchronize = self._context, lib.llama_decode, lib.llama_synchronize
+        row: NDArray[np.float32] | None = None
         self.batch.put(0, (token,), self._position, 0)
         self.batch.outputs[0] = 1
         batch.n_tokens = 1
@@ -113,8 +113,12 @@ class Session:
             if code := decode(context, batch):
                 raise native.decode_failure(code)
             self._position += 1
-            # Fetching the logits waits for the device, so the token can be used when it is yielded.
-            self._token = token = int(last_logits().argmax())
+            # Wait: the token can be used when it is yielded.
+            synchronize(context)
+            if row is None:
+                # One view for the whole loop: llama.cpp moves its buffer only to hold more rows than ever before.
+                row = self.logits(1)[0]  # (vocabulary,)
+            self._token = token = int(row.argmax())
             yield token
 
     def score(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
@@ -157,18 +161,6 @@ class Session:
         lib.llama_synchronize(self._context)
         pointer = lib.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, (rows, self.vocabulary))
-
-    def _last_logits(self) -> NDArray[np.float32]:
-        """Wait for the device and return the last output's logits, shape (vocabulary,), without a copy.
-
-        llama_get_logits_ith synchronizes. Its buffer moves only when it must grow, so the view is kept: making
-        one costs more than finding the largest logit.
-        """
-        pointer = lib.llama_get_logits_ith(self._context, -1)
-        address = ctypes.addressof(pointer.contents)
-        if address != self._row[0]:
-            self._row = (address, np.ctypeslib.as_array(pointer, (self.vocabulary,)))
-        return self._row[1]
 
     def check_room(self, token_ids: Sequence[int], output_tokens: int) -> None:
         """Refuse what does not fit.

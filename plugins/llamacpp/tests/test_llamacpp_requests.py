@@ -50,7 +50,7 @@ def test_a_request_leaves_nothing_behind_after_reset(tiny: ModelInfo, load: Any,
     first = generate(session, token_ids[:9], 12)
     generate(session, token_ids[20:], 30)
     cmp_reset(session)
-    # 60 rows of logits make llama.cpp move its buffer, and views of it must follow.
+    # 60 rows of logits make llama.cpp move its buffer: no view of it may outlive a request.
     cmp_score(session, token_ids)
     assert generate(session, token_ids[:9], 12) == first
 
