@@ -128,6 +128,13 @@ def test_a_run_without_samples_is_read_and_says_so(tmp_path: Path) -> None:
     assert "nothing was measured" in run.warnings[-1]
 
 
+def test_more_blocks_and_longer_deadlines_are_the_same_measurement(tmp_path: Path) -> None:
+    for seed, blocks in ((1, 10), (2, 20)):
+        scenario = {"name": "s", "blocks": blocks, "deadlines": {"load_seconds": blocks}, "requests": 10}
+        _edit(_run_folder(tmp_path, seed), scenario=scenario)
+    assert len(group_runs(load_runs([tmp_path]))[0]) == 1
+
+
 def test_repetitions_on_one_machine_are_pooled(tmp_path: Path) -> None:
     _edit(_run_folder(tmp_path, 1), environment={"cpu": "x", "available_bytes": 1})
     _edit(_run_folder(tmp_path, 2), environment={"cpu": "x", "available_bytes": 2})

@@ -153,7 +153,8 @@ def test_a_run_with_nothing_valid_has_no_numbers_and_says_why() -> None:
     report = analyse([_edited(simulate_run(), break_all)]).report
     assert report.comparisons == []
     assert report.summaries == []
-    assert "engine: 100 of 100 measured requests left out: timeout 100" in report.warnings
+    told = "engine: 100 of 100 measured requests left out: timeout 100; --include-flagged shows the flagged ones"
+    assert told in report.warnings
 
 
 def test_an_engine_that_computes_something_else_is_listed_but_not_compared() -> None:

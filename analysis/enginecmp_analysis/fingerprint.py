@@ -12,8 +12,8 @@ from enginecmp_analysis.load import Run
 # What differs between two runs on one unchanged machine. Everything else in the environment must agree.
 VOLATILE = frozenset({"available", "busy", "free", "hostname", "load", "mhz", "pid", "temperature", "time", "uptime"})
 
-# More blocks, or the same blocks in another folder, are more of the same measurement.
-FREE_IN_SCENARIO = ("blocks", "estimate", "duration")
+# What does not touch a request that ended well: more blocks are more of the same measurement.
+FREE_IN_SCENARIO = frozenset({"blocks", "description", "deadlines", "give_up_after"})
 
 
 @dataclass(slots=True)

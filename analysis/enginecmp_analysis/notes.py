@@ -35,11 +35,13 @@ def exclusions(runs: Iterable[Run], *, include_flagged: bool = False) -> list[st
                 if reason != KEPT:
                     lost.setdefault(label, Counter())[columns.reasons[reason]] += count
     verb = "flagged or failed" if include_flagged else "left out"
-    return [
-        f"{label}: {sum(reasons.values())} of {total[label]} measured requests {verb}: "
-        + ", ".join(f"{reason} {n}" for reason, n in reasons.most_common())
-        for label, reasons in lost.items()
-    ]
+    notes = []
+    for label, why_lost in lost.items():
+        count = sum(why_lost.values())
+        why = ", ".join(f"{reason} {n}" for reason, n in why_lost.most_common())
+        hint = "; --include-flagged shows the flagged ones" if count == total[label] and not include_flagged else ""
+        notes.append(f"{label}: {count} of {total[label]} measured requests {verb}: {why}{hint}")
+    return notes
 
 
 def steadiness_notes(found: Steadiness) -> list[str]:
