@@ -134,6 +134,30 @@ def test_throughput_takes_the_slot_of_a_left_out_request_out_of_its_window() -> 
     assert spoilt.tolist() == [pytest.approx(6 / 17)]
 
 
+@pytest.mark.parametrize(
+    ("change", "rates"),
+    [
+        ({}, [pytest.approx(9 / 8)]),
+        # A user waits for a failed request too and gets nothing.
+        ({"status": "timeout"}, [pytest.approx(6 / 8)]),
+        ({"flags": ["throttled"]}, []),
+    ],
+    ids=["all well", "one failed", "one flagged"],
+)
+def test_throughput_of_overlapping_requests(change: dict[str, object], rates: list[object]) -> None:
+    cell = Cell(10, 3, 2)
+
+    def at(start: int, index: int, **more: object) -> Sample:
+        stamps = [start + i * S for i in (2, 3, 6)]
+        return _sample(
+            cell=cell, index=index, start_ns=start, intended_ns=start, token_ns=stamps, end_ns=start + 7 * S, **more
+        )
+
+    found = _means(at(0, 0), at(S // 2, 1, **change), at(S, 2), cell=cell)
+    means = found.get("throughput_tokens_per_second")
+    assert (means.means.tolist() if means else []) == rates
+
+
 def test_launch_means_weigh_gaps_not_requests_and_keep_launches_apart() -> None:
     found = _means(_sample(), _sample(launch="b1-a", block=1, token_ns=[1 * S, 2 * S, 3 * S]))
     assert found["itl_seconds"].means.tolist() == [2.0, 1.0]

@@ -19,6 +19,9 @@ _LARGEST = 2**63 - 1
 KEPT = 0
 """Code in `Columns.excluded` of a sample that nothing speaks against."""
 
+FAILED = frozenset({"error", "timeout", "crash"})
+"""Reasons of samples that did not end well; every other reason is one or more flags."""
+
 Ints = NDArray[np.int64]
 
 

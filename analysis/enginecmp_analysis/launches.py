@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginecmp.types import Cell
-from enginecmp_analysis.columns import KEPT, LOAD, MEASURE, Columns
+from enginecmp_analysis.columns import FAILED, KEPT, LOAD, MEASURE, Columns
 from enginecmp_analysis.load import Run
 from enginecmp_analysis.metrics import METRICS, NS, gap_values, request_times, request_values, seconds
 from enginecmp_analysis.quantiles import SHOWN, harrell_davis, needed_per_launch
@@ -84,9 +84,13 @@ def measured(columns: Columns, *, include_flagged: bool = False) -> NDArray[np.b
     kept: NDArray[np.bool_] = columns.excluded == KEPT
     if not include_flagged:
         return phase & kept
-    bad = [code for code, reason in enumerate(columns.reasons) if reason in ("error", "timeout", "crash")]
-    failed: NDArray[np.bool_] = np.isin(columns.excluded, bad)
-    return phase & ~failed
+    return phase & ~_failed(columns)
+
+
+def _failed(columns: Columns) -> NDArray[np.bool_]:
+    codes = [code for code, reason in enumerate(columns.reasons) if reason in FAILED]
+    found: NDArray[np.bool_] = np.isin(columns.excluded, codes)
+    return found
 
 
 def _run_means(
@@ -162,7 +166,9 @@ def _throughput(number: int, columns: Columns, rows: Ints, everyone: Ints) -> La
 
     The window runs from the first start to the last end, idle time between requests included. In a closed loop
     of one request at a time the slot of a request that was left out, from its start to the next one's, is taken
-    out of the window: its tokens do not count, so its time must not either.
+    out of the window: its tokens do not count, so its time must not either. Where requests overlap no slot can be
+    taken out: a request that failed then costs its tokens, as it does a user, and a launch with a flagged request
+    in its window has no throughput.
     """
     starts = _starts(columns.launch[rows])
     tokens = np.add.reduceat(columns.output_tokens[rows], starts).astype(np.float64)
@@ -170,6 +176,10 @@ def _throughput(number: int, columns: Columns, rows: Ints, everyone: Ints) -> La
     window = (np.maximum.reduceat(columns.end_ns[rows], starts) - begin).astype(np.float64)
     if columns.cells[int(columns.cell[rows[0]])].concurrency == 1:
         window -= _lost_ns(columns, rows, starts, everyone)
+    elif len(everyone) > len(rows):
+        flagged = everyone[(columns.excluded[everyone] != KEPT) & ~_failed(columns)[everyone]]
+        spoilt = columns.launch[np.setdiff1d(flagged, rows)]
+        window[np.isin(columns.launch[rows[starts]], spoilt)] = 0
     present = (window > 0) & (tokens > 0)
     rates = tokens[present] / (window[present] * NS)
     return LaunchMeans(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginecmp.types import SCHEMA, Cell, Equivalence, Manifest, RunEngine, RunModel, Sample, Status
-from enginecmp_analysis.columns import KEPT, LOAD, MEASURE, PHASES, Columns
+from enginecmp_analysis.columns import FAILED, KEPT, LOAD, MEASURE, PHASES, Columns
 from enginecmp_analysis.load import MANIFEST, SAMPLES, Run
 
 Floats = NDArray[np.float64]
@@ -212,7 +212,7 @@ def samples(columns: Columns) -> list[Sample]:
     found = []
     for i in range(len(columns)):
         reason = columns.reasons[int(columns.excluded[i])]
-        failed = reason in ("error", "timeout", "crash")
+        failed = reason in FAILED
         found.append(
             Sample(
                 block=int(columns.block[i]),
