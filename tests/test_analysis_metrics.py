@@ -171,14 +171,20 @@ def test_launch_means_do_not_depend_on_the_order_of_lines() -> None:
     np.random.default_rng(1).shuffle(rows)
     shuffled = Run(run.manifest, _columns(*rows))
 
-    def by_block(one: Run) -> dict[object, dict[object, float]]:
+    def by_block(one: Run) -> dict[object, dict[object, list[float]]]:
         found = launch_means([one], METRICS, [measured(one.columns)])
-        return {key: dict(zip(m.blocks, m.means.tolist(), strict=True)) for key, m in found.items()}
+        # The mean, and the single values in the order of time.
+        return {
+            key: {b: [mean, *part] for b, mean, part in zip(m.blocks, m.means, m.per_launch(), strict=True)}
+            for key, m in found.items()
+        }
 
     expected, found = by_block(run), by_block(shuffled)
     assert found.keys() == expected.keys()
     for key, means in expected.items():
-        assert found[key] == pytest.approx(means, rel=1e-12)
+        assert found[key].keys() == means.keys()
+        for block, values in means.items():
+            assert found[key][block] == pytest.approx(values, rel=1e-12)
 
 
 def test_an_unknown_metric_is_answered_with_the_nearest() -> None:

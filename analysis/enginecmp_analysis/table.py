@@ -92,6 +92,7 @@ def _header(context: Context) -> Iterator[Line]:
     for label, text in context.engines.items():
         role = "baseline; " if label == context.baseline else ""
         yield from ((line, "") for line in _wrap(f"{label}  {role}{text}", "  "))
+    yield "ratio = engine / baseline [95 % CI]; + faster, - slower, = equivalent, ~ open", "dim"
 
 
 def _sorted_in(
