@@ -99,6 +99,25 @@ def test_stamps_that_run_backwards_are_refused_with_their_line(tmp_path: Path, c
         load_run(folder)
 
 
+def test_stamps_of_a_crashed_request_are_not_judged(tmp_path: Path) -> None:
+    folder = _run_folder(tmp_path)
+    path = folder / "samples.jsonl"
+    lines = path.read_text().splitlines()
+    lines[6] = json.dumps(json.loads(lines[6]) | {"end_ns": 1, "status": "crash", "error": "killed"})
+    path.write_text("\n".join(lines) + "\n")
+    assert load_run(folder).columns.reasons == ("", "crash")
+
+
+def test_a_number_beyond_64_bits_names_its_line(tmp_path: Path) -> None:
+    folder = _run_folder(tmp_path)
+    path = folder / "samples.jsonl"
+    lines = path.read_text().splitlines()
+    lines[6] = json.dumps(json.loads(lines[6]) | {"end_ns": 2**63})
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ResultsError, match="line 7: not a sample"):
+        load_run(folder)
+
+
 def test_another_format_version_is_refused(tmp_path: Path) -> None:
     folder = _run_folder(tmp_path)
     _edit(folder, schema="enginecmp/2")
