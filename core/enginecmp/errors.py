@@ -14,7 +14,6 @@ CmpError                    exit code 1
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -69,6 +68,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         name: what the user wrote.
         known: what exists.
     """
+    import difflib  # only when something was misspelt: `cmp --help` must be quick
+
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if not close and len(name) >= 3:

@@ -10,12 +10,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Any
-
-import click
 
 from enginecmp import __version__
-from enginecmp.errors import CmpError, did_you_mean
+from enginecmp.errors import CmpError, UsageError, did_you_mean
 
 VERBS = {
     "run": "Measure engines against each other.",
@@ -28,39 +25,25 @@ VERBS = {
 _OWN_OPTIONS = ("-h", "--help", "--version", "--debug")
 
 
-class _Verbs(click.Group):
-    """A group that knows its commands by name and imports one only to run it."""
+_HELP = """Usage: cmp COMMAND [OPTIONS] [ARGS]...
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+  Which LLM inference engine is faster here, by how much, how sure, and is it
+  computing the same thing?
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
-            return None
-        return importlib.import_module(f"enginecmp.cli.{cmd_name}").command  # type: ignore[no-any-return]
+  Start with `cmp engines`, then
+      cmp run --engines all --scenario sustained --profile quick
+      cmp stats results/
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and args[0] not in VERBS:
-            msg = f"unknown command '{args[0]}'{did_you_mean(args[0], VERBS)}"
-            raise click.UsageError(msg)
-        return super().resolve_command(ctx, args)
+Commands:
+{verbs}
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
+Options:
+  -h, --help  Show this message, or that of a command.
+  --version   Show the version.
+  --debug     Show tracebacks of errors; anywhere on the line.
 
-
-@click.group(
-    cls=_Verbs,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Which LLM inference engine is faster here, by how much, how sure, and is it computing the same thing?\n\n"
-    "Start with `cmp engines`, then `cmp run --engines all --scenario sustained --profile quick` and "
-    "`cmp stats results/`. Comparing two files as the POSIX cmp does still works: `cmp a b`.",
-)
-@click.version_option(__version__, prog_name="enginecmp")
-@click.option("--debug", is_flag=True, help="Show tracebacks of errors; anywhere on the line.")
-def program(debug: bool) -> None:
-    """Hold the options that every verb shares."""
+Two files are compared as by the POSIX cmp: `cmp a b`.
+"""
 
 
 def is_posix_call(arguments: list[str]) -> bool:
@@ -94,21 +77,13 @@ def main() -> None:
         if path is not None:
             os.execv(path, ["cmp", *arguments])
     try:
-        code = program.main(args=arguments, prog_name="cmp", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        code = stop.exit_code
-    except click.ClickException as error:
-        _fail(f"cmp: {error.format_message()}")
-        code = 2
-    except click.Abort:
-        code = 130
+        code = _dispatch(arguments)
     except KeyboardInterrupt:
         code = 130
     except CmpError as error:
         if debug:
             raise
-        _fail(f"cmp: {error}")
-        code = error.exit_code
+        code = _fail(str(error), error.exit_code)
     except BrokenPipeError:
         # The reader of our output went away (`cmp stats | head`): not an error, and nothing more to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -116,10 +91,37 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        _fail(f"cmp: internal error: {type(error).__name__}: {error}; run again with --debug and report it")
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+        text = f"internal error: {type(error).__name__}: {error}; run again with --debug and report it"
+        code = _fail(text, 1)
+    sys.exit(code)
 
 
-def _fail(line: str) -> None:
-    print(" ".join(line.split()), file=sys.stderr)
+def _dispatch(arguments: list[str]) -> int:
+    # Without click, whose import takes longer than everything else here.
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, VERBS))
+        print(_HELP.format(verbs="\n".join(f"  {verb:<{width}}  {line}" for verb, line in VERBS.items())), end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"enginecmp {__version__}")
+        return 0
+    verb = arguments[0]
+    if verb not in VERBS:
+        msg = f"unknown command '{verb}'{did_you_mean(verb, VERBS)}"
+        raise UsageError(msg)
+    import click
+
+    command: click.Command = importlib.import_module(f"enginecmp.cli.{verb}").command
+    try:
+        code = command.main(args=arguments[1:], prog_name=f"cmp {verb}", standalone_mode=False)
+    except click.ClickException as error:
+        msg = error.format_message()
+        raise UsageError(msg) from error
+    except click.Abort:
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def _fail(text: str, code: int) -> int:
+    print("cmp:", " ".join(text.split()), file=sys.stderr)
+    return code

@@ -1,0 +1,46 @@
+"""`python -m bench [fidelity] [silence] [latency] [killing]`: all of them without arguments.
+
+Each part prints its table and the line that the README quotes, and writes bench-results/PART.json. Run it on an
+idle machine: the parts say how busy it was.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from enginecmp.errors import CmpError
+from enginecmp.telemetry.idle import measure_busyness, wait_until_idle
+
+PARTS = ("latency", "silence", "fidelity", "killing")
+
+
+def main(names: list[str]) -> int:
+    """Run the named parts; return 1 when one misses its target."""
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        print(f"bench: unknown part '{unknown[0]}'; known: {', '.join(PARTS)}", file=sys.stderr)
+        return 2
+    folder = Path("bench-results")
+    folder.mkdir(exist_ok=True)
+    missed = []
+    for name in names or PARTS:
+        if not wait_until_idle(300, print):
+            print(f"{name}: warning: the machine is not idle: {measure_busyness().describe()}")
+        try:
+            result = importlib.import_module(f"bench.{name}").measure()
+        except CmpError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            missed.append(name)
+            continue
+        (folder / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        print(f"{name}: {'meets' if result['met'] else 'MISSES'} its target: {result['target']}\n", flush=True)
+        if not result["met"]:
+            missed.append(name)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
