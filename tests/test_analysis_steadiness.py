@@ -118,6 +118,13 @@ def test_a_cut_leaves_ten_requests_and_a_floor_is_kept(rng: np.random.Generator)
     assert steadiness({"a": [np.ones(5)]}, floor=2).cut == 2
 
 
+def test_a_long_warm_up_of_one_engine_leaves_half_of_anothers_short_launches(rng: np.random.Generator) -> None:
+    cold = [np.r_[np.full(60, 1.5), np.full(140, 1.0)] * rng.normal(1, 0.01, 200) for _ in range(10)]
+    assert steadiness({"cold": cold}).cut == 60
+    assert steadiness({"cold": cold, "short": [rng.normal(1, 0.01, 50) for _ in range(10)]}).cut == 25
+    assert steadiness({"cold": cold, "short": [rng.normal(1, 0.01, 14) for _ in range(10)]}).cut == 4
+
+
 def test_trend_agrees_with_scipy(rng: np.random.Generator) -> None:
     x = np.round(np.arange(40) * 0.05 + rng.normal(size=40), 1) + 10
     found = trend(x)

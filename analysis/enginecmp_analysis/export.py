@@ -79,4 +79,5 @@ def _short(value: float) -> str:
 
 
 def _plain(value: object) -> object:
-    return "" if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
+    # None is written as an empty field by the csv module itself.
+    return "" if isinstance(value, float) and not math.isfinite(value) else value
