@@ -144,6 +144,18 @@ def test_one_flagged_request_is_left_out_counted_and_costs_the_tenth_request() -
     assert _find(included, "e2e_seconds").verdict == "withheld"
 
 
+def test_launches_that_failed_before_measuring_are_counted() -> None:
+    def crash(rows: list[Sample]) -> list[Sample]:
+        lost = [s for s in rows if s.engine == "engine" and s.phase == "load" and s.block < 2]
+        for s in lost:
+            s.status = "crash"
+        return [s for s in rows if s.launch not in {s.launch for s in lost} or s.phase == "load"]
+
+    report = analyse([_edited(simulate_run(), crash)]).report
+    assert "engine: 2 launches failed: crash in load 2" in report.warnings
+    assert _find(report, PRIMARY).n_launches == 8
+
+
 def test_a_run_with_nothing_valid_has_no_numbers_and_says_why() -> None:
     def break_all(rows: list[Sample]) -> list[Sample]:
         for sample in rows:

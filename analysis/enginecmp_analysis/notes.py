@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from enginecmp_analysis.columns import KEPT, MEASURE
+from enginecmp_analysis.columns import FAILED, KEPT, MEASURE, PHASES
 from enginecmp_analysis.launches import LaunchMeans
 from enginecmp_analysis.load import Run
 from enginecmp_analysis.stationarity import correlation, drift_inside, trend
@@ -42,6 +42,23 @@ def exclusions(runs: Iterable[Run], *, include_flagged: bool = False) -> list[st
         hint = "; --include-flagged shows the flagged ones" if count == total[label] and not include_flagged else ""
         notes.append(f"{label}: {count} of {total[label]} measured requests {verb}: {why}{hint}")
     return notes
+
+
+def failed_launches(runs: Iterable[Run]) -> list[str]:
+    """Return one sentence an engine whose launches failed before anything could be measured."""
+    lost: dict[str, Counter[str]] = {}
+    for run in runs:
+        columns = run.columns
+        for code, reason in enumerate(columns.reasons):
+            if reason not in FAILED:
+                continue
+            for row in np.flatnonzero((columns.phase != MEASURE) & (columns.excluded == code)).tolist():
+                where = f"{reason} in {PHASES[int(columns.phase[row])]}"
+                lost.setdefault(columns.engines[int(columns.engine[row])], Counter())[where] += 1
+    return [
+        f"{label}: {sum(found.values())} launches failed: " + ", ".join(f"{where} {n}" for where, n in found.items())
+        for label, found in lost.items()
+    ]
 
 
 def steadiness_notes(found: Steadiness) -> list[str]:

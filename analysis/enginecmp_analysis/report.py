@@ -15,7 +15,7 @@ from enginecmp_analysis.judge import Options, candidates, judge
 from enginecmp_analysis.launches import Key, LaunchMeans, launch_means, measured, quantile_launches
 from enginecmp_analysis.load import Run
 from enginecmp_analysis.metrics import METRICS, find_metric, metric_of
-from enginecmp_analysis.notes import exclusions, launch_notes, steadiness_notes
+from enginecmp_analysis.notes import exclusions, failed_launches, launch_notes, steadiness_notes
 from enginecmp_analysis.quantiles import quantiles_or_nan
 from enginecmp_analysis.schema import StatsReport, Summary
 from enginecmp_analysis.student import mean_interval
@@ -104,6 +104,7 @@ def _analyse_group(group: Group, scenario: str, options: Options, report: StatsR
     found = candidates(means, context.pairs(options.pairs), cells, names, context.primary_metric)
     # All are judged, shown or not: looking at one metric alone must not loosen the correction.
     report.comparisons += [c for c in judge(scenario, found, options) if shown(c.metric, options)]
+    report.warnings += failed_launches(group.runs)
     report.warnings += exclusions(group.runs, include_flagged=options.include_flagged) + context.warnings
     report.warnings += cell_notes(context)
     return GroupResult(context, group.runs, means)
