@@ -115,11 +115,11 @@ class Driver:
         measuring = at.phase == "measure"
         wanted = scenario.requests if measuring else scenario.warmup_requests
         until = time.monotonic() + (scenario.seconds or 0.0) if measuring else 0.0
-        cell_number = scenario.cells.index(at.cell)
+        # Cut before the first request, so that the engine does not wait for the host between two of them.
+        ready = [self._prompt(at, index) for index in range(wanted)]
         failures = 0
         while at.index < wanted or time.monotonic() < until:
-            key = prompt_key(at.planned.block, cell_number, at.phase, at.index, self._seed)
-            token_ids = self._prompts.take(at.cell.prompt_tokens, key=key, seed=self._seed)
+            token_ids = ready[at.index] if at.index < wanted else self._prompt(at, at.index)
             at.start_ns = clock.now_ns()
             sample = self._request(launch, at, token_ids)
             keep(sample)
@@ -128,6 +128,11 @@ class Driver:
                 msg = f"{sample.error} ({failures} requests in a row)"
                 raise LaunchFailure(msg, status="error", phase=at.phase)
             at.index += 1
+
+    def _prompt(self, at: _Place, index: int) -> tuple[int, ...]:
+        cell_number = self._scenario.cells.index(at.cell)
+        key = prompt_key(at.planned.block, cell_number, at.phase, index, self._seed)
+        return self._prompts.take(at.cell.prompt_tokens, key=key, seed=self._seed)
 
     def _request(self, launch: Launch, at: _Place, token_ids: tuple[int, ...]) -> Sample:
         try:

@@ -112,6 +112,7 @@ def _dispatch(arguments: list[str]) -> int:
     import click
 
     command: click.Command = importlib.import_module(f"enginecmp.cli.{verb}").command
+    command.context_settings.setdefault("help_option_names", ["-h", "--help"])
     try:
         code = command.main(args=arguments[1:], prog_name=f"cmp {verb}", standalone_mode=False)
     except click.ClickException as error:
