@@ -13,13 +13,17 @@ help: ## show this list
 
 setup: .venv/.ready ## create .venv with the host, every plugin and the pinned dependencies
 
+# Offline first: what an earlier set-up left in uv's cache is taken as it is, where a network round trip could
+# call llama.cpp's sources changed and compile them again for minutes.
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r constraints.txt
+
 # Two steps on purpose: editable installs cannot carry hashes, so dependencies come first, hash-checked,
 # and our own distributions follow without dependencies.
 .venv/.ready: constraints.txt pyproject.toml $(PLUGINS) Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "enginecmp needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; run make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r constraints.txt
+	$(INSTALL) --offline 2>/dev/null || $(INSTALL)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation $(EDITABLE)
 	@touch $@
 

@@ -294,3 +294,15 @@ def test_the_outcome_can_be_had_as_json(cmp: CommandLine, line: list[str]) -> No
     outcome = msgspec.json.decode(done.stdout)
     assert outcome["status"] == "complete"
     assert outcome["launches"] == 1
+
+
+def test_disturbed_requests_are_followed_by_spare_ones(cmp: CommandLine, line: list[str], tmp_path: Path) -> None:
+    # With a share and a floor of nothing every request counts as disturbed by some of the machine's work.
+    scenario = Path(line[line.index("--scenario") + 1])
+    scenario.write_text(SCENARIO.replace("floor_seconds = 1000", "floor_seconds = 0\nforeign_cpu_share = 0"))
+    done = cmp(*line, "--no-gate", "--engines", "fake", "--blocks", "1", "-o", "fake.clock=real")
+    assert done.returncode == 0, done.stderr
+    measured = [s for s in read_samples(only_run(tmp_path / "results")) if s.phase == "measure"]
+    flagged = sum("foreign_cpu" in s.flags for s in measured)
+    assert len(measured) == 4 + min(flagged, 2), "4 requests and at most 2 spare ones"
+    assert [s.index for s in measured] == list(range(len(measured)))

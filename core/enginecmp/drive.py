@@ -15,6 +15,7 @@ from enginecmp.plugins import Plugin
 from enginecmp.prompts import PromptSet
 from enginecmp.results import LaunchRecord
 from enginecmp.scenarios import Scenario
+from enginecmp.telemetry.contention import DISTURBED
 from enginecmp.types import Cell, LoadOptions, ModelInfo, Phase, Sample, Status
 
 _ERRORS_IN_A_ROW = 3
@@ -110,16 +111,20 @@ class Driver:
         return record
 
     def _requests(self, launch: Launch, at: _Place, keep: Callable[[Sample], None]) -> None:
-        """Run the requests of one cell and phase, by number or by time."""
+        """Run the requests of one cell and phase, by number or by time.
+
+        A request that the rest of the machine disturbed is followed by a spare one while there are any.
+        """
         scenario = self._scenario
         measuring = at.phase == "measure"
         wanted = scenario.requests if measuring else scenario.warmup_requests
+        spare = scenario.spare_requests if measuring else 0
         until = time.monotonic() + (scenario.seconds or 0.0) if measuring else 0.0
         # Cut before the first request, so that the engine does not wait for the host between two of them.
         ready = [self._prompt(at, index) for index in range(wanted)]
         failures = 0
         while at.index < wanted or time.monotonic() < until:
-            token_ids = ready[at.index] if at.index < wanted else self._prompt(at, at.index)
+            token_ids = ready[at.index] if at.index < len(ready) else self._prompt(at, at.index)
             at.start_ns = clock.now_ns()
             sample = self._request(launch, at, token_ids)
             keep(sample)
@@ -128,6 +133,9 @@ class Driver:
                 msg = f"{sample.error} ({failures} requests in a row)"
                 raise LaunchFailure(msg, status="error", phase=at.phase)
             at.index += 1
+            if spare and not set(DISTURBED).isdisjoint(sample.flags):
+                spare -= 1
+                wanted += 1
 
     def _prompt(self, at: _Place, index: int) -> tuple[int, ...]:
         cell_number = self._scenario.cells.index(at.cell)

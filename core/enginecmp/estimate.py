@@ -17,7 +17,7 @@ from enginecmp.types import ModelInfo
 _GUESS_READ_BYTES_PER_SECOND = 4e9
 _GUESS_START_SECONDS = 3.0
 _GUESS_PREFILL_SPEEDUP = 8.0
-_SHAPE = ("name", "profile", "cells", "requests", "seconds", "warmup_requests")
+_SHAPE = ("name", "profile", "cells", "requests", "seconds", "warmup_requests", "spare_requests")
 
 
 class Pace:

@@ -40,6 +40,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         requests: measured requests per launch and cell; with `seconds` the least of them.
         seconds: measure each cell of a launch for that long; None counts requests alone.
         warmup_requests: unmeasured requests before each cell; at least 1.
+        spare_requests: most further requests in place of disturbed ones; None is half of `requests`.
         output_tokens: replaces every cell's output tokens.
     """
 
@@ -47,6 +48,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     requests: int
     seconds: float | None = None
     warmup_requests: int = 1
+    spare_requests: int | None = None
     output_tokens: int | None = None
 
 
@@ -64,6 +66,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         requests: measured requests per launch and cell; with `seconds` the least of them.
         seconds: measuring time per launch and cell, or None.
         warmup_requests: unmeasured requests before each cell.
+        spare_requests: most further requests per launch and cell in place of those that the rest of the machine
+            disturbed; decided by flags alone, never by a value.
         deadlines: when an engine counts as hung.
         validity: when a sample is left out.
         give_up_after: failed launches in a row after which an engine is no longer launched.
@@ -81,6 +85,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     seconds: float | None = None
     warmup_requests: int = 1
+    spare_requests: int = 0
     deadlines: Deadlines = Deadlines()
     validity: Validity = Validity()
     give_up_after: int = 3
@@ -169,6 +174,7 @@ def _resolve(content: dict[str, Any], profile_name: str, where: str) -> Scenario
         requests=profile.requests,
         seconds=profile.seconds,
         warmup_requests=profile.warmup_requests,
+        spare_requests=profile.requests // 2 if profile.spare_requests is None else profile.spare_requests,
         deadlines=_convert(content.get("deadlines", {}), Deadlines, f"{where} [deadlines]"),
         validity=_convert(content.get("validity", {}), Validity, f"{where} [validity]"),
         give_up_after=_convert(content.get("give_up_after", 3), int, f"{where} give_up_after"),
@@ -189,6 +195,7 @@ def check(scenario: Scenario, where: str) -> None:
         (scenario.requests < 1, "requests >= 1", scenario.requests),
         (scenario.seconds is not None and scenario.seconds <= 0, "seconds > 0", scenario.seconds),
         (scenario.warmup_requests < 1, "warmup_requests >= 1", scenario.warmup_requests),
+        (scenario.spare_requests < 0, "spare_requests >= 0", scenario.spare_requests),
         (scenario.give_up_after < 1, "give_up_after >= 1", scenario.give_up_after),
         (scenario.pattern != "closed", 'pattern = "closed"', repr(scenario.pattern)),
         (len(set(scenario.cells)) != len(scenario.cells), "cells that differ", "a cell twice"),

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import msgspec
 
+DISTURBED = ("foreign_cpu", "cpu_pressure", "steal")
+"""Flags that say something of the machine and nothing of the engine: such a request may be repeated."""
+
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _CPUACCT = Path("/sys/fs/cgroup/cpuacct/cpuacct.usage")
 
@@ -135,11 +138,9 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             metrics: of the request, with the keys of `between`.
             wall_seconds: from its start to its end.
         """
-        rules = (
-            ("foreign_cpu", "foreign_cpu_seconds", self.foreign_cpu_share),
-            ("cpu_pressure", "cpu_pressure_seconds", self.cpu_pressure_share),
-            ("steal", "steal_seconds", self.steal_share),
-        )
+        shares = (self.foreign_cpu_share, self.cpu_pressure_share, self.steal_share)
         return [
-            flag for flag, key, share in rules if metrics.get(key, 0.0) > max(self.floor_seconds, share * wall_seconds)
+            flag
+            for flag, share in zip(DISTURBED, shares, strict=True)
+            if metrics.get(f"{flag}_seconds", 0.0) > max(self.floor_seconds, share * wall_seconds)
         ]
