@@ -6,7 +6,7 @@ PLUGINS := $(sort $(wildcard plugins/*/pyproject.toml))
 EDITABLE := -e . $(foreach p,$(PLUGINS),-e $(dir $(p)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model run test lint format bench constraints clean
+.PHONY: help setup model run test lint format bench calibrate constraints clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,9 @@ format: .venv/.ready ## apply ruff's fixes and formatting
 
 bench: model ## fidelity, silence, command latency: the claims of the README, measured (idle machine, ~15 minutes)
 	$(BIN)/python -m bench
+
+calibrate: .venv/.ready ## 4,000 simulated runs per kind of data: does the method keep its promises?
+	$(BIN)/python -m enginecmp_analysis.calibrate
 
 constraints: ## pin every dependency again (names, versions, hashes)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \

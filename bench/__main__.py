@@ -1,4 +1,4 @@
-"""`python -m bench [fidelity] [silence] [latency] [killing]`: all of them without arguments.
+"""`python -m bench [PART ...]`: all of latency, silence, fidelity, killing and stats_speed without arguments.
 
 Each part prints its table and the line that the README quotes, and writes bench-results/PART.json. Run it on an
 idle machine: the parts say how busy it was.
@@ -14,7 +14,7 @@ from pathlib import Path
 from enginecmp.errors import CmpError
 from enginecmp.telemetry.idle import measure_busyness, wait_until_idle
 
-PARTS = ("latency", "silence", "fidelity", "killing")
+PARTS = ("latency", "silence", "fidelity", "killing", "stats_speed")
 
 
 def main(names: list[str]) -> int:

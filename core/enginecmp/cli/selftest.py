@@ -1,0 +1,110 @@
+"""`cmp selftest`: does this machine, with this tool, call equal things equal?"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from enginecmp.errors import CmpError
+
+if TYPE_CHECKING:
+    from enginecmp.noise import NoiseFloor
+
+
+@click.command("selftest")
+@click.option("--aa", "engine", required=True, metavar="ENGINE", help="Compare this engine with itself.")
+@click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="How many A/A runs.")
+@click.option("--scenario", default="sustained", show_default=True, help="A name or a TOML file.")
+@click.option("--profile", default="quick", show_default=True, help="How much of the scenario.")
+@click.option("--model", help="A catalog name or a GGUF file.")
+@click.option("--threads", default="auto", show_default=True, help="Compute threads.")
+@click.option("--blocks", type=click.IntRange(min=10), help="Launches of each label; at least 10.")
+@click.option("-o", "options", multiple=True, metavar="KEY=VALUE", help="An option of the engine, for both labels.")
+@click.option("--out", default="results-aa", show_default=True, type=click.Path(path_type=Path), help="Folder of runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the noise floor as JSON.")
+def command(
+    engine: str,
+    repeat: int,
+    scenario: str,
+    profile: str,
+    model: str | None,
+    threads: str,
+    blocks: int | None,
+    options: tuple[str, ...],
+    out: Path,
+    as_json: bool,
+) -> int:
+    """Run one engine under two labels through the whole pipeline and publish what differed: the noise floor.
+
+    Later verdicts on this machine quote it. At a level of 5 %, one A/A run in twenty calls the labels different by
+    chance; with --repeat, more false alarms than chance allows (99 % binomial limit) fail the test.
+    """
+    import msgspec
+
+    from enginecmp.noise import publish
+
+    arguments = ["--engines", f"a={engine},b={engine}", "--baseline", "a", "--no-gate"]
+    arguments += ["--scenario", scenario, "--profile", profile, "--threads", threads, "--out", str(out)]
+    arguments += ["--model", model] if model else []
+    arguments += ["--blocks", str(blocks)] if blocks else []
+    for option in options:
+        arguments += ["-o", f"a.{option}", "-o", f"b.{option}"]
+    floor = _measure(arguments, out, engine, repeat)
+    publish(floor)
+    if as_json:
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(floor), indent=2) + b"\n")
+    else:
+        click.echo(floor.describe())
+        click.echo(f"false alarms: {floor.false_alarms} of {floor.runs}, {_allowed(floor.runs)} allowed")
+    return 1 if floor.false_alarms > _allowed(floor.runs) else 0
+
+
+def _measure(arguments: list[str], out: Path, engine: str, repeat: int) -> NoiseFloor:
+    from enginecmp.cli.run import command as run
+    from enginecmp.noise import NoiseFloor, machine_of
+    from enginecmp_analysis.load import load_runs
+    from enginecmp_analysis.report import analyse
+
+    false_alarms = 0
+    for _ in range(repeat):
+        before = set(out.glob("*/manifest.json"))
+        run.main(args=arguments, prog_name="cmp run", standalone_mode=False)
+        (manifest_path,) = set(out.glob("*/manifest.json")) - before
+        runs = load_runs([str(manifest_path.parent)])
+        report = analyse(runs).report
+        primary = [comparison for comparison in report.comparisons if comparison.primary]
+        if not primary or any(comparison.verdict == "withheld" for comparison in primary):
+            msg = (
+                f"selftest: {manifest_path.parent} has too few undisturbed launches for a verdict "
+                f"({'; '.join(report.warnings) or 'none measured'}); try again on an idle machine"
+            )
+            raise CmpError(msg)
+        false_alarms += any(comparison.verdict in ("faster", "slower") for comparison in primary)
+    manifest = runs[0].manifest
+    widest = max(primary, key=lambda comparison: comparison.ci_high / comparison.ci_low)
+    spreads = [s.cv_launches for s in report.summaries if (s.cell, s.metric) == (widest.cell, widest.metric)]
+    return NoiseFloor(
+        machine=machine_of(manifest.environment),
+        engine=engine,
+        version=manifest.engines[0].version,
+        scenario=f"{manifest.scenario['name']}/{manifest.scenario['profile']}",
+        metric=widest.metric,
+        ratio=widest.ratio,
+        ci_low=widest.ci_low,
+        ci_high=widest.ci_high,
+        cv_launches=max(spreads),
+        n_launches=widest.n_launches,
+        runs=repeat,
+        false_alarms=false_alarms,
+        measured_utc=manifest.created_utc,
+    )
+
+
+def _allowed(runs: int) -> int:
+    """Return the 99 % quantile of Binomial(runs, 0.05): more false alarms than that are no chance."""
+    from scipy.stats import binom
+
+    return int(binom.ppf(0.99, runs, 0.05))
