@@ -14,7 +14,7 @@ from enginecmp_analysis.schema import Comparison, StatsReport, Summary
 from enginecmp_analysis.table import verdict_words
 
 
-def to_json(report: StatsReport) -> str:
+def to_json(report: msgspec.Struct) -> str:
     """Return the report as indented JSON; what is not a number is null."""
     # msgspec writes NaN and infinities as null, which is what the schema asks for.
     return msgspec.json.format(msgspec.json.encode(report), indent=2).decode()

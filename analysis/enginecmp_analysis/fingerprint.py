@@ -57,6 +57,35 @@ def group_runs(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
     return groups, warnings
 
 
+# What an engine was given, not what it is: a new build may differ in anything else.
+GIVEN_TO_ENGINE = frozenset({"device", "options.threads", "options.max_sequences", "options.numerics"})
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What is not the same in two runs, in words.
+
+    Attributes:
+        conditions: model, machine, driver, scenario, threads: with these, a comparison says nothing of the engine.
+        builds: versions, libraries and options of engines: what one compares two runs for.
+    """
+
+    conditions: list[str]
+    builds: list[str]
+
+
+def difference(old: Run, new: Run) -> Difference:
+    """Return what changed from one run to another; engines that only one of them has are passed over."""
+    common = _compare("", common_fingerprint(old), common_fingerprint(new))
+    conditions = [text for text in common if not text.startswith("environment.libraries.")]
+    builds = [text for text in common if text.startswith("environment.libraries.")]
+    before, after = engine_fingerprints(old), engine_fingerprints(new)
+    for label in [label for label in after if label in before]:
+        for text, name in _differing(f"{label} ", before[label], after[label]):
+            (conditions if name in GIVEN_TO_ENGINE else builds).append(text)
+    return Difference(conditions, builds)
+
+
 def common_fingerprint(run: Run) -> dict[str, str]:
     """Return what two runs must share whatever engines they hold: dotted names to values."""
     manifest = run.manifest
@@ -104,8 +133,13 @@ def _difference(group: Group, common: Mapping[str, str], engines: Mapping[str, M
 
 
 def _compare(prefix: str, old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    return [text for text, _ in _differing(prefix, old, new)]
+
+
+def _differing(prefix: str, old: Mapping[str, str], new: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return each difference in words, and its name."""
     return [
-        f"{prefix}{name} is {_short(new.get(name))}, was {_short(old.get(name))}"
+        (f"{prefix}{name} is {_short(new.get(name))}, was {_short(old.get(name))}", name)
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name)
         # A run lists the libraries of its own engines only; one that it does not list is no difference.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +39,7 @@ class Options:
         include_flagged: count flagged samples too; verdicts are then withheld.
         details: sensitivity checks and effect sizes for every comparison.
         warmup_floor: requests to cut at the start of every launch in any case.
+        cuts: requests to cut at least in a cell, so that runs compared with each other are cut alike.
     """
 
     baseline: str | None = None
@@ -50,6 +51,7 @@ class Options:
     include_flagged: bool = False
     details: bool = False
     warmup_floor: int = 0
+    cuts: Mapping[Cell, int] = field(default_factory=dict)
 
 
 class Candidate(NamedTuple):

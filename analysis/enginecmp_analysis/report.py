@@ -29,11 +29,12 @@ STEADY_METRIC = "e2e_seconds"
 
 @dataclass(slots=True)
 class GroupResult:
-    """One group of pooled runs: its frame, and the launch means behind its numbers."""
+    """One group of pooled runs: its frame, the launch means behind its numbers, and the warm-up cut of each cell."""
 
     context: Context
     runs: list[Run]
     means: dict[Key, LaunchMeans]
+    cuts: dict[Cell, int]
 
 
 @dataclass(slots=True)
@@ -83,7 +84,7 @@ def analyse(runs: Sequence[Run], options: Options | None = None) -> Analysis:
 
 def _analyse_group(group: Group, scenario: str, options: Options, report: StatsReport) -> GroupResult:
     context = describe_group(group, scenario, options.baseline)
-    means = _means(group, context, options)
+    means, cuts = _means(group, context, options)
     order = list(context.engines)
     cells: list[Cell | None] = [*sorted({k[1] for k in means if k[1] is not None}, key=_cell_order), None]
     names = list(METRICS)
@@ -107,7 +108,7 @@ def _analyse_group(group: Group, scenario: str, options: Options, report: StatsR
     report.warnings += failed_launches(group.runs)
     report.warnings += exclusions(group.runs, include_flagged=options.include_flagged) + context.warnings
     report.warnings += cell_notes(context)
-    return GroupResult(context, group.runs, means)
+    return GroupResult(context, group.runs, means, cuts)
 
 
 def shown(metric: str, options: Options) -> bool:
@@ -115,14 +116,14 @@ def shown(metric: str, options: Options) -> bool:
     return not options.metrics or metric_of(metric).name in options.metrics
 
 
-def _means(group: Group, context: Context, options: Options) -> dict[Key, LaunchMeans]:
-    """Reduce to launch means, the warm-up cut, and note what the launches are like."""
+def _means(group: Group, context: Context, options: Options) -> tuple[dict[Key, LaunchMeans], dict[Cell, int]]:
+    """Reduce to launch means, the warm-up cut, and note what the launches are like; return the cuts too."""
     keep = [measured(run.columns, include_flagged=options.include_flagged) for run in group.runs]
     before = launch_means(group.runs, [STEADY_METRIC], keep)
     cuts: dict[Cell, int] = {}
     for cell in {k[1] for k in before if k[1] is not None}:
         series = {engine: m.per_launch() for (engine, of, _), m in before.items() if of == cell}
-        found = steadiness(series, options.warmup_floor)
+        found = steadiness(series, max(options.warmup_floor, options.cuts.get(cell, 0)))
         context.notes[cell] = steadiness_notes(found)
         cuts[cell] = found.cut
     for run, mask in zip(group.runs, keep, strict=True):
@@ -134,7 +135,7 @@ def _means(group: Group, context: Context, options: Options) -> dict[Key, Launch
     for (engine, where, metric), launches in means.items():
         if metric == STEADY_METRIC:
             context.notes.setdefault(where, []).extend(launch_notes(engine, launches))
-    return means
+    return means, cuts
 
 
 def _summary(scenario: str, key: Key, launches: LaunchMeans) -> Summary:

@@ -35,7 +35,7 @@ def render(analysis: Analysis) -> list[Line]:
             lines.append(("", ""))
             lines.append((f"── {cell_name(cell)} ".ljust(WIDTH, "─"), "bold"))
             for note in context.notes.get(cell, []):
-                lines += [(text, "yellow") for text in _wrap(note, "! ")]
+                lines += [(text, "yellow") for text in wrap(note, "! ")]
             for metric in _in_order([m for of, m in places if of == cell], context):
                 lines += _metric(
                     metric, comparisons.get((cell, metric), []), summaries.get((cell, metric), []), context
@@ -47,7 +47,7 @@ def render(analysis: Analysis) -> list[Line]:
         lines.append(("nothing to show: no request ended well and unflagged", "yellow"))
     told = {note for context in analysis.contexts for note in cell_notes(context)}
     for warning in dict.fromkeys(w for w in analysis.report.warnings if w not in told):
-        lines += [(text, "yellow") for text in _wrap(warning, "! ")]
+        lines += [(text, "yellow") for text in wrap(warning, "! ")]
     return lines
 
 
@@ -60,7 +60,7 @@ def _promises(report: StatsReport) -> Iterator[Line]:
         bound = f"bound {slo.bound:.4g}, n={slo.n}" if math.isfinite(slo.bound) else f"n={slo.n}, need {slo.needed}"
         style = {"pass": "green", "fail": "red"}.get(slo.verdict, "yellow")
         yield f"  {slo.verdict:<4}  {name}  {slo.engine}  ({bound})", style
-        yield from ((text, "dim") for text in _wrap(f"{slo.scenario}, {cell_name(slo.cell)}", "        "))
+        yield from ((text, "dim") for text in wrap(f"{slo.scenario}, {cell_name(slo.cell)}", "        "))
     yield "", ""
 
 
@@ -75,7 +75,7 @@ def _plans(report: StatsReport) -> Iterator[Line]:
                 f"{_percent(row.between)}, requests by {_percent(row.within)}; "
                 f"best {math.ceil(row.best_requests)} requests a launch"
             )
-            yield from ((line, "dim") for line in _wrap(text, "  "))
+            yield from ((line, "dim") for line in wrap(text, "  "))
         yield "", ""
 
 
@@ -88,10 +88,10 @@ def _duration(seconds: float) -> str:
 def _header(context: Context) -> Iterator[Line]:
     runs = context.run_ids[0] + (f" and {len(context.run_ids) - 1} more" if len(context.run_ids) > 1 else "")
     yield f"{context.scenario}: {context.model}", "bold"
-    yield from ((text, "") for text in _wrap(f"run {runs}, {_count(context.blocks, 'block')}", ""))
+    yield from ((text, "") for text in wrap(f"run {runs}, {_count(context.blocks, 'block')}", ""))
     for label, text in context.engines.items():
         role = "baseline; " if label == context.baseline else ""
-        yield from ((line, "") for line in _wrap(f"{label}  {role}{text}", "  "))
+        yield from ((line, "") for line in wrap(f"{label}  {role}{text}", "  "))
     yield "ratio = engine / baseline [95 % CI]; + faster, - slower, = equivalent, ~ open", "dim"
 
 
@@ -147,13 +147,13 @@ def _comparison(c: Comparison, context: Context) -> Iterator[Line]:
     style = _STYLES[c.verdict]
     if c.primary or len(head) + len(words) + 2 > WIDTH:
         yield head, style
-        yield from ((line, "") for line in _wrap(verdict_words(c) if c.primary else words, "    "))
+        yield from ((line, "") for line in wrap(verdict_words(c) if c.primary else words, "    "))
     else:
         yield f"{head}  {words}", style
     if c.details:
-        yield from ((line, "dim") for line in _wrap(_details(c.details), "    "))
+        yield from ((line, "dim") for line in wrap(_details(c.details), "    "))
     for text in c.warnings:
-        yield from ((line, "") for line in _wrap(text, "    ! "))
+        yield from ((line, "") for line in wrap(text, "    ! "))
 
 
 def _details(d: Details) -> str:
@@ -202,7 +202,8 @@ def _count(n: int | None, word: str, plural: str = "s") -> str:
     return f"{n} {word}{'' if n == 1 else plural}"
 
 
-def _wrap(text: str, indent: str) -> list[str]:
+def wrap(text: str, indent: str) -> list[str]:
+    """Return a text in lines of 80 columns, the first one behind `indent`, the others below it."""
     return textwrap.wrap(
         text, WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent), break_on_hyphens=False
     )

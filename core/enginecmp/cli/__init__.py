@@ -17,6 +17,8 @@ from enginecmp.errors import CmpError, UsageError, did_you_mean
 VERBS = {
     "run": "Measure engines against each other.",
     "stats": "Turn samples into verdicts.",
+    "compare": "Say whether a new run is slower than an old one.",
+    "selftest": "Compare an engine with itself: the noise floor of this machine.",
     "engines": "List engines, and what keeps the missing ones away.",
     "model": "List, fetch, convert, describe or invent weights files.",
 }

@@ -26,7 +26,8 @@ _WAIT_LIMIT_SECONDS = 600.0
 @click.option("--scenario", "scenario_name", default="sustained", show_default=True, help="A name or a TOML file.")
 @click.option("--profile", default="full", show_default=True, help="How much of the scenario: full or quick.")
 @click.option("--model", "model_name", help="A catalog name or a GGUF file; see `cmp model list`.")
-@click.option("--baseline", help="Engine that others are compared with.  [default: pytorch_baseline]")
+@click.option("--baseline", help="Engine that others are compared with, or a saved run.  [default: pytorch_baseline]")
+@click.option("--save-baseline", metavar="NAME", help="Save the run under a name when it is complete.")
 @click.option("--threads", default="auto", show_default=True, help="Compute threads; auto leaves the host a core.")
 @click.option("--device", help="cpu, cuda, ...; each engine's default without it.")
 @click.option("--blocks", type=click.IntRange(min=1), help="Launches per engine, instead of the profile's.")
@@ -41,22 +42,23 @@ _WAIT_LIMIT_SECONDS = 600.0
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Finish an interrupted run.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and the time it will take.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
-def command(**arguments: Any) -> None:
+def command(**arguments: Any) -> int:
     """Launch every engine many times in random order, and write down when each token came.
 
     Each engine is first held against a reference, then launched once per block in a process of its own. What is
     finished is on disk at any moment: Ctrl-C or a crash loses at most the request under way, and
     `cmp run --resume results/ID` goes on from there.
+
+    With the name of a saved run as --baseline, the new run is compared with it afterwards; a confirmed critical
+    regression exits with 3.
     """
     with _terminated_like_interrupted():
-        if arguments["resume"] is not None:
-            _resume(arguments)
-        else:
-            _start(arguments)
+        return _resume(arguments) if arguments["resume"] is not None else _start(arguments)
 
 
-def _start(arguments: dict[str, Any]) -> None:
+def _start(arguments: dict[str, Any]) -> int:
     from enginecmp import run
+    from enginecmp.baselines import check_name, engine_or_saved
     from enginecmp.estimate import duration, expected_seconds
     from enginecmp.results import ResultsFolder
 
@@ -65,10 +67,14 @@ def _start(arguments: dict[str, Any]) -> None:
     model = _model(arguments["model_name"])
     _check_context(scenario, model)
     request = _request(arguments, scenario, model, seed)
+    labels = [contender.label for contender in request.contenders]
+    if arguments["save_baseline"] is not None:
+        check_name(arguments["save_baseline"], labels)
+    request.baseline, saved = engine_or_saved(arguments["baseline"], labels, arguments["out"])
     seconds, basis = expected_seconds(scenario, model, request.contenders, arguments["out"])
     if arguments["dry_run"]:
         _print_plan(request, seconds, basis)
-        return
+        return 0
     if request.reference is not None:
         request.exact = _exact(model)
     with ResultsFolder(arguments["out"]):
@@ -76,10 +82,26 @@ def _start(arguments: dict[str, Any]) -> None:
         _say(f"{folder}: {_headline(request)}; about {duration(seconds)} and the gate ({basis})")
         _check_idle(arguments["wait_idle"])
         _execute(request, folder, None, arguments["as_json"])
+        return _after(arguments, folder, saved)
 
 
-def _resume(arguments: dict[str, Any]) -> None:
+def _after(arguments: dict[str, Any], folder: Path, saved: Path | None) -> int:
+    """Save the finished run under the name asked for, compare it with a saved one, and return the exit code."""
+    from enginecmp import baselines
+
+    if arguments["save_baseline"] is not None:
+        baselines.save(folder.parent, arguments["save_baseline"], folder)
+        _say(f"saved as baseline '{arguments['save_baseline']}'")
+    if saved is None:
+        return 0
+    from enginecmp.cli.compare import compare_with_saved
+
+    return compare_with_saved(saved, folder, _say)
+
+
+def _resume(arguments: dict[str, Any]) -> int:
     from enginecmp import run
+    from enginecmp.baselines import check_name, engine_or_saved
     from enginecmp.drive import Contender
     from enginecmp.plugins import discover, find
     from enginecmp.results import ResultsFolder, read_manifest
@@ -90,7 +112,11 @@ def _resume(arguments: dict[str, Any]) -> None:
         manifest = read_manifest(folder)
         if manifest.status == "complete":
             _say(f"{folder}: is complete, nothing to resume")
-            return
+            return 0
+        labels = [engine.name for engine in manifest.engines]
+        if arguments["save_baseline"] is not None:
+            check_name(arguments["save_baseline"], labels)
+        _, saved = engine_or_saved(arguments["baseline"], labels, folder.parent)
         scenario = msgspec.convert(manifest.scenario, Scenario)
         model = _model(arguments["model_name"] or manifest.model.name)
         if model.sha256 != manifest.model.sha256:
@@ -127,6 +153,7 @@ def _resume(arguments: dict[str, Any]) -> None:
         _say(f"{folder}: resuming: {_headline(request)}")
         _check_idle(arguments["wait_idle"])
         _execute(request, folder, manifest, arguments["as_json"])
+        return _after(arguments, folder, saved)
 
 
 def _execute(request: Any, folder: Path, manifest: Any, as_json: bool) -> None:
@@ -214,14 +241,9 @@ def _request(arguments: dict[str, Any], scenario: Scenario, model: ModelInfo, se
             probe=lambda plugin, device: probe(plugin, device, Path(logs)),
             say=_say,
         )
-    labels = [contender.label for contender in contenders]
-    baseline = arguments["baseline"] or ("pytorch_baseline" if "pytorch_baseline" in labels else labels[0])
-    if baseline not in labels:
-        msg = f"--baseline {baseline}: not in this run; it has {', '.join(labels)}"
-        raise UsageError(msg)
     reference = find(arguments["reference"], plugins) if scenario.gate else None
     return RunRequest(
-        scenario=scenario, model=model, contenders=contenders, baseline=baseline, seed=seed, reference=reference
+        scenario=scenario, model=model, contenders=contenders, baseline="", seed=seed, reference=reference
     )
 
 

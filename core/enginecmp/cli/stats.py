@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
+from enginecmp.errors import UsageError
+
 if TYPE_CHECKING:
+    from enginecmp_analysis.load import Run
     from enginecmp_analysis.slo import Promise
     from enginecmp_analysis.table import Line
 
@@ -38,6 +42,7 @@ def _share(ctx: click.Context, param: click.Parameter, value: str) -> float:
 @click.option("--slo", "promises", multiple=True, metavar="METRIC:pN=LIMIT", help="Check a promise; repeatable.")
 @click.option("--plan", "planning", is_flag=True, help="Say how many blocks and requests the next run takes.")
 @click.option("--detect", callback=_share, default="2%", show_default=True, help="Difference that --plan must find.")
+@click.option("--history", "over_time", is_flag=True, help="Follow the primary metric (or --metric) over runs.")
 @click.option("--warmup-floor", type=click.IntRange(min=0), default=0, help="Cut at least so many requests a launch.")
 @click.option("--include-flagged", is_flag=True, help="Count flagged samples too; no verdicts then.")
 @click.option("--json", "form", flag_value="json", help="Print JSON (schema enginecmp-stats/1).")
@@ -54,6 +59,7 @@ def command(
     promises: tuple[str, ...],
     planning: bool,
     detect: float,
+    over_time: bool,
     warmup_floor: int,
     include_flagged: bool,
     form: str | None,
@@ -66,6 +72,9 @@ def command(
     from enginecmp_analysis.load import load_runs
     from enginecmp_analysis.report import Options, analyse
 
+    if over_time:
+        _history(load_runs(paths or ("results",)), metrics, form)
+        return
     options = Options(
         baseline=baseline,
         pairs=pairs,
@@ -77,7 +86,9 @@ def command(
         warmup_floor=warmup_floor,
     )
     asked = _parse(promises)
-    analysis = analyse(load_runs(paths or ("results",)), options)
+    runs = load_runs(paths or ("results",))
+    analysis = analyse(runs, options)
+    analysis.report.warnings += _noise(runs)
     if asked:
         from enginecmp_analysis.slo import check_all
 
@@ -104,6 +115,28 @@ def command(
         click.echo(to_csv(analysis.report), nl=False)
     else:
         click.echo(to_markdown(analysis), nl=False)
+
+
+def _noise(runs: Sequence[Run]) -> list[str]:
+    """Return what A/A runs on the machines of these runs have found."""
+    from enginecmp.noise import floors_for
+
+    return list(dict.fromkeys(floor.describe() for run in runs for floor in floors_for(run.manifest.environment)))
+
+
+def _history(runs: Sequence[Run], metrics: tuple[str, ...], form: str | None) -> None:
+    from enginecmp_analysis.history import history, render_history
+
+    if form not in (None, "json"):
+        msg = f"--history prints a table or --json, not --{form}"
+        raise UsageError(msg)
+    report = history(runs, metrics)
+    if form is None:
+        _show(render_history(report))
+        return
+    from enginecmp_analysis.export import to_json
+
+    click.echo(to_json(report))
 
 
 def _parse(promises: tuple[str, ...]) -> list[Promise]:
