@@ -306,3 +306,30 @@ def test_disturbed_requests_are_followed_by_spare_ones(cmp: CommandLine, line: l
     flagged = sum("foreign_cpu" in s.flags for s in measured)
     assert len(measured) == 4 + min(flagged, 2), "4 requests and at most 2 spare ones"
     assert [s.index for s in measured] == list(range(len(measured)))
+
+
+ADAPTIVE = SCENARIO.replace("blocks = 3", "blocks = 10").replace("requests = 4", "requests = 10")
+
+
+def test_an_adaptive_run_stops_when_it_is_precise_enough(cmp: CommandLine, line: list[str], tmp_path: Path) -> None:
+    Path(line[line.index("--scenario") + 1]).write_text(ADAPTIVE)
+    steady = ["-o", "a.launch_sd=0.001", "-o", "b.launch_sd=0.001"]
+    done = cmp(
+        *line, "--no-gate", "--engines", "a=fake,b=fake", *steady, "--adaptive", "--precision", "2%", "--blocks", "14"
+    )
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path / "results")
+    assert read_manifest(run).status == "complete"
+    assert read_manifest(run).scenario["blocks"] == 10, "ten blocks are the least, and enough here"
+    assert len(finished_launches(run)) == 20
+    assert "wanted ±2.0%" in done.stderr
+
+
+def test_an_adaptive_run_goes_on_to_its_limit_when_it_is_not(cmp: CommandLine, line: list[str], tmp_path: Path) -> None:
+    Path(line[line.index("--scenario") + 1]).write_text(ADAPTIVE)
+    noisy = ["-o", "a.launch_sd=0.1", "-o", "b.launch_sd=0.1"]
+    done = cmp(
+        *line, "--no-gate", "--engines", "a=fake,b=fake", *noisy, "--adaptive", "--precision", "1%", "--blocks", "12"
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(finished_launches(only_run(tmp_path / "results"))) == 24

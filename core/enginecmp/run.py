@@ -36,6 +36,9 @@ from enginecmp.results import (
 from enginecmp.scenarios import Scenario
 from enginecmp.types import SCHEMA, Equivalence, LoadOptions, Manifest, ModelInfo, RunEngine, RunModel, Sample
 
+MIN_BLOCKS = 10
+"""An adaptive run never stops earlier: intervals from five blocks on cover 92 %, from ten 95 %."""
+
 
 class RunRequest(msgspec.Struct, kw_only=True):
     """Everything that decides what a run does.
@@ -48,6 +51,8 @@ class RunRequest(msgspec.Struct, kw_only=True):
         seed: everything random comes from it.
         reference: plugin of the gate's reference; None without a gate.
         exact: float32 sibling of the model for the gate; None without a gate.
+        enough: asked before each block from `MIN_BLOCKS` on whether an adaptive run is precise enough to stop;
+            None runs all blocks.
     """
 
     scenario: Scenario
@@ -57,6 +62,7 @@ class RunRequest(msgspec.Struct, kw_only=True):
     seed: int
     reference: Plugin | None = None
     exact: ModelInfo | None = None
+    enough: Callable[[Path], bool] | None = None
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -65,7 +71,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     Attributes:
         folder: where it is.
         status: complete or interrupted.
-        launches: how many were planned.
+        launches: how many are over.
         failed: failed launches, in order.
         flagged: measured samples left out, by flag.
         given_up: labels that failed too often to go on.
@@ -234,6 +240,10 @@ def _launches(
     for planned in plan:
         if (planned.block, planned.engine) in done:
             continue
+        if planned.order == 0 and planned.block >= MIN_BLOCKS and request.enough and request.enough(folder):
+            # What was planned beyond is not missing: the run is complete with these blocks.
+            writer.manifest.scenario["blocks"] = planned.block
+            break
         if planned.engine in given_up:
             continue
         record = driver.run(planned, contenders[planned.engine], _name(planned, torn), keep)
@@ -249,7 +259,7 @@ def _launches(
     return Outcome(
         folder=folder,
         status="complete",
-        launches=len(plan),
+        launches=len(over),
         failed=failed,
         flagged=dict(flags),
         given_up=given_up,

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from enginecmp.cli.stats import _share, _show
-from enginecmp.errors import ResultsError
+from enginecmp.cli.console import show
+from enginecmp.cli.options import read_share
+from enginecmp.errors import ResultsError, UsageError
 
 if TYPE_CHECKING:
+    from enginecmp.types import Manifest
     from enginecmp_analysis.gate import CompareReport, Level
 
 REGRESSION = 3
@@ -22,8 +24,8 @@ REGRESSION = 3
 @click.argument("base")
 @click.argument("new")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Instead of the primary one; repeatable.")
-@click.option("--warning", callback=_share, default="10%", show_default=True, help="Slowdown that is a warning.")
-@click.option("--critical", callback=_share, default="20%", show_default=True, help="Slowdown that is critical.")
+@click.option("--warning", callback=read_share, default="10%", show_default=True, help="Slowdown that is a warning.")
+@click.option("--critical", callback=read_share, default="20%", show_default=True, help="Slowdown that is critical.")
 @click.option(
     "--fail-on",
     type=click.Choice(["warning", "critical"]),
@@ -82,8 +84,32 @@ def command(
     else:
         from enginecmp_analysis.gate_table import render_gate
 
-        _show(render_gate(report))
+        show(render_gate(report))
     return _exit_code(report)
+
+
+def check_conditions(saved: Path, manifest: Manifest) -> None:
+    """Refuse to measure for hours what could not be compared with the saved run afterwards.
+
+    Args:
+        saved: folder of the saved run.
+        manifest: of the run that is about to start.
+
+    Raises:
+        UsageError: model, machine, driver or scenario differ.
+    """
+    from enginecmp_analysis.columns import ColumnBuilder
+    from enginecmp_analysis.fingerprint import difference
+    from enginecmp_analysis.load import MANIFEST, Run, read_manifest
+
+    old, nothing = read_manifest(saved / MANIFEST), ColumnBuilder().build()
+    # Set when the run starts; the texts come with the program.
+    manifest.scenario["prompts_sha256"] = old.scenario.get("prompts_sha256")
+    gap = difference(Run(old, nothing), Run(manifest, nothing))
+    if gap.conditions:
+        what = "; ".join(gap.conditions[:3])
+        msg = f"--baseline: run {old.run_id} was made under other conditions: {what}; save a new baseline under these"
+        raise UsageError(msg)
 
 
 def compare_with_saved(saved: Path, run: Path, say: Callable[[str], None]) -> int:

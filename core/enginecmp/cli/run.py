@@ -7,13 +7,14 @@ import secrets
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
+from enginecmp.cli.options import read_share
 from enginecmp.errors import CmpError, ResultsError, UsageError
 from enginecmp.scenarios import Scenario
 from enginecmp.types import ModelInfo
@@ -31,6 +32,8 @@ _WAIT_LIMIT_SECONDS = 600.0
 @click.option("--threads", default="auto", show_default=True, help="Compute threads; auto leaves the host a core.")
 @click.option("--device", help="cpu, cuda, ...; each engine's default without it.")
 @click.option("--blocks", type=click.IntRange(min=1), help="Launches per engine, instead of the profile's.")
+@click.option("--adaptive", is_flag=True, help="Stop when precise enough; --blocks is then the most.  [4 × profile]")
+@click.option("--precision", callback=read_share, default="2%", show_default=True, help="What --adaptive aims at.")
 @click.option("--requests", type=click.IntRange(min=1), help="Measured requests per launch and cell.")
 @click.option("-o", "options", multiple=True, metavar="ENGINE.KEY=VALUE", help="An option of one engine.")
 @click.option("--deadline", "deadlines", multiple=True, metavar="PHASE=SECONDS", help="load, prefill, decode, score.")
@@ -71,6 +74,10 @@ def _start(arguments: dict[str, Any]) -> int:
     if arguments["save_baseline"] is not None:
         check_name(arguments["save_baseline"], labels)
     request.baseline, saved = engine_or_saved(arguments["baseline"], labels, arguments["out"])
+    if saved is not None:
+        from enginecmp.cli.compare import check_conditions
+
+        check_conditions(saved, run.new_manifest(request, "new"))
     seconds, basis = expected_seconds(scenario, model, request.contenders, arguments["out"])
     if arguments["dry_run"]:
         _print_plan(request, seconds, basis)
@@ -160,6 +167,8 @@ def _execute(request: Any, folder: Path, manifest: Any, as_json: bool) -> None:
     from enginecmp import run
 
     try:
+        if request.scenario.precision:
+            request.enough = _precise_enough(request.scenario.precision)
         outcome = run.execute(request, folder, _say, manifest)
     except KeyboardInterrupt:
         _say(f"interrupted; everything finished is kept: cmp run --resume {folder}")
@@ -176,10 +185,23 @@ def _execute(request: Any, folder: Path, manifest: Any, as_json: bool) -> None:
         raise CmpError(msg)
 
 
+def _precise_enough(precision: float) -> Callable[[Path], bool]:
+    """Return the question that an adaptive run asks before each block: precision, never significance."""
+    from enginecmp_analysis.load import load_runs
+    from enginecmp_analysis.report import analyse
+    from enginecmp_analysis.stopping import progress
+
+    def enough(folder: Path) -> bool:
+        found = progress(analyse(load_runs([str(folder)])).report.comparisons, precision)
+        _say(f"precision ±{found.precision:.1%} after {found.launches} launches, wanted ±{precision:.1%}")
+        return found.reached
+
+    return enough
+
+
 def _scenario(arguments: dict[str, Any]) -> Scenario:
-    from enginecmp.launch import Deadlines
     from enginecmp.plugins import discover
-    from enginecmp.scenarios import load_scenario
+    from enginecmp.scenarios import change_deadlines, load_scenario
 
     scenario = load_scenario(arguments["scenario_name"], arguments["profile"], _plugin_scenarios(discover()))
     changes: dict[str, Any] = {"gate": not arguments["no_gate"]}
@@ -189,18 +211,9 @@ def _scenario(arguments: dict[str, Any]) -> Scenario:
         # A number of requests asks for that number: the time limit of the profile goes.
         changes |= {"requests": arguments["requests"], "seconds": None}
     if arguments["deadlines"]:
-        names = {field.removesuffix("_seconds") for field in Deadlines.__struct_fields__}
-        seconds = {}
-        for item in arguments["deadlines"]:
-            phase, _, value = item.partition("=")
-            try:
-                if phase not in names or float(value) <= 0:
-                    raise ValueError
-                seconds[f"{phase}_seconds"] = float(value)
-            except ValueError:
-                msg = f"--deadline {item}: expected PHASE=SECONDS with PHASE one of {', '.join(sorted(names))}"
-                raise UsageError(msg) from None
-        changes["deadlines"] = msgspec.structs.replace(scenario.deadlines, **seconds)
+        changes["deadlines"] = change_deadlines(scenario.deadlines, arguments["deadlines"])
+    if arguments["adaptive"]:
+        changes |= {"precision": arguments["precision"], "blocks": arguments["blocks"] or 4 * scenario.blocks}
     return msgspec.structs.replace(scenario, **changes)
 
 

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
+from enginecmp.cli.console import show
+from enginecmp.cli.options import read_share
 from enginecmp.errors import UsageError
 
 if TYPE_CHECKING:
     from enginecmp_analysis.load import Run
     from enginecmp_analysis.slo import Promise
-    from enginecmp_analysis.table import Line
-
-
-def _share(ctx: click.Context, param: click.Parameter, value: str) -> float:
-    """Read a share written as "3%" or "0.03"."""
-    try:
-        share = float(value[:-1]) / 100 if value.endswith("%") else float(value)
-    except ValueError:
-        share = -1.0
-    if not 0 < share < 1:
-        msg = f"expected a share like 3% or 0.03, got '{value}'"
-        raise click.BadParameter(msg, ctx, param)
-    return share
 
 
 @click.command("stats")
@@ -35,13 +22,15 @@ def _share(ctx: click.Context, param: click.Parameter, value: str) -> float:
 @click.option("--pairs", is_flag=True, help="Compare every engine with every other one.")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Show only this metric; repeatable.")
 @click.option(
-    "--margin", callback=_share, default="3%", show_default=True, help="Differences below this are equivalent."
+    "--margin", callback=read_share, default="3%", show_default=True, help="Differences below this are equivalent."
 )
 @click.option("--quantiles", is_flag=True, help="Compare p50, p90, p95 and p99 of launches too.")
 @click.option("--details", is_flag=True, help="Show what other methods say, and effect sizes of single requests.")
 @click.option("--slo", "promises", multiple=True, metavar="METRIC:pN=LIMIT", help="Check a promise; repeatable.")
 @click.option("--plan", "planning", is_flag=True, help="Say how many blocks and requests the next run takes.")
-@click.option("--detect", callback=_share, default="2%", show_default=True, help="Difference that --plan must find.")
+@click.option(
+    "--detect", callback=read_share, default="2%", show_default=True, help="Difference that --plan must find."
+)
 @click.option("--history", "over_time", is_flag=True, help="Follow the primary metric (or --metric) over runs.")
 @click.option("--warmup-floor", type=click.IntRange(min=0), default=0, help="Cut at least so many requests a launch.")
 @click.option("--include-flagged", is_flag=True, help="Count flagged samples too; no verdicts then.")
@@ -105,7 +94,7 @@ def command(
     if form is None:
         from enginecmp_analysis.table import render
 
-        _show(render(analysis))
+        show(render(analysis))
         return
     from enginecmp_analysis.export import to_csv, to_json, to_markdown
 
@@ -132,7 +121,7 @@ def _history(runs: Sequence[Run], metrics: tuple[str, ...], form: str | None) ->
         raise UsageError(msg)
     report = history(runs, metrics)
     if form is None:
-        _show(render_history(report))
+        show(render_history(report))
         return
     from enginecmp_analysis.export import to_json
 
@@ -145,15 +134,3 @@ def _parse(promises: tuple[str, ...]) -> list[Promise]:
     from enginecmp_analysis.slo import parse_promise
 
     return [parse_promise(text) for text in promises]
-
-
-def _show(lines: list[Line]) -> None:
-    if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
-        click.echo("\n".join(text for text, _ in lines))
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False, soft_wrap=True)
-    for text, style in lines:
-        console.print(Text(text, style=style))

@@ -71,6 +71,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         deadlines: when an engine counts as hung.
         validity: when a sample is left out.
         give_up_after: failed launches in a row after which an engine is no longer launched.
+        precision: relative half-width of the primary metric's interval at which an adaptive run stops; 0 runs all
+            blocks. With it `blocks` is the most that will run.
         gate: whether equivalence is checked before anything is timed.
         prompts_sha256: hash of the texts that the prompts were cut from; set when a run starts.
     """
@@ -89,6 +91,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     deadlines: Deadlines = Deadlines()
     validity: Validity = Validity()
     give_up_after: int = 3
+    precision: float = 0.0
     gate: bool = True
     prompts_sha256: str = ""
 
@@ -181,6 +184,26 @@ def _resolve(content: dict[str, Any], profile_name: str, where: str) -> Scenario
     )
     check(scenario, where)
     return scenario
+
+
+def change_deadlines(deadlines: Deadlines, items: Iterable[str]) -> Deadlines:
+    """Return deadlines with each "PHASE=SECONDS" put in place.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    names = {field.removesuffix("_seconds") for field in Deadlines.__struct_fields__}
+    seconds: dict[str, float] = {}
+    for item in items:
+        phase, _, value = item.partition("=")
+        try:
+            if phase not in names or float(value) <= 0:
+                raise ValueError
+            seconds[f"{phase}_seconds"] = float(value)
+        except ValueError:
+            msg = f"--deadline {item}: expected PHASE=SECONDS with PHASE one of {', '.join(sorted(names))}"
+            raise UsageError(msg) from None
+    return msgspec.structs.replace(deadlines, **seconds)
 
 
 def check(scenario: Scenario, where: str) -> None:
