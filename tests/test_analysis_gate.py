@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 from xml.etree import ElementTree
 
 import msgspec
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from enginecmp.errors import ResultsError, UsageError
 from enginecmp.types import Cell
@@ -24,10 +26,10 @@ from enginecmp_analysis.simulate import Design, simulate_run
 SECONDS = 0.1
 
 
-def run_of(name: str, slowdown: float = 1.0, *, seed: int, engines: tuple[str, ...] = ("a",), **design: float) -> Run:
+def run_of(name: str, slowdown: float = 1.0, *, seed: int, engines: tuple[str, ...] = ("a",), **design: Any) -> Run:
     """Return a run whose engines take `slowdown` times 0.1 s a request."""
     return simulate_run(
-        Design(seconds=SECONDS * slowdown, **design),  # type: ignore[arg-type]
+        Design(seconds=SECONDS * slowdown, **design),
         seed=seed,
         engines=engines,
         run_id=name,
@@ -39,7 +41,7 @@ def changed(run: Run, **changes: object) -> Run:
     return dataclasses.replace(run, manifest=msgspec.convert(raw, type(run.manifest)))
 
 
-def verdict(slowdown: float, metric: str = "e2e_seconds", **design: float) -> tuple[str | None, str, bool]:
+def verdict(slowdown: float, metric: str = "e2e_seconds", **design: Any) -> tuple[str | None, str, bool]:
     base, new = run_of("old", seed=1, **design), run_of("new", slowdown, seed=2, **design)
     (line,) = compare_runs([base], [new], metrics=[metric]).lines
     return line.band, line.confirmed, line.failed
@@ -116,7 +118,7 @@ def test_a_warning_fails_the_gate_only_when_asked() -> None:
 
 
 @pytest.mark.parametrize(("design", "missing"), [({"blocks": 9}, 1), ({"requests": 9}, 10)])
-def test_below_ten_by_ten_nothing_is_confirmed(design: dict[str, float], missing: int) -> None:
+def test_below_ten_by_ten_nothing_is_confirmed(design: dict[str, Any], missing: int) -> None:
     base, new = run_of("old", seed=1, **design), run_of("new", 2.0, seed=2, **design)
     report = compare_runs([base], [new])
     (line,) = report.lines
@@ -128,7 +130,7 @@ def test_below_ten_by_ten_nothing_is_confirmed(design: dict[str, float], missing
 
 
 def test_noise_is_inconclusive_and_the_launches_asked_for_suffice() -> None:
-    design = {"launch_spread": 0.10}
+    design: dict[str, Any] = {"launch_spread": 0.10}
     base, new = run_of("old", seed=3, **design), run_of("new", 1.04, seed=4, **design)
     (line,) = compare_runs([base], [new]).lines
     assert line.confirmed == "INCONCLUSIVE"
@@ -142,7 +144,7 @@ def test_noise_is_inconclusive_and_the_launches_asked_for_suffice() -> None:
     assert 0.77 < float((upper < 1.10).mean()) < 0.83
 
 
-def _scores(n: int) -> np.ndarray:
+def _scores(n: int) -> NDArray[np.float64]:
     """Return n values of mean 0 and standard deviation 1."""
     x = np.arange(n) - (n - 1) / 2
     return np.asarray(x / x.std(ddof=1))
@@ -286,7 +288,7 @@ def report() -> CompareReport:
         ("same", 1.0, {}), ("slower", 1.15, {}), ("much_slower", 1.3, {}), ("short", 1.3, {"blocks": 5})
     ]:  # fmt: skip
         sides = [
-            [run_of(side, factor, seed=seed, engines=(name,), launch_spread=0.01, **design)]  # type: ignore[arg-type]
+            [run_of(side, factor, seed=seed, engines=(name,), launch_spread=0.01, **design)]
             for side, factor, seed in (("20261121-old", 1.0, 1), ("20261122-new", slowdown, 2))
         ]
         found.append(compare_runs(*sides))

@@ -69,6 +69,11 @@ def test_a_run_is_saved_compared_and_a_planted_regression_exits_3(
     outcome = json.loads(much_slower.stdout)
     assert outcome["status"] == "complete"
 
+    # What could not be compared afterwards is refused before it is measured.
+    other = cmp(*line, "--requests", "11", "--baseline", "main")
+    assert other.returncode == 2
+    assert "scenario.requests is 11, was 10" in other.stderr
+
     again = cmp("compare", "main", outcome["folder"], "--json")
     assert again.returncode == 3, again.stderr
     report = json.loads(again.stdout)

@@ -13,7 +13,7 @@ from enginecmp_analysis.load import Run
 VOLATILE = frozenset({"available", "busy", "free", "hostname", "load", "mhz", "pid", "temperature", "time", "uptime"})
 
 # What does not touch a request that ended well: more blocks are more of the same measurement.
-FREE_IN_SCENARIO = frozenset({"blocks", "description", "deadlines", "give_up_after"})
+FREE_IN_SCENARIO = frozenset({"blocks", "description", "deadlines", "give_up_after", "precision"})
 
 
 @dataclass(slots=True)

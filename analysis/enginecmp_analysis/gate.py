@@ -349,13 +349,13 @@ def gate_line(
     needed: int | None = 0
     if withheld:
         which = "base" if sides[0].full_launches < MIN_LAUNCHES else "new"
-        reason = f"{which} has {full} launches of {least} valid requests, it takes {MIN_LAUNCHES}"
+        reason = f"{which} has {full} launches of {least} or more valid requests, it takes {MIN_LAUNCHES}"
         needed = MIN_LAUNCHES - full
     elif not bool(found.decidable):
         reason, needed = "the launches show no spread at all, or a mean of zero: there is nothing to judge by", None
     elif confirmed == "INCONCLUSIVE":
         needed = needed_to_confirm(found, limits)
-        reason = f"the slowdown may be on either side of {limits.warning:.4g}"
+        reason = f"the slowdown may be below or above {limits.warning:.1%}".replace("%", " %").replace(".0 %", " %")
     worst: dict[Level, tuple[Confirmed, ...]] = {"warning": ("WARNING", "CRITICAL"), "critical": ("CRITICAL",)}
     return GateLine(
         scenario=scenario,

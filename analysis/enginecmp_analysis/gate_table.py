@@ -55,7 +55,7 @@ def words(line: GateLine) -> str:
         bound = f"at most {line.upper:.3f}" if line.confirmed == "PASS" else f"at least {line.lower:.3f}"
         return f"{line.confirmed} ({where}; {bound} with 95 %)"
     name = "WITHHELD" if line.withheld else "INCONCLUSIVE"
-    more = "" if line.launches_needed is None else f"; {_more(line.launches_needed)}"
+    more = "" if line.withheld or line.launches_needed is None else f"; {_more(line.launches_needed)}"
     return f"{name} ({where}): {line.reason}{more}"
 
 
@@ -63,14 +63,20 @@ def conclusion(report: CompareReport) -> str:
     """Return the verdict of the whole gate in one sentence."""
     counts = {name: sum(line.confirmed == name for line in report.lines) for name in _STYLES}
     told = ", ".join(f"{n} {name}" for name, n in counts.items() if n)
-    what = "a regression is confirmed" if report.failed else "no regression is confirmed"
-    return f"{'FAILED' if report.failed else 'passed'}: {what} at level {report.fail_on} or above ({told})"
+    if report.failed:
+        return f"FAILED: a regression is confirmed at level {report.fail_on} or above ({told})"
+    # Not failed is not the same as passed: what is inconclusive may still be slower.
+    return f"{'open' if counts['INCONCLUSIVE'] else 'passed'}: no regression is confirmed at level " + (
+        f"{report.fail_on} or above ({told})"
+    )
 
 
 def gate_markdown(report: CompareReport) -> str:
     """Return the report as Markdown, verdict first."""
+    open_ = any(line.confirmed == "INCONCLUSIVE" for line in report.lines)
+    icon = "❌" if report.failed else "❔" if open_ else "✅"
     rows = [
-        f"### {'❌' if report.failed else '✅'} {conclusion(report)}",
+        f"### {icon} {conclusion(report)}",
         "",
         f"base `{_runs(report.base)}`, new `{_runs(report.new)}`; a slowdown above 1 is worse",
         "",
@@ -96,11 +102,11 @@ def gate_markdown(report: CompareReport) -> str:
 
 
 def _side(name: str, side: Side) -> str:
-    means = f"{name:<4} mean {side.mean:.4g}, {side.n_launches} launch{'' if side.n_launches == 1 else 'es'}"
+    means = f"{name:<4} {side.mean:.4g}, {side.n_launches} launch{'' if side.n_launches == 1 else 'es'}"
     if not math.isfinite(side.cv):
         return means
-    claim = "reproducible" if side.reproducible else "not shown to be reproducible"
-    return f"{means}, CV {_percent(side.cv)} (at most {_percent(side.cv_upper)}: {claim})"
+    claim = "reproducible" if side.reproducible else "not shown reproducible"
+    return f"{means}, CV {_percent(side.cv)} (<= {_percent(side.cv_upper)}, {claim})"
 
 
 def _more(launches: int) -> str:

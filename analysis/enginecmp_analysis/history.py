@@ -263,7 +263,7 @@ def render_history(report: HistoryReport) -> list[Line]:
         title = f"{series.engine}: {series.metric}, {series.scenario}, {cell_name(series.cell)}"
         lines += [(text, "bold") for text in wrap(title, "")]
         width = min(max(len(point.run_id) for point in series.points), 30)
-        lines.append((f"  {'date':<16}  {'run':<{width}}  {'value ± 95 %':>18}  ratio", "dim"))
+        lines.append((f"  {'date':<10}  {'run':<{width}}  {'value ± 95 %':>18}  ratio", "dim"))
         for point in series.points:
             lines += _point_lines(point, series.metric, width)
         lines.append(("", ""))
@@ -285,13 +285,13 @@ def _point_lines(point: Point, metric: str, width: int) -> list[Line]:
     # The interval is symmetric in logs; its upper half in percent says as much as two limits.
     half = f"{100 * (point.ci_high / point.value - 1):.1f} %" if math.isfinite(point.ci_high) else "n/a"
     name = point.run_id if len(point.run_id) <= width else point.run_id[: width - 1] + "…"
-    value = f"{point.value:.4g} ± {half}"
+    value = f"{f'{point.value:#.4g}'.rstrip('.')} ± {half}"
     ratio = f"{point.ratio:.3f}" if math.isfinite(point.ratio) else "     "
     style, mark = "", ""
     if point.changed:
         worse = (point.ratio < 1) == metric_of(metric).higher_is_better
         style, mark = ("red", "changed, worse") if worse else ("green", "changed, better")
-    text = f"  {point.created_utc[:16].replace('T', ' '):<16}  {name:<{width}}  {value:>18}  {ratio}"
+    text = f"  {point.created_utc[:10]:<10}  {name:<{width}}  {value:>18}  {ratio}"
     if mark and len(text) + len(mark) + 1 > WIDTH:
         return [*lines, (text, style), (f"{mark:>{WIDTH}}", style)]
     return [*lines, (f"{text} {mark}".rstrip(), style)]
