@@ -11,6 +11,7 @@ import numpy as np
 from enginecmp.types import Cell
 from enginecmp_analysis.fingerprint import Group
 from enginecmp_analysis.metrics import METRICS
+from enginecmp_analysis.notes import imported
 
 NOT_COMPARABLE = "not comparable"
 
@@ -82,6 +83,7 @@ def describe_group(group: Group, scenario: str, baseline: str | None) -> Context
         blocks=sum(len(np.unique(run.columns.block)) for run in group.runs),
     )
     _warn(context, {run.manifest.baseline for run in group.runs} if baseline is None else {baseline})
+    context.warnings += imported(group.runs)
     return context
 
 

@@ -113,6 +113,35 @@ def launch_notes(engine: str, launches: LaunchMeans) -> list[str]:
     return notes
 
 
+def imported(runs: Iterable[Run]) -> list[str]:
+    """Return what is known too little of runs that came from other tools.
+
+    Requests of one launch are correlated, so nothing can be tested with one; and a file counts as a launch without
+    any proof that the engine was started anew for it.
+    """
+    launches: dict[str, set[tuple[str, int]]] = {}
+    for run in runs:
+        if run.manifest.scenario.get("source_tool") is None:
+            continue
+        columns = run.columns
+        for engine, launch in sorted({*zip(columns.engine.tolist(), columns.launch.tolist(), strict=True)}):
+            launches.setdefault(columns.engines[engine], set()).add((run.manifest.run_id, launch))
+    alone = ", ".join(label for label, found in launches.items() if len(found) == 1)
+    several = ", ".join(label for label, found in launches.items() if len(found) > 1)
+    notes = []
+    if alone:
+        notes.append(
+            f"imported as a single launch: {alone}; requests of one launch are correlated, so they give no interval, "
+            "no p-value and no verdict (a test on them would be far too optimistic); import one file a launch"
+        )
+    if several:
+        notes.append(
+            f"imported, each file taken for a launch: {several}; p-values are optimistic if the engine was not "
+            "started anew for every file"
+        )
+    return notes
+
+
 def _percent(value: float) -> str:
     return f"{abs(value):.1%}".replace("%", " %")
 
