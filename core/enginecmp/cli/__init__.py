@@ -19,10 +19,14 @@ VERBS = {
     "stats": "Turn samples into verdicts.",
     "compare": "Say whether a new run is slower than an old one.",
     "selftest": "Compare an engine with itself: the noise floor of this machine.",
+    "import": "Bring results of other tools into this format.",
     "engines": "List engines, and what keeps the missing ones away.",
     "model": "List, fetch, convert, describe or invent weights files.",
 }
 """Every verb and its line in the help; the module of the same name holds its command."""
+
+_MODULES = {"import": "import_results"}
+"""Modules of verbs that Python keeps as its own words."""
 
 _OWN_OPTIONS = ("-h", "--help", "--version", "--debug")
 
@@ -113,7 +117,7 @@ def _dispatch(arguments: list[str]) -> int:
         raise UsageError(msg)
     import click
 
-    command: click.Command = importlib.import_module(f"enginecmp.cli.{verb}").command
+    command: click.Command = importlib.import_module(f"enginecmp.cli.{_MODULES.get(verb, verb)}").command
     command.context_settings.setdefault("help_option_names", ["-h", "--help"])
     try:
         code = command.main(args=arguments[1:], prog_name=f"cmp {verb}", standalone_mode=False)

@@ -1,0 +1,248 @@
+"""Imported launches to a run folder: what may stand in one run, and how it is written."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from enginecmp.errors import UsageError, did_you_mean
+from enginecmp.importers.parts import Launch, Part
+from enginecmp.results import ResultsFolder, RunWriter
+from enginecmp.types import SCHEMA, Cell, Manifest, RunEngine, RunModel, Sample
+
+SCENARIO = "imported"
+"""Name of the scenario of every imported run."""
+
+UNKNOWN = "unknown"
+"""Version and device of an engine whose file does not tell."""
+
+
+@dataclass(slots=True)
+class Source:
+    """One file and the label it was given.
+
+    Attributes:
+        label: of the engine.
+        path: the file.
+        tool: that wrote it.
+        launches: it holds.
+    """
+
+    label: str
+    path: Path
+    tool: str
+    launches: list[Launch]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What the user decides about a run.
+
+    Attributes:
+        only: keep only parts whose condition or option of that name has that value.
+        model: name of the model for files that do not tell it or call it differently.
+        cell: put every request into this cell; None keeps those of the files.
+        baseline: label that others are compared with; None takes the first.
+        paired: the i-th launches of all labels were measured side by side.
+    """
+
+    only: Mapping[str, str] = field(default_factory=dict)
+    model: str | None = None
+    cell: Cell | None = None
+    baseline: str | None = None
+    paired: bool = False
+
+
+def select(sources: Iterable[Source], choices: Choices) -> list[Source]:
+    """Return the sources with the parts that were chosen.
+
+    Raises:
+        UsageError: nothing of a file is left.
+    """
+    chosen = []
+    for source in sources:
+        kept = [[part for part in launch if _matches(part, choices.only)] for launch in source.launches]
+        kept = [launch for launch in kept if launch]
+        if not kept:
+            held = [part for launch in source.launches for part in launch]
+            told = ", ".join(
+                f"{key}={' or '.join(dict.fromkeys(_told(part, key) for part in held))}" for key in choices.only
+            )
+            msg = f"{source.path}: --only leaves nothing; it holds {told}"
+            raise UsageError(msg)
+        if choices.cell is not None:
+            kept = [[replace(part, cell=choices.cell) for part in launch] for launch in kept]
+        chosen.append(Source(source.label, source.path, source.tool, kept))
+    return chosen
+
+
+def _told(part: Part, key: str) -> str:
+    return str({**part.options, **part.conditions}.get(key, "none"))
+
+
+def _matches(part: Part, only: Mapping[str, str]) -> bool:
+    return all(_told(part, key) == value for key, value in only.items())
+
+
+def build_manifest(sources: Sequence[Source], choices: Choices) -> Manifest:
+    """Return the manifest of a run, refusing what cannot stand in one.
+
+    All parts must share model and conditions; the launches of one label must share version, device and options.
+
+    Raises:
+        UsageError: they do not, or the baseline is no label; says what differs and what to do.
+    """
+    parts = [(source, part) for source in sources for launch in source.launches for part in launch]
+    labels = list(dict.fromkeys(source.label for source in sources))
+    baseline = choices.baseline or labels[0]
+    if baseline not in labels:
+        msg = f"unknown baseline '{baseline}'{did_you_mean(baseline, labels)}"
+        raise UsageError(msg)
+    model = _model(parts, choices.model)
+    conditions = _shared(parts, lambda part: part.conditions, "choose with --only {key}=VALUE, or make a run of each")
+    engines = []
+    for label in labels:
+        mine = [(source, part) for source, part in parts if source.label == label]
+        build = _shared(mine, _build, "give them different labels, or choose with --only {key}=VALUE")
+        version, device = build.pop("version") or UNKNOWN, build.pop("device") or UNKNOWN
+        engines.append(RunEngine(name=label, version=version, device=device, options=build))
+    tools = sorted({source.tool for source in sources})
+    versions = sorted({part.tool_version for _, part in parts if part.tool_version})
+    cells = list(dict.fromkeys(part.cell for _, part in parts))
+    return Manifest(
+        schema=SCHEMA,
+        run_id=f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{SCENARIO}-{secrets.token_hex(2)}",
+        created_utc=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        status="complete",
+        seed=0,
+        scenario={
+            "name": SCENARIO,
+            # Free text that two runs may differ in and still be pooled.
+            "description": ", ".join(f"{source.label}={source.path}" for source in sources),
+            # No weights hash is known, so the name alone keeps runs of different models apart.
+            "model": model.name,
+            "source_tool": "+".join(tools),
+            "source_version": "+".join(versions) or None,
+            "conditions": conditions,
+            "cells": [
+                {"prompt_tokens": c.prompt_tokens, "output_tokens": c.output_tokens, "concurrency": c.concurrency}
+                for c in cells
+            ],
+            "blocks": 1 + max(block for _, block, _ in numbered(sources, choices.paired)),
+        },
+        model=model,
+        baseline=baseline,
+        engines=engines,
+        environment=_common(part.machine for _, part in parts),
+    )
+
+
+def _build(part: Part) -> dict[str, Any]:
+    return {**part.options, "version": part.version, "device": part.device, "machine": dict(part.machine)}
+
+
+def _model(parts: Sequence[tuple[Source, Part]], given: str | None) -> RunModel:
+    names = {part.model: source.path for source, part in parts}
+    if given is None and len(names) > 1:
+        told = ", ".join(f"'{name}' in {path}" if name else f"none in {path}" for name, path in names.items())
+        msg = f"one run has one model, these files name {told}; if it is the same, give it one name with --model"
+        raise UsageError(msg)
+    name = given or next(iter(names))
+    if not name:
+        msg = f"{next(iter(names.values()))}: does not tell its model; name it with --model"
+        raise UsageError(msg)
+    weights = _common(part.weights for _, part in parts)
+    return RunModel(name=name, sha256="", parameters=weights.get("parameters", 0), bytes=weights.get("bytes", 0))
+
+
+def _shared(parts: Sequence[tuple[Source, Part]], of: Any, advice: str) -> dict[str, Any]:
+    """Return a mapping that all parts must have in common."""
+    first_source, first = parts[0]
+    shared: dict[str, Any] = dict(of(first))
+    for source, part in parts[1:]:
+        other = of(part)
+        for key in {**shared, **other}:
+            if shared.get(key) != other.get(key):
+                msg = (
+                    f"{key} is {shared.get(key)!r} in {first_source.path}, {other.get(key)!r} in {source.path}: "
+                    f"they do not belong together; {advice.format(key=key)}"
+                )
+                raise UsageError(msg)
+    return shared
+
+
+def _common(mappings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the entries on which all mappings agree."""
+    several = list(mappings)
+    first = several[0]
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in several)}
+
+
+def numbered(sources: Sequence[Source], paired: bool) -> list[tuple[str, int, Launch]]:
+    """Return label, block and launch of everything.
+
+    Launches of one block are taken for measured side by side, which no file says. So every launch has a block of
+    its own, unless the user knows that the i-th launches of all labels belong together.
+    """
+    found: list[tuple[str, int, Launch]] = []
+    count: dict[str, int] = {}
+    for source in sources:
+        for launch in source.launches:
+            block = count.get(source.label, 0) if paired else len(found)
+            count[source.label] = count.get(source.label, 0) + 1
+            found.append((source.label, block, launch))
+    return found
+
+
+def write_run(sources: Sequence[Source], choices: Choices, out: Path) -> tuple[Path, Manifest]:
+    """Write one run folder below `out`.
+
+    Returns:
+        The folder, and its manifest.
+
+    Raises:
+        UsageError: the files do not belong into one run.
+        ResultsError: the folder cannot be written.
+    """
+    manifest = build_manifest(sources, choices)
+    folder = out / manifest.run_id
+    order = {engine.name: position for position, engine in enumerate(manifest.engines)}
+    with ResultsFolder(out):
+        writer = RunWriter(folder, manifest)
+        try:
+            for label, block, launch in numbered(sources, choices.paired):
+                position = order[label] if choices.paired else 0
+                for sample in _samples(label, block, position, launch):
+                    writer.append(sample)
+        finally:
+            writer.close()
+    return folder, manifest
+
+
+def _samples(label: str, block: int, order: int, launch: Launch) -> Iterable[Sample]:
+    index: dict[tuple[Cell, str], int] = {}
+    for part in launch:
+        for request in part.requests:
+            place = (part.cell, request.phase)
+            yield Sample(
+                block=block,
+                order=order,
+                launch=f"b{block}-{label}",
+                engine=label,
+                cell=part.cell,
+                index=index.setdefault(place, 0),
+                phase=request.phase,
+                intended_ns=request.start_ns if request.intended_ns is None else request.intended_ns,
+                start_ns=request.start_ns,
+                token_ns=list(request.token_ns),
+                end_ns=request.end_ns,
+                prompt_tokens=request.prompt_tokens,
+                output_tokens=request.output_tokens,
+                status=request.status,
+                error=request.error,
+            )
+            index[place] += 1
