@@ -197,6 +197,38 @@ def test_guidellm_with_a_rate_waits_from_the_targeted_start(tmp_path: Path) -> N
     assert means(stats(told["folder"]), "g", (10, 4, 0))["ttft_seconds"] == pytest.approx(0.25 + (0.125 + 0.25) / 2)
 
 
+@pytest.mark.parametrize(("chunks", "stamps"), [(2, 2), (1, 1)])
+def test_guidellm_knows_both_of_two_tokens_only_from_two_chunks(tmp_path: Path, chunks: int, stamps: int) -> None:
+    content = json.loads((DATA / "guidellm.json").read_text())
+    request = content["benchmarks"][0]["requests"]["successful"][0]
+    request["output_tokens"] = 2
+    request["info"]["timings"]["token_iterations"] = chunks
+    path = tmp_path / "two.json"
+    path.write_text(json.dumps(content))
+    _, launches = read_file(path)
+    assert len(launches[0][0].requests[0].token_ns) == stamps
+
+
+def test_times_that_run_backwards_are_refused(tmp_path: Path) -> None:
+    content = json.loads((DATA / "guidellm.json").read_text())
+    timings = content["benchmarks"][0]["requests"]["successful"][1]["info"]["timings"]
+    timings["request_end"] = timings["request_start"]
+    path = tmp_path / "backwards.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ResultsError, match=r"backwards\.json: request 1: expected start <= tokens, rising <= end"):
+        read_file(path)
+
+
+def test_a_cancelled_aiperf_request_without_an_error_is_one(tmp_path: Path) -> None:
+    record = json.loads(AIPERF.read_text().splitlines()[1])
+    record["metadata"]["was_cancelled"] = True
+    path = tmp_path / "profile_export.jsonl"
+    path.write_text(json.dumps(record))
+    _, launches = read_file(path)
+    request = launches[0][0].requests[0]
+    assert (request.status, request.error, request.token_ns) == ("error", "cancelled", ())
+
+
 def test_two_files_stand_side_by_side_without_a_verdict(tmp_path: Path) -> None:
     told = run_import(tmp_path, f"fast={DATA / 'vllm.json'}", f"slow={DATA / 'vllm_slow.json'}")
     report = stats(told["folder"])
