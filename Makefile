@@ -15,7 +15,7 @@ setup: .venv/.ready ## create .venv with the host, every plugin and the pinned d
 
 # Offline first: what an earlier set-up left in uv's cache is taken as it is, where a network round trip could
 # call llama.cpp's sources changed and compile them again for minutes.
-INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r constraints.txt
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r constraints.txt
 
 # Two steps on purpose: editable installs cannot carry hashes, so dependencies come first, hash-checked,
 # and our own distributions follow without dependencies.
@@ -25,6 +25,8 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
 	$(INSTALL) --offline 2>/dev/null || $(INSTALL)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation $(EDITABLE)
+	@# Where PYTHONDONTWRITEBYTECODE is set, every command would compile its imports again.
+	$(BIN)/python -m compileall -q core analysis plugins
 	@touch $@
 
 model: .venv/.ready ## fetch the embedded model and derive its Q8_0 and F32 files

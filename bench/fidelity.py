@@ -25,9 +25,9 @@ from enginecmp.plugins import Plugin, discover, find
 from enginecmp.prompts import PromptSet
 from enginecmp.types import LoadOptions, ModelInfo
 
-ROUNDS = 12
+ROUNDS = 8
 PROMPT_TOKENS = 50
-REPETITIONS = 8
+REPETITIONS = 5
 BAND = (0.99, 1.01)
 
 
