@@ -148,7 +148,7 @@ class Cell(msgspec.Struct, frozen=True, omit_defaults=False):
     Attributes:
         prompt_tokens: ids in the prompt.
         output_tokens: ids to generate, the first included.
-        concurrency: requests in flight at once.
+        concurrency: requests in flight at once; 0 where an imported result does not tell.
     """
 
     prompt_tokens: int
