@@ -41,7 +41,8 @@ def measure() -> dict[str, Any]:
     """Kill a run of two engines (one fake on a real clock, one llama.cpp) at random moments, and finish it."""
     generator = random.Random(20)
     failures: list[str] = []
-    moments = [generator.uniform(0.2, 9.0) for _ in range(MOMENTS)]
+    whole = _seconds_of_a_run()
+    moments = [generator.uniform(0.05, 0.95) * whole for _ in range(MOMENTS)]
     phases: Counter[str] = Counter()
     for number, moment in enumerate(moments):
         with TemporaryDirectory(prefix="cmp-bench-") as folder:
@@ -60,13 +61,26 @@ def measure() -> dict[str, Any]:
     }
 
 
-def _kill_once(folder: Path, moment: float) -> tuple[list[str], str]:
+def _prepare(folder: Path) -> tuple[list[str], str]:
+    """Write model and scenario; return the command of the run and the model's path."""
     model = write_synth(folder / "tiny.gguf", like="tiny-llama", quantization="F32", seed=0)
     (folder / "killed.toml").write_text(SCENARIO)
-    journal = folder / "journal"
     command = [CMP, "run", "--engines", "fake,llamacpp", "--scenario", "./killed.toml", "--model", model.path]
     command += ["--reference", "fake", "--no-gate", "-o", "fake.clock=real", "-o", "fake.decode_us=8000"]
-    command += ["-o", "fake.child=1", "-o", f"fake.journal={journal}"]
+    return [*command, "-o", "fake.child=1", "-o", f"fake.journal={folder / 'journal'}"], model.path
+
+
+def _seconds_of_a_run() -> float:
+    with TemporaryDirectory(prefix="cmp-bench-") as folder:
+        command, _ = _prepare(Path(folder))
+        start = time.monotonic()
+        subprocess.run(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.DEVNULL, check=True)
+        return time.monotonic() - start
+
+
+def _kill_once(folder: Path, moment: float) -> tuple[list[str], str]:
+    command, model_path = _prepare(folder)
+    journal = folder / "journal"
     host = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     time.sleep(moment)
     ended = host.poll() is not None
@@ -85,7 +99,7 @@ def _kill_once(folder: Path, moment: float) -> tuple[list[str], str]:
     if journaled - len(kept) > 1:  # one may have ended in the engine while its answer was on the way
         failures.append(f"the engine finished {journaled} requests, {len(kept)} are on disk")
     done = subprocess.run(
-        [CMP, "run", "--resume", str(run), "--model", model.path],
+        [CMP, "run", "--resume", str(run), "--model", model_path],
         cwd=folder,
         env=ENVIRONMENT,
         capture_output=True,
