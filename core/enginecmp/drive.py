@@ -6,36 +6,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from enginecmp import clock
-from enginecmp.launch import Launch, LaunchFailure
+from enginecmp.launch import Contender, Launch, LaunchFailure
 from enginecmp.plan import PlannedLaunch, cells_in_block, prompt_key
-from enginecmp.plugins import Plugin
 from enginecmp.prompts import PromptSet
 from enginecmp.results import LaunchRecord
 from enginecmp.scenarios import Scenario
 from enginecmp.telemetry.contention import DISTURBED
-from enginecmp.types import Cell, LoadOptions, ModelInfo, Phase, Sample, Status
+from enginecmp.types import Cell, ModelInfo, Phase, Sample, Status
 
 _ERRORS_IN_A_ROW = 3
 """After that many refused requests the rest of a launch would only repeat the message."""
-
-
-class Contender(msgspec.Struct, frozen=True):
-    """One engine of a run, ready to be launched.
-
-    Attributes:
-        label: its name in the run.
-        plugin: where it lives.
-        options: what it is loaded with.
-        engine_version: version of the wrapped engine.
-    """
-
-    label: str
-    plugin: Plugin
-    options: LoadOptions
-    engine_version: str
 
 
 class Driver:

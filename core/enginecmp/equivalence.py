@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from enginecmp.errors import CmpError
-from enginecmp.launch import Deadlines, Launch, LaunchFailure
+from enginecmp.launch import Contender, Deadlines, Launch, LaunchFailure
 from enginecmp.plugins import Plugin
 from enginecmp.types import Equivalence, LoadOptions, ModelInfo
 
@@ -51,20 +51,6 @@ class Divergence(msgspec.Struct, frozen=True):
     max_kl: float
     top1: float
     positions: int
-
-
-class Candidate(msgspec.Struct, frozen=True):
-    """An engine as it will be timed.
-
-    Attributes:
-        label: its name in the run.
-        plugin: where it lives.
-        options: what it will be loaded with.
-    """
-
-    label: str
-    plugin: Plugin
-    options: LoadOptions
 
 
 def exact_threshold(model: ModelInfo) -> float:
@@ -111,7 +97,7 @@ def _log_softmax(row: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def score(
-    candidate: Candidate, model: ModelInfo, token_ids: Sequence[int], log: Path, deadlines: Deadlines
+    contender: Contender, model: ModelInfo, token_ids: Sequence[int], log: Path, deadlines: Deadlines
 ) -> NDArray[np.float32] | None:
     """Launch an engine, return its logits at every position; None where it has no `cmp_score`.
 
@@ -120,7 +106,7 @@ def score(
     """
     import numpy as np
 
-    with Launch(candidate.label, candidate.plugin, log=log, options=candidate.options) as launch:
+    with Launch(contender.label, contender.plugin, log=log, options=contender.options) as launch:
         launch.load(model, deadlines.load_seconds)
         answer = launch.call("score", deadlines.score_seconds, token_ids=list(token_ids))
     if answer["shape"] is None:
@@ -129,7 +115,7 @@ def score(
 
 
 def run_gate(
-    candidates: Sequence[Candidate],
+    contenders: Sequence[Contender],
     reference: Plugin,
     timed: ModelInfo,
     exact: ModelInfo,
@@ -141,7 +127,7 @@ def run_gate(
     """Hold every engine against the reference, on the exact file and on the timed one.
 
     Args:
-        candidates: the engines of the run.
+        contenders: the engines of the run.
         reference: plugin of the reference engine, run in float32 on `exact`.
         timed: the file being timed.
         exact: its float32 sibling; may be the same file.
@@ -156,28 +142,28 @@ def run_gate(
     Raises:
         LaunchFailure: the reference itself failed.
     """
-    threads = max((candidate.options.threads for candidate in candidates), default=1)
+    threads = max((contender.options.threads for contender in contenders), default=1)
     exact_options = LoadOptions(
         threads=threads, numerics="exact", context_tokens=len(token_ids) + 1, device=_default_device(reference)
     )
     say(f"gate: reference {reference.name} in float32 on {exact.quantization}, {len(token_ids)} positions")
     wanted = score(
-        Candidate("reference", reference, exact_options), exact, token_ids, logs / "gate-reference.log", deadlines
+        Contender("reference", reference, exact_options), exact, token_ids, logs / "gate-reference.log", deadlines
     )
     if wanted is None:
         msg = f"{reference.name}: has no cmp_score, so it cannot be the reference; choose another with --reference"
         raise CmpError(msg)
     entries: list[Equivalence] = []
-    for candidate in candidates:
-        assert candidate.plugin.info is not None
-        device = candidate.options.device
+    for contender in contenders:
+        assert contender.plugin.info is not None
+        device = contender.options.device
         changes = {"context_tokens": len(token_ids) + 1, "max_sequences": 1}
-        plain = msgspec.structs.replace(candidate.options, **changes)
+        plain = msgspec.structs.replace(contender.options, **changes)
         careful = msgspec.structs.replace(plain, numerics="exact")
-        if candidate.plugin.module == reference.module and careful == exact_options:
+        if contender.plugin.module == reference.module and careful == exact_options:
             entries.append(
                 Equivalence(
-                    engine=candidate.label,
+                    engine=contender.label,
                     mean_kl=0.0,
                     max_kl=0.0,
                     top1=1.0,
@@ -186,20 +172,20 @@ def run_gate(
                     positions=len(token_ids),
                 )
             )
-        elif exact.quantization in candidate.plugin.info.quantizations:
-            subject = msgspec.structs.replace(candidate, options=careful)
-            log = logs / f"gate-{candidate.label}-exact.log"
+        elif exact.quantization in contender.plugin.info.quantizations:
+            subject = msgspec.structs.replace(contender, options=careful)
+            log = logs / f"gate-{contender.label}-exact.log"
             entries.append(_check(subject, exact, wanted, token_ids, exact_threshold(exact), log, deadlines))
             say(describe(entries[-1], device))
-        subject = msgspec.structs.replace(candidate, options=plain)
-        log = logs / f"gate-{candidate.label}-timed.log"
+        subject = msgspec.structs.replace(contender, options=plain)
+        log = logs / f"gate-{contender.label}-timed.log"
         entries.append(_check(subject, timed, wanted, token_ids, TIMED_THRESHOLD, log, deadlines))
         say(describe(entries[-1], device))
     return entries
 
 
 def _check(
-    candidate: Candidate,
+    contender: Contender,
     model: ModelInfo,
     wanted: NDArray[np.float32],
     token_ids: Sequence[int],
@@ -208,7 +194,7 @@ def _check(
     deadlines: Deadlines,
 ) -> Equivalence:
     entry = Equivalence(
-        engine=candidate.label,
+        engine=contender.label,
         mean_kl=None,
         max_kl=None,
         top1=None,
@@ -218,7 +204,7 @@ def _check(
         threshold=threshold,
     )
     try:
-        logits = score(candidate, model, token_ids, log, deadlines)
+        logits = score(contender, model, token_ids, log, deadlines)
         if logits is None:
             entry.note = "it has no cmp_score, so nothing can be proven"
             return entry
@@ -243,11 +229,6 @@ def describe(entry: Equivalence, device: str = "cpu") -> str:
         return f"{where}: {entry.verdict}: {entry.note}"
     bound = f" (limit {entry.threshold:g})" if entry.threshold is not None else ""
     return f"{where}: mean KL {entry.mean_kl:.1e} nats{bound}, top-1 {entry.top1:.2f}: {entry.verdict}"
-
-
-def not_comparable(entries: Sequence[Equivalence]) -> set[str]:
-    """Return the labels of engines that failed any check."""
-    return {entry.engine for entry in entries if entry.verdict == NOT_COMPARABLE}
 
 
 def not_checked(labels: Sequence[str]) -> list[Equivalence]:

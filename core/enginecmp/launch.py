@@ -38,6 +38,26 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     score_seconds: float = 600.0
 
 
+class Contender(msgspec.Struct, frozen=True):
+    """One engine of a run, ready to be launched.
+
+    Attributes:
+        label: its name in the run.
+        plugin: where it lives.
+        options: what it is loaded with.
+    """
+
+    label: str
+    plugin: Plugin
+    options: LoadOptions
+
+    @property
+    def engine_version(self) -> str:
+        """Version of the wrapped engine."""
+        assert self.plugin.info is not None
+        return self.plugin.info.version
+
+
 class LaunchFailure(LaunchError):
     """An engine's launch went wrong.
 

@@ -17,11 +17,11 @@ from typing import Any
 import msgspec
 
 from enginecmp import equivalence
-from enginecmp.drive import Contender, Driver
+from enginecmp.drive import Driver
 from enginecmp.environment import describe_environment
 from enginecmp.errors import CmpError, ResultsError
 from enginecmp.estimate import Pace
-from enginecmp.launch import engine_environment
+from enginecmp.launch import Contender, engine_environment
 from enginecmp.plan import PlannedLaunch, plan_launches
 from enginecmp.plugins import Plugin
 from enginecmp.prompts import PromptSet
@@ -197,10 +197,9 @@ def _gate(request: RunRequest, prompts: PromptSet, folder: Path, say: Callable[[
     if request.reference is None or request.exact is None:
         say("gate: skipped; nothing proves that the engines compute the same thing")
         return equivalence.not_checked([contender.label for contender in request.contenders])
-    candidates = [equivalence.Candidate(c.label, c.plugin, c.options) for c in request.contenders]
     try:
         return equivalence.run_gate(
-            candidates,
+            request.contenders,
             request.reference,
             request.model,
             request.exact,

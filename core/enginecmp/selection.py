@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-from enginecmp.drive import Contender
 from enginecmp.environment import usable_cores
 from enginecmp.errors import CmpError, UsageError, did_you_mean
+from enginecmp.launch import Contender
 from enginecmp.plugins import Plugin, find
 from enginecmp.types import LoadOptions, ModelInfo, Probe
 
@@ -138,7 +138,7 @@ def choose(
             context_tokens=context_tokens,
             extra=dict(extra.get(label, {})),
         )
-        contenders.append(Contender(label, plugin, options, plugin.info.version))
+        contenders.append(Contender(label, plugin, options))
     if not contenders:
         msg = f"no engine can run: {'; '.join(refused) or 'no engine plugin is installed'}; see `cmp engines`"
         raise CmpError(msg)

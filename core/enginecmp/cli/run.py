@@ -16,6 +16,7 @@ import msgspec
 
 from enginecmp.cli.options import read_share
 from enginecmp.errors import CmpError, ResultsError, UsageError
+from enginecmp.plugins import Plugin
 from enginecmp.scenarios import Scenario
 from enginecmp.types import ModelInfo
 
@@ -63,13 +64,15 @@ def _start(arguments: dict[str, Any]) -> int:
     from enginecmp import run
     from enginecmp.baselines import check_name, engine_or_saved
     from enginecmp.estimate import duration, expected_seconds
+    from enginecmp.plugins import discover
     from enginecmp.results import ResultsFolder
 
-    scenario = _scenario(arguments)
+    plugins = discover()
+    scenario = _scenario(arguments, plugins)
     seed = arguments["seed"] if arguments["seed"] is not None else secrets.randbelow(2**31)
     model = _model(arguments["model_name"])
     _check_context(scenario, model)
-    request = _request(arguments, scenario, model, seed)
+    request = _request(arguments, scenario, model, seed, plugins)
     labels = [contender.label for contender in request.contenders]
     if arguments["save_baseline"] is not None:
         check_name(arguments["save_baseline"], labels)
@@ -109,7 +112,7 @@ def _after(arguments: dict[str, Any], folder: Path, saved: Path | None) -> int:
 def _resume(arguments: dict[str, Any]) -> int:
     from enginecmp import run
     from enginecmp.baselines import check_name, engine_or_saved
-    from enginecmp.drive import Contender
+    from enginecmp.launch import Contender
     from enginecmp.plugins import discover, find
     from enginecmp.results import ResultsFolder, read_manifest
     from enginecmp.selection import unfit
@@ -146,7 +149,7 @@ def _resume(arguments: dict[str, Any]) -> int:
             if reason := unfit(plugin, model):
                 msg = f"{engine.name}: {reason}"
                 raise CmpError(msg)
-            contenders.append(Contender(engine.name, plugin, run.stored_options(engine), engine.version))
+            contenders.append(Contender(engine.name, plugin, run.stored_options(engine)))
         request = run.RunRequest(
             scenario=scenario,
             model=model,
@@ -199,11 +202,10 @@ def _precise_enough(precision: float) -> Callable[[Path], bool]:
     return enough
 
 
-def _scenario(arguments: dict[str, Any]) -> Scenario:
-    from enginecmp.plugins import discover
+def _scenario(arguments: dict[str, Any], plugins: list[Plugin]) -> Scenario:
     from enginecmp.scenarios import change_deadlines, load_scenario
 
-    scenario = load_scenario(arguments["scenario_name"], arguments["profile"], _plugin_scenarios(discover()))
+    scenario = load_scenario(arguments["scenario_name"], arguments["profile"], _plugin_scenarios(plugins))
     changes: dict[str, Any] = {"gate": not arguments["no_gate"]}
     if arguments["blocks"]:
         changes["blocks"] = arguments["blocks"]
@@ -217,7 +219,7 @@ def _scenario(arguments: dict[str, Any]) -> Scenario:
     return msgspec.structs.replace(scenario, **changes)
 
 
-def _plugin_scenarios(plugins: list[Any]) -> list[str]:
+def _plugin_scenarios(plugins: list[Plugin]) -> list[str]:
     from enginecmp.plugins import load_object, manager_with
 
     found: list[str] = []
@@ -228,13 +230,12 @@ def _plugin_scenarios(plugins: list[Any]) -> list[str]:
     return found
 
 
-def _request(arguments: dict[str, Any], scenario: Scenario, model: ModelInfo, seed: int) -> Any:
+def _request(arguments: dict[str, Any], scenario: Scenario, model: ModelInfo, seed: int, plugins: list[Plugin]) -> Any:
     from enginecmp.cli.engines import probe
-    from enginecmp.plugins import discover, find
+    from enginecmp.plugins import find
     from enginecmp.run import RunRequest
     from enginecmp.selection import choose, parse_engines, parse_options, resolve_threads
 
-    plugins = discover()
     threads = resolve_threads(arguments["threads"])
     chosen = parse_engines(arguments["engines"], plugins)
     everything = arguments["engines"] == "all"

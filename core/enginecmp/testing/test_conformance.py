@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from enginecmp.equivalence import REFERENCE_ENGINE, Candidate, divergence, exact_threshold, score
-from enginecmp.launch import Launch, LaunchFailure
+from enginecmp.equivalence import REFERENCE_ENGINE, divergence, exact_threshold, score
+from enginecmp.launch import Contender, Launch, LaunchFailure
 from enginecmp.models.synth import write_synth
 from enginecmp.plugins import Plugin, discover
 from enginecmp.testing.conftest import DEADLINES, Subject
@@ -218,10 +218,10 @@ def test_it_computes_what_the_reference_computes(subject: Subject, prompts: Prom
         pytest.skip("the engine cannot load a float32 file, so exactness cannot be shown")
     options = msgspec.structs.replace(subject.options, device="cpu", extra={})
     wanted = score(
-        Candidate("reference", reference, options), subject.model, prompts[2], tmp_path / "reference.log", DEADLINES
+        Contender("reference", reference, options), subject.model, prompts[2], tmp_path / "reference.log", DEADLINES
     )
     got = score(
-        Candidate(subject.plugin.name, subject.plugin, subject.options),
+        Contender(subject.plugin.name, subject.plugin, subject.options),
         subject.model,
         prompts[2],
         tmp_path / "engine.log",
