@@ -17,7 +17,7 @@ from enginecmp.types import ModelInfo
 _GUESS_READ_BYTES_PER_SECOND = 4e9
 _GUESS_START_SECONDS = 3.0
 _GUESS_PREFILL_SPEEDUP = 8.0
-_SHAPE = ("name", "profile", "cells", "requests", "seconds", "warmup_requests", "spare_requests")
+_SHAPE = ("name", "profile", "cells", "requests", "seconds", "warmup_requests", "spare_requests", "requests_of")
 
 
 class Pace:
@@ -29,21 +29,21 @@ class Pace:
     """
 
     def __init__(self, plan: Sequence[PlannedLaunch], over: Iterable[LaunchRecord]) -> None:
-        self._left = {(planned.block, planned.engine) for planned in plan}
-        self._seconds: dict[str, list[float]] = {}
+        self._left = {planned.key for planned in plan}
+        self._seconds: dict[tuple[str, int | None], list[float]] = {}
         for record in over:
             self.ended(record)
 
     def ended(self, record: LaunchRecord) -> None:
         """Take a launch off the list."""
-        self._left.discard((record.block, record.engine))
-        self._seconds.setdefault(record.engine, []).append(record.seconds)
+        self._left.discard(record.key)
+        self._seconds.setdefault((record.engine, record.cell), []).append(record.seconds)
 
     def remaining_seconds(self) -> float | None:
         """Return the expected time left; None while some engine has not been seen yet."""
         total = 0.0
-        for _, engine in self._left:
-            seen = self._seconds.get(engine)
+        for _, engine, cell in self._left:
+            seen = self._seconds.get((engine, cell))
             if not seen:
                 return None
             total += sum(seen) / len(seen)
@@ -86,7 +86,9 @@ def _guess(scenario: Scenario, model: ModelInfo) -> float:
     seconds = _GUESS_START_SECONDS
     for cell in scenario.cells:
         request = token_seconds * (cell.prompt_tokens / _GUESS_PREFILL_SPEEDUP + cell.output_tokens)
-        measured = max(scenario.requests * request, scenario.seconds or 0.0)
+        measured = max(scenario.requests_in(cell) * request, scenario.seconds or 0.0)
+        if scenario.launch_per_cell:
+            seconds += _GUESS_START_SECONDS
         seconds += scenario.warmup_requests * request + measured
     return seconds
 
@@ -108,8 +110,10 @@ def _history(results: Path, scenario: Scenario, model: ModelInfo) -> Mapping[tup
             continue
         for engine in manifest.engines:
             key = (engine.options.get("engine", engine.name), engine.version, engine.options.get("threads", 0))
-            ok = [record.seconds for record in records if record.engine == engine.name and record.status == "ok"]
-            seconds.setdefault(key, []).extend(ok)
+            mine = [record for record in records if record.engine == engine.name and record.status == "ok"]
+            # Launches of single cells add up to one pass over all of them.
+            passes = len(mine) / max(1, len({record.cell for record in mine}))
+            seconds.setdefault(key, []).extend([sum(record.seconds for record in mine) / passes] if mine else [])
     return {key: sum(values) / len(values) for key, values in seconds.items() if values}
 
 

@@ -9,7 +9,7 @@ In a worker exactly one plugin is registered, so every call has exactly one answ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pluggy
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from enginecmp.telemetry.sensor import Sensor
     from enginecmp.types import EngineInfo, LoadOptions, ModelInfo, Probe, Request
 
 PROJECT = "enginecmp"
@@ -165,6 +166,29 @@ def cmp_profile(session: Session, token_ids: Sequence[int], n_tokens: int) -> Ma
 
 
 @hookspec(firstresult=True)
+def cmp_operation(session: Session, kind: str, parameters: Mapping[str, Any]) -> Callable[[], Any] | None:
+    """Return one operation of the engine, ready to be called many times. Optional; for the micro scenarios.
+
+    The worker times calls of what is returned, one or several between two readings of the clock, and keeps what the
+    last call returned, so that the host can prove that the operation did its work. Whatever is not the operation
+    itself (building inputs, looking up functions) belongs before the return.
+
+    Args:
+        session: from `cmp_load`.
+        kind: "tokenize", "sampling", "matmul", or one of a scenario's own.
+        parameters: for "tokenize" {"direction": "encode", "text": str} (return a list of ids, no special ids
+            added) or {"direction": "decode", "token_ids": [...]} (return str); for "sampling" {"token_ids": [...],
+            "temperature": float, "top_k": int, "top_p": float, "seed": int} (draw one id from the distribution
+            after these ids, computed once beforehand; temperature 0 is greedy, top_k 0 and top_p 1 are off); for
+            "matmul" {"rows": m, "inner": k, "columns": n, "method": "naive" | "parallel" | "library", "seed": int}
+            (return the (m, n) product of the float32 matrices that `enginecmp.kinds.operation.matrices` makes).
+
+    Returns:
+        A callable without arguments, or None where the engine does not offer this operation.
+    """
+
+
+@hookspec(firstresult=True)
 def cmp_reset(session: Session) -> None:
     """Empty the KV cache and whatever else one request leaves behind. Called before every request."""
 
@@ -177,3 +201,12 @@ def cmp_unload(session: Session) -> None:
 @hookspec
 def cmp_scenarios() -> Sequence[str]:  # type: ignore[empty-body]
     """Return paths of scenario files (TOML) that the plugin brings. Called in the host."""
+
+
+@hookspec
+def cmp_telemetry() -> Sequence[Sensor]:  # type: ignore[empty-body]
+    """Return sensors that the plugin brings. Called in the sensors' process, never in the host or a worker.
+
+    A plugin may bring sensors and no engine: it is then found through the same entry-point group and has no
+    `cmp_engine`.
+    """

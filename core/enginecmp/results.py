@@ -39,6 +39,7 @@ class LaunchRecord(msgspec.Struct, kw_only=True):
         seconds: from spawn to the end of the process.
         error: what happened, else null.
         peak_rss_bytes: of the worker process.
+        cell: number of the cell that it was for, where cells have launches of their own.
     """
 
     launch: str
@@ -48,6 +49,12 @@ class LaunchRecord(msgspec.Struct, kw_only=True):
     seconds: float
     error: str | None = None
     peak_rss_bytes: int | None = None
+    cell: int | None = None
+
+    @property
+    def key(self) -> tuple[int, str, int | None]:
+        """What makes it the same launch as one that is planned."""
+        return self.block, self.engine, self.cell
 
 
 class ResultsFolder:

@@ -223,8 +223,10 @@ def _launches(
 ) -> Outcome:
     scenario, folder = request.scenario, writer.folder
     contenders = {contender.label: contender for contender in request.contenders}
-    plan = plan_launches(list(contenders), scenario.blocks, request.seed)
-    done = {(record.block, record.engine) for record in over}
+    plan = plan_launches(
+        list(contenders), scenario.blocks, request.seed, len(scenario.cells) if scenario.launch_per_cell else None
+    )
+    done = {record.key for record in over}
     driver = Driver(scenario, request.model, prompts, request.seed, folder / LOGS)
     pace = Pace(plan, over)
     flags: Counter[str] = Counter()
@@ -237,7 +239,7 @@ def _launches(
         writer.append(sample)
 
     for planned in plan:
-        if (planned.block, planned.engine) in done:
+        if planned.key in done:
             continue
         if planned.order == 0 and planned.block >= MIN_BLOCKS and request.enough and request.enough(folder):
             # What was planned beyond is not missing: the run is complete with these blocks.

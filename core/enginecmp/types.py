@@ -25,6 +25,7 @@ NO_ID = -1
 
 Device = Literal["cpu", "cuda", "metal", "vulkan", "rocm", "emulated"]
 Numerics = Literal["default", "exact"]
+Arrival = Literal["constant", "poisson", "gamma", "trace"]
 Phase = Literal["load", "warmup", "measure"]
 Status = Literal["ok", "error", "timeout", "crash"]
 RunStatus = Literal["running", "complete", "interrupted"]
@@ -45,6 +46,9 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
             thread count. Native libraries read these once, at import.
         exact_environment: variables added when numerics are "exact" (float32 KV cache and the like).
         tuned: what "tuned" means for this engine, in one sentence.
+        tunables: option → values that `cmp tune` tries, the default first, e.g. {"flash_attn": ("auto", "off")}.
+            The option "threads" is `LoadOptions.threads`, every other one a key of `LoadOptions.extra`;
+            "{cores}" is replaced by the number of usable cores.
         limits: what its API gives less than the hooks ask, one sentence each; copied into every result.
         homepage: where the wrapped engine lives; may be empty.
     """
@@ -59,6 +63,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     environment: Mapping[str, str] = {}
     exact_environment: Mapping[str, str] = {}
     tuned: str = ""
+    tunables: Mapping[str, tuple[str, ...]] = {}
     limits: tuple[str, ...] = ()
     homepage: str = ""
 
@@ -143,17 +148,25 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cell(msgspec.Struct, frozen=True, omit_defaults=False):
-    """One point of a scenario's grid.
+    """One point of a scenario's grid. The last three are not written where they are absent.
 
     Attributes:
         prompt_tokens: ids in the prompt.
-        output_tokens: ids to generate, the first included.
-        concurrency: requests in flight at once; 0 where an imported result does not tell.
+        output_tokens: ids to generate, the first included; 0 where nothing is generated.
+        concurrency: requests in flight at once; 0 where an imported result does not tell. In an open loop the most
+            that the engine is given at once; the others wait in front of it.
+        arrival: how requests arrive in an open loop; absent in a closed loop, where `concurrency` users each send
+            the next request when the last one is over.
+        rate_per_second: mean rate of arrivals in an open loop, requests per second.
+        variant: what else tells this cell from others: "cold" and "warm", a sampling strategy, a matrix shape.
     """
 
     prompt_tokens: int
     output_tokens: int
     concurrency: int = 1
+    arrival: Arrival | msgspec.UnsetType = msgspec.UNSET
+    rate_per_second: float | msgspec.UnsetType = msgspec.UNSET
+    variant: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Sample(msgspec.Struct, kw_only=True):
@@ -202,7 +215,11 @@ class Sample(msgspec.Struct, kw_only=True):
 
 
 class RunModel(msgspec.Struct, kw_only=True):
-    """The model as the manifest records it."""
+    """The model as the manifest records it.
+
+    `shape` holds layers, hidden, heads, kv_heads, head_dim, value_dim, feed_forward and vocabulary; it is empty
+    where the weights are not known.
+    """
 
     name: str
     sha256: str
@@ -210,6 +227,7 @@ class RunModel(msgspec.Struct, kw_only=True):
     parameters: int = 0
     quantization: str = ""
     bytes: int = 0
+    shape: dict[str, int] = {}
 
 
 class RunEngine(msgspec.Struct, kw_only=True):
@@ -220,7 +238,8 @@ class RunEngine(msgspec.Struct, kw_only=True):
         version: version of the wrapped engine.
         device: device it ran on.
         options: everything it was loaded with: engine, plugin and plugin version, threads, numerics, extra,
-            environment, limits.
+            environment, limits; `tuned` ("default" or "tuned"); `batching` ("own", or "queue" where requests in
+            flight wait for each other first-in-first-out).
     """
 
     name: str
@@ -242,6 +261,12 @@ class Equivalence(msgspec.Struct, kw_only=True):
         positions: number of positions scored.
         threshold: largest mean_kl that passes, in nats.
         note: reason of a "not checked" or "not comparable" without numbers.
+        perplexity: exp of the mean negative log-likelihood of the bundled text; null without numbers.
+        reference_perplexity: the same of the reference on the same positions.
+        nll_difference: mean over positions of the engine's negative log-likelihood minus the reference's, nats.
+        nll_difference_low: lower 95 % limit of it.
+        nll_difference_high: upper 95 % limit of it.
+        greedy_agreement_tokens: greedy tokens until the engine first parts from the reference; information only.
     """
 
     engine: str
@@ -253,6 +278,31 @@ class Equivalence(msgspec.Struct, kw_only=True):
     positions: int = 0
     threshold: float | None = None
     note: str = ""
+    perplexity: float | None = None
+    reference_perplexity: float | None = None
+    nll_difference: float | None = None
+    nll_difference_low: float | None = None
+    nll_difference_high: float | None = None
+    greedy_agreement_tokens: int | None = None
+
+
+class TelemetryReading(msgspec.Struct, kw_only=True):
+    """One reading of one sensor: one line of telemetry.jsonl.
+
+    Attributes:
+        time_ns: when, on the clock of the samples.
+        sensor: its name, e.g. "cpu", "process", "rapl", "nvml".
+        launch: the launch under way; empty between launches.
+        values: numbers with their unit in the name (docs/results-format.md lists them). Counters of energy and
+            faults are cumulative since an arbitrary origin, everything else is since the last reading or now.
+        conditions: what was the matter at that moment, e.g. "gpu_throttled"; each is a flag of samples too.
+    """
+
+    time_ns: int
+    sensor: str
+    launch: str
+    values: dict[str, float]
+    conditions: list[str] = []
 
 
 class Manifest(msgspec.Struct, kw_only=True):

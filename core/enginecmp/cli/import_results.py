@@ -30,7 +30,8 @@ def _cell(ctx: click.Context, param: click.Parameter, value: str | None) -> Cell
     if len(parts) != 3 or not all(part.isdecimal() for part in parts):
         msg = f"expected PROMPT:OUTPUT:CONCURRENCY like 512:128:8, got '{value}'"
         raise click.BadParameter(msg, ctx, param)
-    return Cell(*map(int, parts))
+    prompt, output, concurrency = map(int, parts)
+    return Cell(prompt, output, concurrency)
 
 
 @click.command("import")

@@ -1,0 +1,84 @@
+"""What cannot be run is refused before anything starts, with what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from enginecmp.errors import UsageError, did_you_mean
+from enginecmp.scenarios.scenario import PRIMARY_METRICS, Scenario
+from enginecmp.types import Cell
+
+OPERATIONS = ("tokenize", "sampling", "matmul")
+
+
+def check(scenario: Scenario, where: str) -> None:
+    """Refuse a scenario that cannot be run.
+
+    Args:
+        scenario: with its profile applied.
+        where: name of the file, for the message.
+
+    Raises:
+        UsageError: names the key, what was expected and what came.
+    """
+    for expected, came in [
+        *_problems(scenario),
+        *(p for cell in scenario.cells for p in _cell_problems(cell, scenario)),
+    ]:
+        msg = f"scenario {where}: expected {expected}, got {came}"
+        raise UsageError(msg)
+    if scenario.primary_metric not in PRIMARY_METRICS:
+        hint = did_you_mean(scenario.primary_metric, PRIMARY_METRICS)
+        msg = f"scenario {where}: unknown primary_metric '{scenario.primary_metric}'{hint}"
+        raise UsageError(msg)
+
+
+def _problems(scenario: Scenario) -> Iterator[tuple[str, object]]:
+    rules = [
+        (bool(scenario.cells), "at least one [[cells]] table", "none"),
+        (scenario.blocks >= 1, "blocks >= 1", scenario.blocks),
+        (scenario.requests >= 1, "requests >= 1", scenario.requests),
+        (scenario.seconds is None or scenario.seconds > 0, "seconds > 0", scenario.seconds),
+        (scenario.warmup_requests >= 1, "warmup_requests >= 1", scenario.warmup_requests),
+        (scenario.spare_requests >= 0, "spare_requests >= 0", scenario.spare_requests),
+        (scenario.give_up_after >= 1, "give_up_after >= 1", scenario.give_up_after),
+        (scenario.burstiness > 0, "burstiness > 0", scenario.burstiness),
+        (scenario.score_positions >= 2, "score_positions >= 2", scenario.score_positions),
+        (all(load > 0 for load in scenario.offered_load), "offered_load > 0", list(scenario.offered_load)),
+        (len(set(scenario.cells)) == len(scenario.cells), "cells that differ", "a cell twice"),
+    ]
+    yield from ((expected, came) for right, expected, came in rules if not right)
+    if (scenario.kind == "operation") != bool(scenario.operation):
+        yield 'an operation exactly where kind = "operation"', f'kind = "{scenario.kind}"'
+    if scenario.operation and scenario.operation not in OPERATIONS:
+        yield f"operation one of {', '.join(OPERATIONS)}", repr(scenario.operation)
+    for variant, number in scenario.requests_of.items():
+        if variant not in {cell.variant for cell in scenario.cells}:
+            yield f'a cell with variant = "{variant}", as requests_of names it', "none"
+        if number < 1:
+            yield f"requests_of.{variant} >= 1", number
+    for claim in scenario.expect:
+        if claim.low is None and claim.high is None:
+            yield f"low, high or both in what is expected of {claim.engine}", "neither"
+
+
+def _cell_problems(cell: Cell, scenario: Scenario) -> Iterator[tuple[str, object]]:
+    if cell.prompt_tokens < 1:
+        yield "prompt_tokens >= 1", cell.prompt_tokens
+    if cell.output_tokens < 1 and scenario.kind not in ("operation",):
+        yield "output_tokens >= 1", cell.output_tokens
+    if cell.concurrency < 1:
+        yield "concurrency >= 1", cell.concurrency
+    if cell.concurrency > 1 and scenario.kind != "requests":
+        yield f'concurrency = 1 with kind = "{scenario.kind}"', cell.concurrency
+    if scenario.kind == "operation" and cell.variant not in scenario.variants:
+        yield f"a variant of {', '.join(scenario.variants) or '[variants]'} in every cell", repr(cell.variant or "")
+    if scenario.kind == "load" and cell.variant not in ("cold", "warm"):
+        yield 'variant = "cold" or "warm" in every cell', repr(cell.variant or "")
+    rate = cell.rate_per_second or 0.0
+    if not cell.arrival and rate:
+        yield "an arrival (constant, poisson, gamma) beside rate_per_second", "none"
+    if cell.arrival == "trace" and not scenario.trace_seconds:
+        yield 'trace = "FILE" for cells with arrival = "trace"', "none"
+    if cell.arrival and cell.arrival != "trace" and rate <= 0:
+        yield "rate_per_second > 0 in an open loop", rate

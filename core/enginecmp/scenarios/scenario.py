@@ -1,0 +1,174 @@
+"""What a scenario is: a grid of cells, how requests arrive, how much is measured, and what is promised."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from enginecmp.launch import Deadlines
+from enginecmp.telemetry.contention import Validity
+from enginecmp.types import Arrival, Cell
+
+PRIMARY_METRICS = (
+    "ttft_seconds",
+    "itl_seconds",
+    "tpot_seconds",
+    "e2e_seconds",
+    "prefill_tokens_per_second",
+    "decode_tokens_per_second",
+    "throughput_tokens_per_second",
+    "requests_per_second",
+    "goodput_requests_per_second",
+    "saturation_requests_per_second",
+    "load_seconds",
+    "first_token_from_start_seconds",
+    "operation_seconds",
+    "peak_rss_above_empty_bytes",
+)
+
+Kind = Literal["requests", "load", "operation", "profile"]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a request must keep to count as good, in seconds; None promises nothing.
+
+    Attributes:
+        ttft_seconds: most time to the first token.
+        tpot_seconds: most time per token after the first.
+        e2e_seconds: most time in all.
+    """
+
+    ttft_seconds: float | None = None
+    tpot_seconds: float | None = None
+    e2e_seconds: float | None = None
+
+
+class Expectation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What somebody claims of an engine, to be held against the data.
+
+    Attributes:
+        engine: label.
+        metric: name of a metric, or "ratio" of the primary metric to the baseline's.
+        low: smallest value that agrees with the claim; None for no lower end.
+        high: largest value likewise.
+        source: who claims it, of which machine.
+        cell: key → value that picks cells, e.g. {prompt_tokens = 50}; empty means all.
+    """
+
+    engine: str
+    metric: str
+    low: float | None = None
+    high: float | None = None
+    source: str = ""
+    cell: dict[str, Any] = {}
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much of a scenario is run.
+
+    Attributes:
+        blocks: launches per engine.
+        requests: measured requests per launch and cell; with `seconds` the least of them. In a closed loop of
+            several users, the least of them in all.
+        seconds: measure each cell of a launch for that long; None counts requests alone.
+        warmup_requests: unmeasured requests before each cell; at least 1; in a closed loop of several users as
+            many for each of them.
+        spare_requests: most further requests in place of disturbed ones; None is half of `requests`.
+        requests_of: variant → measured requests, where one variant takes another number.
+        output_tokens: replaces every cell's output tokens.
+        cells: replaces the grid.
+    """
+
+    blocks: int
+    requests: int
+    seconds: float | None = None
+    warmup_requests: int = 1
+    spare_requests: int | None = None
+    requests_of: dict[str, int] = {}
+    output_tokens: int | None = None
+    cells: list[Cell] = []
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True):
+    """A scenario with one profile applied: what a run executes, and what its manifest holds.
+
+    Attributes:
+        name: of the scenario.
+        profile: name of the profile.
+        description: one sentence.
+        primary_metric: the metric that its verdicts are about.
+        kind: "requests": prompts in, tokens out; "load": loading and the first token from process start;
+            "operation": one operation of the engine by itself; "profile": seconds per component.
+        operation: with kind "operation" which one: "tokenize", "sampling", "matmul".
+        variants: variant → parameters of the operation.
+        cells: the grid.
+        launch_per_cell: a launch of its own for every cell, so that memory and page cache belong to that cell.
+        blocks: launches per engine (and cell, with `launch_per_cell`).
+        requests: measured requests per launch and cell; with `seconds` the least of them.
+        seconds: measuring time per launch and cell, or None.
+        warmup_requests: unmeasured requests before each cell.
+        spare_requests: most further requests per launch and cell in place of those that the rest of the machine
+            disturbed; decided by flags alone, never by a value.
+        requests_of: variant → measured requests, where one variant takes another number.
+        offered_load: rates of a sweep, as multiples of what the engines were found to do before the first block;
+            empty without a sweep. The cells that came of it stand in `cells`.
+        arrival: how requests of a sweep arrive.
+        burstiness: shape of gamma arrivals: 1 is Poisson, smaller comes in bursts (as vLLM's `--burstiness`).
+        trace_seconds: recorded arrival times for cells with arrival "trace", from 0, rising.
+        goodput: what a request must keep to count as good.
+        expect: claims to be held against the data.
+        deadlines: when an engine counts as hung.
+        validity: when a sample is left out.
+        give_up_after: failed launches in a row after which an engine is no longer launched.
+        precision: relative half-width of the primary metric's interval at which an adaptive run stops; 0 runs all
+            blocks. With it `blocks` is the most that will run.
+        gate: whether equivalence is checked before anything is timed.
+        score_positions: positions of the bundled text that the gate and the quality columns rest on.
+        prompts_sha256: hash of the texts that the prompts were cut from; set when a run starts.
+        left_out: cells that this model cannot hold, with the reason; set when a run starts.
+    """
+
+    name: str
+    profile: str
+    description: str = ""
+    primary_metric: str
+    kind: Kind = "requests"
+    operation: str = ""
+    variants: dict[str, dict[str, Any]] = {}
+    cells: tuple[Cell, ...]
+    launch_per_cell: bool = False
+    blocks: int
+    requests: int
+    seconds: float | None = None
+    warmup_requests: int = 1
+    spare_requests: int = 0
+    requests_of: dict[str, int] = {}
+    offered_load: tuple[float, ...] = ()
+    arrival: Arrival = "poisson"
+    burstiness: float = 1.0
+    trace_seconds: tuple[float, ...] = ()
+    goodput: Limits = Limits()
+    expect: tuple[Expectation, ...] = ()
+    deadlines: Deadlines = Deadlines()
+    validity: Validity = Validity()
+    give_up_after: int = 3
+    precision: float = 0.0
+    gate: bool = True
+    score_positions: int = 64
+    prompts_sha256: str = ""
+    left_out: dict[str, str] = {}
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens that the longest request needs."""
+        return max(cell.prompt_tokens + cell.output_tokens for cell in self.cells)
+
+    @property
+    def concurrency(self) -> int:
+        """Most requests that an engine is given at once."""
+        return max(cell.concurrency for cell in self.cells)
+
+    def requests_in(self, cell: Cell) -> int:
+        """Return how many requests a launch measures in a cell."""
+        return self.requests_of.get(cell.variant, self.requests) if cell.variant else self.requests
