@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from enginecmp.errors import ResultsError, UsageError, did_you_mean
 from enginecmp.types import Cell
 from enginecmp_analysis.columns import MEASURE
@@ -29,12 +32,21 @@ STEADY_METRIC = "e2e_seconds"
 
 @dataclass(slots=True)
 class GroupResult:
-    """One group of pooled runs: its frame, the launch means behind its numbers, and the warm-up cut of each cell."""
+    """One group of pooled runs.
+
+    Attributes:
+        context: its frame.
+        runs: the runs.
+        means: the launch means behind its numbers.
+        cuts: the warm-up cut of each cell.
+        kept: for every run a mask over its samples: which ones stand behind the means.
+    """
 
     context: Context
     runs: list[Run]
     means: dict[Key, LaunchMeans]
     cuts: dict[Cell, int]
+    kept: list[NDArray[np.bool_]]
 
 
 @dataclass(slots=True)
@@ -84,7 +96,7 @@ def analyse(runs: Sequence[Run], options: Options | None = None) -> Analysis:
 
 def _analyse_group(group: Group, scenario: str, options: Options, report: StatsReport) -> GroupResult:
     context = describe_group(group, scenario, options.baseline)
-    means, cuts = _means(group, context, options)
+    means, cuts, kept = _means(group, context, options)
     order = list(context.engines)
     cells: list[Cell | None] = [*sorted({k[1] for k in means if k[1] is not None}, key=_cell_order), None]
     names = list(METRICS)
@@ -108,7 +120,7 @@ def _analyse_group(group: Group, scenario: str, options: Options, report: StatsR
     report.warnings += failed_launches(group.runs)
     report.warnings += exclusions(group.runs, include_flagged=options.include_flagged) + context.warnings
     report.warnings += cell_notes(context)
-    return GroupResult(context, group.runs, means, cuts)
+    return GroupResult(context, group.runs, means, cuts, kept)
 
 
 def shown(metric: str, options: Options) -> bool:
@@ -116,8 +128,10 @@ def shown(metric: str, options: Options) -> bool:
     return not options.metrics or metric_of(metric).name in options.metrics
 
 
-def _means(group: Group, context: Context, options: Options) -> tuple[dict[Key, LaunchMeans], dict[Cell, int]]:
-    """Reduce to launch means, the warm-up cut, and note what the launches are like; return the cuts too."""
+def _means(
+    group: Group, context: Context, options: Options
+) -> tuple[dict[Key, LaunchMeans], dict[Cell, int], list[NDArray[np.bool_]]]:
+    """Reduce to launch means, the warm-up cut, and note what the launches are like; return cuts and masks too."""
     keep = [measured(run.columns, include_flagged=options.include_flagged) for run in group.runs]
     before = launch_means(group.runs, [STEADY_METRIC], keep)
     cuts: dict[Cell, int] = {}
@@ -135,7 +149,7 @@ def _means(group: Group, context: Context, options: Options) -> tuple[dict[Key, 
     for (engine, where, metric), launches in means.items():
         if metric == STEADY_METRIC:
             context.notes.setdefault(where, []).extend(launch_notes(engine, launches))
-    return means, cuts
+    return means, cuts, keep
 
 
 def _summary(scenario: str, key: Key, launches: LaunchMeans) -> Summary:
