@@ -160,7 +160,7 @@ def run_gate(
         changes = {"context_tokens": len(token_ids) + 1, "max_sequences": 1}
         plain = msgspec.structs.replace(contender.options, **changes)
         careful = msgspec.structs.replace(plain, numerics="exact")
-        if contender.plugin.module == reference.module and careful == exact_options:
+        if contender.plugin.origin == reference.origin and careful == exact_options:
             entries.append(
                 Equivalence(
                     engine=contender.label,

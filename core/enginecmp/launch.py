@@ -23,6 +23,8 @@ import msgspec
 from enginecmp.errors import LaunchError
 from enginecmp.plugins import Plugin
 from enginecmp.protocol import Channel, shared_progress
+from enginecmp.telemetry.contention import between
+from enginecmp.telemetry.outside import OutsideSensor
 from enginecmp.types import LoadOptions, ModelInfo, Status
 
 _STARTUP_SECONDS = 30.0
@@ -90,7 +92,6 @@ class Launch:
         plugin: which plugin the worker imports.
         log: file for everything that the engine prints; opened for appending.
         options: threads, device and the rest, for the environment and for `load`.
-        python: interpreter of the engine's own environment; this one by default.
         environment: further variables; they win over the plugin's.
     """
 
@@ -101,7 +102,6 @@ class Launch:
         *,
         log: Path,
         options: LoadOptions,
-        python: str = sys.executable,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.label = label
@@ -114,11 +114,18 @@ class Launch:
         ours, theirs = socket.socketpair()
         progress_fd, self._progress = shared_progress()
         guard_read, self._guard = os.pipe()
-        command = [python, "-P", "-m", "enginecmp.worker", str(theirs.fileno()), str(progress_fd), str(guard_read)]
+        ends = (str(theirs.fileno()), str(progress_fd))
+        if plugin.command:
+            # An executable is no Python: a guardian module runs first and becomes the command.
+            guardian = [sys.executable, "-P", "-m", "enginecmp.guardian", str(guard_read)]
+            command = [*guardian, *plugin.command, *ends]
+        else:
+            python = plugin.python or sys.executable
+            command = [python, "-P", "-m", "enginecmp.worker", *ends, str(guard_read), plugin.module]
         try:
             with open(log, "ab") as output:
                 self._process = subprocess.Popen(
-                    [*command, plugin.module],
+                    command,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -136,6 +143,7 @@ class Launch:
             os.close(guard_read)
         self._channel = Channel(ours)
         self.pid = self._process.pid
+        self._outside = OutsideSensor(self.pid) if plugin.command else None
 
     def __enter__(self) -> Self:
         """Wait until the worker has imported its plugin.
@@ -181,13 +189,18 @@ class Launch:
     def request(self, token_ids: tuple[int, ...], output_tokens: int, deadlines: Deadlines) -> dict[str, Any]:
         """Run one request; return the worker's stamps, ids and metrics.
 
-        The host wakes once, at the prefill deadline, only when a request takes longer than that.
+        The host wakes once, at the prefill deadline, only when a request takes longer than that. A Python worker
+        reads what the rest of the machine did by itself; for an executable it is read here, around the request.
         """
+        before = self._outside.read() if self._outside else None
         try:
             self._channel.send({"op": "request", "token_ids": token_ids, "output_tokens": output_tokens})
         except LaunchError:
             raise self._crash() from None
-        return dict(self._answer(deadlines.prefill_seconds, "request", more_seconds=deadlines.decode_seconds))
+        answer = dict(self._answer(deadlines.prefill_seconds, "request", more_seconds=deadlines.decode_seconds))
+        if self._outside and before is not None:
+            answer["metrics"] = {**between(before, self._outside.read()), **answer["metrics"]}
+        return answer
 
     def _answer(self, deadline_seconds: float, operation: str, more_seconds: float = 0.0) -> Any:
         try:

@@ -34,14 +34,30 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
         version: version of that distribution.
         info: the engine's facts; None when broken.
         error: why it is broken, in one line; None when it is not.
+        command: an executable that speaks the worker protocol, with its first arguments; empty for Python plugins.
+        python: interpreter of the environment that holds the plugin; empty for this one.
+        source: file that names an engine outside this environment; empty for installed plugins.
     """
 
     name: str
-    module: str
+    module: str = ""
     distribution: str = ""
     version: str = ""
     info: EngineInfo | None = None
     error: str | None = None
+    command: tuple[str, ...] = ()
+    python: str = ""
+    source: str = ""
+
+    @property
+    def here(self) -> bool:
+        """Whether its module can be imported in this environment."""
+        return not (self.command or self.python)
+
+    @property
+    def origin(self) -> str:
+        """Where the engine comes from: its module, the interpreter of another environment with it, or a command."""
+        return " ".join(filter(None, (*self.command, self.python, self.module)))
 
 
 def manager_with(plugin: object) -> pluggy.PluginManager:
@@ -98,8 +114,10 @@ def _examine(fallback_name: str, module: str, distribution: str, version: str) -
 
 
 def discover() -> list[Plugin]:
-    """Return every installed plugin, and those of `CMP_PLUGINS`, by name; broken ones carry their error."""
-    found: list[Plugin] = []
+    """Return every plugin by name, broken ones with their error: installed, of `CMP_PLUGINS`, and from outside."""
+    from enginecmp.external import discover_external
+
+    found: list[Plugin] = discover_external()
     for entry in metadata.entry_points(group=hookspecs.PROJECT):
         distribution = entry.dist
         found.append(
@@ -113,12 +131,12 @@ def discover() -> list[Plugin]:
     for module in filter(None, os.environ.get(PLUGINS_VARIABLE, "").split(",")):
         found.append(_examine(module.strip().rpartition(".")[2], module.strip(), "", ""))
     by_name: dict[str, Plugin] = {}
-    for plugin in sorted(found, key=lambda p: (p.name, p.distribution)):
+    for plugin in sorted(found, key=lambda p: (p.name, not p.here, p.distribution)):
         if plugin.name not in by_name:
             by_name[plugin.name] = plugin
-        elif plugin.module != by_name[plugin.name].module:
-            clash = f"the name '{plugin.name}' is already taken by {by_name[plugin.name].module}"
-            key = f"{plugin.name} ({plugin.distribution or plugin.module})"
+        elif plugin.origin != by_name[plugin.name].origin:
+            clash = f"the name '{plugin.name}' is already taken by {by_name[plugin.name].origin}"
+            key = f"{plugin.name} ({plugin.distribution or plugin.origin})"
             by_name[key] = msgspec.structs.replace(plugin, name=key, info=None, error=plugin.error or clash)
     return list(by_name.values())
 

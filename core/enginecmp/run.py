@@ -119,7 +119,7 @@ def _describe_engine(contender: Contender) -> RunEngine:
     assert plugin.info is not None
     options: dict[str, Any] = {
         "engine": plugin.name,
-        "plugin": plugin.distribution or plugin.module,
+        "plugin": plugin.distribution or plugin.origin,
         "plugin_version": plugin.version,
         **msgspec.to_builtins(contender.options),
         "environment": engine_environment(plugin, contender.options),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
 import socket
 import sys
 import traceback
@@ -23,6 +22,7 @@ import msgspec
 
 from enginecmp import clock
 from enginecmp.errors import CmpError, LaunchError
+from enginecmp.guardian import guard, prefer_for_oom
 from enginecmp.plugins import load_object, manager_with
 from enginecmp.protocol import PHASES, Channel, Progress
 from enginecmp.telemetry.contention import ContentionSensor, between
@@ -214,37 +214,13 @@ def describe(error: BaseException) -> dict[str, str]:
     }
 
 
-def guard(guard_fd: int) -> None:
-    """Fork a guardian that kills this process group when the host is gone.
-
-    The host holds the other end of the pipe; the kernel closes it when the host dies, by whatever signal. The
-    guardian sleeps in `read` all the time, so it costs nothing.
-    """
-    if os.fork() != 0:
-        os.close(guard_fd)
-        return
-    try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        os.closerange(0, guard_fd)
-        os.closerange(guard_fd + 1, 256)
-        while os.read(guard_fd, 1):
-            pass
-    finally:
-        os.killpg(0, signal.SIGKILL)
-
-
 def main(arguments: list[str]) -> int:
     """Serve one host until it closes the socket."""
     fd, progress_fd, guard_fd = (int(argument) for argument in arguments[:3])
     guard(guard_fd)
     channel = Channel(socket.socket(fileno=fd))
     progress = Progress(progress_fd)
-    try:
-        # The kernel shall choose the engine, not the host, when memory runs out.
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
-    except OSError:
-        pass
+    prefer_for_oom()
     try:
         worker = Worker(manager_with(load_object(arguments[3])).hook, progress)
     except BaseException as error:  # whatever a plugin raises on import

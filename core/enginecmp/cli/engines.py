@@ -75,7 +75,7 @@ def _row(plugin: Plugin, probe: Probe) -> dict[str, Any]:
         "max_concurrency": info.max_concurrency if info else 0,
         "licence": info.licence if info else "",
         "limits": list(info.limits) if info else [],
-        "plugin": plugin.distribution or plugin.module,
+        "plugin": plugin.distribution or plugin.origin,
         "plugin_version": plugin.version,
     }
 

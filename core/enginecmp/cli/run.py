@@ -224,7 +224,7 @@ def _plugin_scenarios(plugins: list[Plugin]) -> list[str]:
 
     found: list[str] = []
     for plugin in plugins:
-        if plugin.error is None:
+        if plugin.error is None and plugin.here:
             for paths in manager_with(load_object(plugin.module)).hook.cmp_scenarios():
                 found += [str(path) for path in paths]
     return found
