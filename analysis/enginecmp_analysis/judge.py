@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from enginecmp.types import Cell
 from enginecmp_analysis.compare import LogRatio, Matched, match
 from enginecmp_analysis.fieller import fieller
 from enginecmp_analysis.launches import Key, LaunchMeans
-from enginecmp_analysis.metrics import metric_of
+from enginecmp_analysis.metrics import Metric, metric_of
 from enginecmp_analysis.multiplicity import benjamini_hochberg, bonferroni_confidence, holm
 from enginecmp_analysis.permutation import sign_flip_p
 from enginecmp_analysis.power import launches_needed, minimum_detectable_effect
@@ -60,6 +60,7 @@ class Candidate(NamedTuple):
     key: Key
     baseline: str
     primary: bool
+    higher_is_better: bool
     found: LogRatio
     matched: Matched
     baseline_means: LaunchMeans
@@ -73,10 +74,11 @@ def candidates(
     cells: Sequence[Cell | None],
     metrics: Sequence[str],
     primary_metric: str,
+    find: Callable[[str], Metric] = metric_of,
 ) -> list[Candidate]:
-    """Match every pair of engines wherever both have launches."""
+    """Match every pair of engines wherever both have launches; `find` tells what a metric of that name is."""
     return [
-        _candidate(metric, cell, pair, means, primary_metric)
+        _candidate(find(metric), metric, cell, pair, means, primary_metric)
         for cell in cells
         for metric in metrics
         for pair in pairs
@@ -85,21 +87,31 @@ def candidates(
 
 
 def _candidate(
-    metric: str, cell: Cell | None, pair: tuple[str, str], means: Mapping[Key, LaunchMeans], primary_metric: str
+    kind: Metric,
+    metric: str,
+    cell: Cell | None,
+    pair: tuple[str, str],
+    means: Mapping[Key, LaunchMeans],
+    primary_metric: str,
 ) -> Candidate:
     a, b = (means[label, cell, metric] for label in pair)
     matched = match(a, b)
-    least = 1 if metric == "load_seconds" else MIN_REQUESTS
     return Candidate(
         key=(pair[1], cell, metric),
         baseline=pair[0],
         primary=metric == primary_metric,
+        higher_is_better=kind.higher_is_better,
         found=matched.log_ratio(),
         matched=matched,
         baseline_means=a,
         engine_means=b,
-        full_launches=_full_launches(a, b, matched, least),
+        full_launches=_full_launches(a, b, matched, least_requests(metric)),
     )
+
+
+def least_requests(metric: str) -> int:
+    """Return how many requests a launch needs before its value of a metric counts for a verdict."""
+    return 1 if metric == "load_seconds" else MIN_REQUESTS
 
 
 def _full_launches(a: LaunchMeans, b: LaunchMeans, matched: Matched, least: int) -> int:
@@ -141,7 +153,7 @@ def _comparison(
         ci_high=high,
         p_adjusted=p_adjusted,
         equivalence_p_adjusted=tost,
-        higher_is_better=metric_of(metric).higher_is_better,
+        higher_is_better=c.higher_is_better,
         full_launches=c.full_launches,
     )
     verdict: str = "withheld" if options.include_flagged else decide(evidence, alpha=options.alpha)
