@@ -1,4 +1,4 @@
-"""Printing tables that the analysis has laid out: plain text, coloured only for a terminal."""
+"""Lines on stderr, and tables that the analysis has laid out: plain text, coloured only for a terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from enginecmp_analysis.table import Line
+    from enginecmp_analysis.layout import Line
+
+
+def say(line: str) -> None:
+    """Print one line on stderr; called only while no engine is being measured."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def show(lines: list[Line]) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import secrets
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,20 @@ from typing import Any
 import click
 import msgspec
 
+from enginecmp.cli.console import say
 from enginecmp.cli.options import read_share
-from enginecmp.errors import CmpError, ResultsError, UsageError
-from enginecmp.plugins import Plugin
+from enginecmp.cli.prepare import (
+    check_context,
+    check_idle,
+    exact_of,
+    find_model,
+    headline,
+    make_request,
+    make_scenario,
+    print_plan,
+)
+from enginecmp.errors import CmpError, ResultsError
 from enginecmp.scenarios import Scenario
-from enginecmp.types import ModelInfo
-
-_WAIT_LIMIT_SECONDS = 600.0
 
 
 @click.command("run", short_help="Measure engines against each other.")
@@ -68,11 +74,11 @@ def _start(arguments: dict[str, Any]) -> int:
     from enginecmp.results import ResultsFolder
 
     plugins = discover()
-    scenario = _scenario(arguments, plugins)
+    scenario = make_scenario(arguments, plugins)
     seed = arguments["seed"] if arguments["seed"] is not None else secrets.randbelow(2**31)
-    model = _model(arguments["model_name"])
-    _check_context(scenario, model)
-    request = _request(arguments, scenario, model, seed, plugins)
+    model = find_model(arguments["model_name"])
+    check_context(scenario, model)
+    request = make_request(arguments, scenario, model, seed, plugins)
     labels = [contender.label for contender in request.contenders]
     if arguments["save_baseline"] is not None:
         check_name(arguments["save_baseline"], labels)
@@ -83,14 +89,14 @@ def _start(arguments: dict[str, Any]) -> int:
         check_conditions(saved, run.new_manifest(request, "new"))
     seconds, basis = expected_seconds(scenario, model, request.contenders, arguments["out"])
     if arguments["dry_run"]:
-        _print_plan(request, seconds, basis)
+        print_plan(request, seconds, basis)
         return 0
     if request.reference is not None:
-        request.exact = _exact(model)
+        request.exact = exact_of(model)
     with ResultsFolder(arguments["out"]):
         folder = arguments["out"] / run.new_run_id(scenario.name)
-        _say(f"{folder}: {_headline(request)}; about {duration(seconds)} and the gate ({basis})")
-        _check_idle(arguments["wait_idle"])
+        say(f"{folder}: {headline(request)}; about {duration(seconds)} and the gate ({basis})")
+        check_idle(arguments["wait_idle"])
         _execute(request, folder, None, arguments["as_json"])
         return _after(arguments, folder, saved)
 
@@ -101,12 +107,12 @@ def _after(arguments: dict[str, Any], folder: Path, saved: Path | None) -> int:
 
     if arguments["save_baseline"] is not None:
         baselines.save(folder.parent, arguments["save_baseline"], folder)
-        _say(f"saved as baseline '{arguments['save_baseline']}'")
+        say(f"saved as baseline '{arguments['save_baseline']}'")
     if saved is None:
         return 0
     from enginecmp.cli.compare import compare_with_saved
 
-    return compare_with_saved(saved, folder, _say)
+    return compare_with_saved(saved, folder, say)
 
 
 def _resume(arguments: dict[str, Any]) -> int:
@@ -121,14 +127,14 @@ def _resume(arguments: dict[str, Any]) -> int:
     with ResultsFolder(folder.parent):
         manifest = read_manifest(folder)
         if manifest.status == "complete":
-            _say(f"{folder}: is complete, nothing to resume")
+            say(f"{folder}: is complete, nothing to resume")
             return 0
         labels = [engine.name for engine in manifest.engines]
         if arguments["save_baseline"] is not None:
             check_name(arguments["save_baseline"], labels)
         _, saved = engine_or_saved(arguments["baseline"], labels, folder.parent)
         scenario = msgspec.convert(manifest.scenario, Scenario)
-        model = _model(arguments["model_name"] or manifest.model.name)
+        model = find_model(arguments["model_name"] or manifest.model.name)
         if model.sha256 != manifest.model.sha256:
             msg = (
                 f"{folder}: was made with a file of SHA-256 {manifest.model.sha256[:12]}…, "
@@ -159,9 +165,9 @@ def _resume(arguments: dict[str, Any]) -> int:
         )
         if scenario.gate and not manifest.equivalence:
             request.reference = find(arguments["reference"], plugins)
-            request.exact = _exact(model)
-        _say(f"{folder}: resuming: {_headline(request)}")
-        _check_idle(arguments["wait_idle"])
+            request.exact = exact_of(model)
+        say(f"{folder}: resuming: {headline(request)}")
+        check_idle(arguments["wait_idle"])
         _execute(request, folder, manifest, arguments["as_json"])
         return _after(arguments, folder, saved)
 
@@ -172,17 +178,17 @@ def _execute(request: Any, folder: Path, manifest: Any, as_json: bool) -> None:
     try:
         if request.scenario.precision:
             request.enough = _precise_enough(request.scenario.precision)
-        outcome = run.execute(request, folder, _say, manifest)
+        outcome = run.execute(request, folder, say, manifest)
     except KeyboardInterrupt:
-        _say(f"interrupted; everything finished is kept: cmp run --resume {folder}")
+        say(f"interrupted; everything finished is kept: cmp run --resume {folder}")
         raise
     for flag, count in sorted(outcome.flagged.items()):
-        _say(f"{count} measured requests are flagged {flag} and left out by rule")
+        say(f"{count} measured requests are flagged {flag} and left out by rule")
     for record in outcome.failed:
-        _say(f"{record.launch}: {record.status}: {record.error}")
+        say(f"{record.launch}: {record.status}: {record.error}")
     if as_json:
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(outcome, enc_hook=str), indent=2) + b"\n")
-    _say(f"done: {folder}; read it with: cmp stats {folder}")
+    say(f"done: {folder}; read it with: cmp stats {folder}")
     if len(outcome.given_up) == len(request.contenders):
         msg = f"no engine could be measured; the reasons are above and in {folder}"
         raise CmpError(msg)
@@ -196,136 +202,10 @@ def _precise_enough(precision: float) -> Callable[[Path], bool]:
 
     def enough(folder: Path) -> bool:
         found = progress(analyse(load_runs([str(folder)])).report.comparisons, precision)
-        _say(f"precision ±{found.precision:.1%} after {found.launches} launches, wanted ±{precision:.1%}")
+        say(f"precision ±{found.precision:.1%} after {found.launches} launches, wanted ±{precision:.1%}")
         return found.reached
 
     return enough
-
-
-def _scenario(arguments: dict[str, Any], plugins: list[Plugin]) -> Scenario:
-    from enginecmp.scenarios import change_deadlines, load_scenario
-
-    scenario = load_scenario(arguments["scenario_name"], arguments["profile"], _plugin_scenarios(plugins))
-    changes: dict[str, Any] = {"gate": not arguments["no_gate"]}
-    if arguments["blocks"]:
-        changes["blocks"] = arguments["blocks"]
-    if arguments["requests"]:
-        # A number of requests asks for that number: the time limit of the profile goes.
-        changes |= {"requests": arguments["requests"], "seconds": None}
-    if arguments["deadlines"]:
-        changes["deadlines"] = change_deadlines(scenario.deadlines, arguments["deadlines"])
-    if arguments["adaptive"]:
-        changes |= {"precision": arguments["precision"], "blocks": arguments["blocks"] or 4 * scenario.blocks}
-    return msgspec.structs.replace(scenario, **changes)
-
-
-def _plugin_scenarios(plugins: list[Plugin]) -> list[str]:
-    from enginecmp.plugins import load_object, manager_with
-
-    found: list[str] = []
-    for plugin in plugins:
-        if plugin.error is None and plugin.here:
-            for paths in manager_with(load_object(plugin.module)).hook.cmp_scenarios():
-                found += [str(path) for path in paths]
-    return found
-
-
-def _request(arguments: dict[str, Any], scenario: Scenario, model: ModelInfo, seed: int, plugins: list[Plugin]) -> Any:
-    from enginecmp.cli.engines import probe
-    from enginecmp.plugins import find
-    from enginecmp.run import RunRequest
-    from enginecmp.selection import choose, parse_engines, parse_options, resolve_threads
-
-    threads = resolve_threads(arguments["threads"])
-    chosen = parse_engines(arguments["engines"], plugins)
-    everything = arguments["engines"] == "all"
-    if everything:
-        for plugin in plugins:
-            if plugin.error is not None:
-                _say(f"left out: {plugin.name}: its plugin is broken: {plugin.error}")
-    with tempfile.TemporaryDirectory(prefix="cmp-probe-") as logs:
-        contenders = choose(
-            chosen,
-            model,
-            everything=everything,
-            device=arguments["device"],
-            threads=threads,
-            context_tokens=scenario.context_tokens,
-            extra=parse_options(arguments["options"], chosen),
-            probe=lambda plugin, device: probe(plugin, device, Path(logs)),
-            say=_say,
-        )
-    reference = find(arguments["reference"], plugins) if scenario.gate else None
-    return RunRequest(
-        scenario=scenario, model=model, contenders=contenders, baseline="", seed=seed, reference=reference
-    )
-
-
-def _model(name: str | None) -> ModelInfo:
-    from enginecmp.models.store import DEFAULT_MODEL, resolve
-
-    return resolve(name or DEFAULT_MODEL, fetch=True)
-
-
-def _exact(model: ModelInfo) -> ModelInfo:
-    from enginecmp.models.store import exact_sibling
-
-    return exact_sibling(model)
-
-
-def _check_context(scenario: Scenario, model: ModelInfo) -> None:
-    if scenario.context_tokens > model.context_tokens:
-        msg = (
-            f"scenario {scenario.name} needs {scenario.context_tokens} tokens of context, "
-            f"{model.name} was made for {model.context_tokens}; choose shorter cells or another model"
-        )
-        raise UsageError(msg)
-
-
-def _check_idle(wait: bool) -> None:
-    """Warn before a run on a busy machine, or wait until it is idle."""
-    from enginecmp.telemetry.idle import measure_busyness, wait_until_idle
-
-    if wait:
-        if not wait_until_idle(_WAIT_LIMIT_SECONDS, _say):
-            msg = "the machine did not become idle within 10 minutes; stop what runs, or leave --wait-idle out"
-            raise CmpError(msg)
-        return
-    now = measure_busyness()
-    if now.busy:
-        _say(f"warning: the machine is busy: {now.describe()}; samples will be flagged; --wait-idle waits")
-
-
-def _headline(request: Any) -> str:
-    scenario: Scenario = request.scenario
-    labels = ", ".join(contender.label for contender in request.contenders)
-    length = f"{scenario.seconds:g} s" if scenario.seconds else f"{scenario.requests} requests"
-    threads = request.contenders[0].options.threads
-    return (
-        f"{labels} on {request.model.name}, {scenario.name}/{scenario.profile}, "
-        f"{scenario.blocks} blocks × {length}, {threads} thread{'s' if threads > 1 else ''}"
-    )
-
-
-def _print_plan(request: Any, seconds: float, basis: str) -> None:
-    from enginecmp.estimate import duration
-    from enginecmp.plan import plan_launches
-
-    scenario: Scenario = request.scenario
-    click.echo(_headline(request))
-    click.echo(f"seed {request.seed}, baseline {request.baseline}, gate {'on' if scenario.gate else 'off'}")
-    for cell in scenario.cells:
-        click.echo(f"cell: prompt {cell.prompt_tokens} tokens, output {cell.output_tokens} tokens")
-    plan = plan_launches([contender.label for contender in request.contenders], scenario.blocks, request.seed)
-    for block in range(scenario.blocks):
-        order = "  ".join(planned.engine for planned in plan if planned.block == block)
-        click.echo(f"block {block + 1:>3}: {order}")
-    click.echo(f"about {duration(seconds)} of launches ({basis}), and the gate before them")
-
-
-def _say(line: str) -> None:
-    """Print one line on stderr; called only while no engine is being measured."""
-    print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,161 @@
+"""From the options of `cmp run` to what it will do: scenario, model, engines; and how that is told."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from enginecmp.cli.console import say
+from enginecmp.errors import CmpError, UsageError
+from enginecmp.plugins import Plugin
+from enginecmp.scenarios import Scenario
+from enginecmp.types import ModelInfo
+
+if TYPE_CHECKING:
+    from enginecmp.run import RunRequest
+
+_WAIT_LIMIT_SECONDS = 600.0
+
+
+def make_scenario(arguments: dict[str, Any], plugins: list[Plugin]) -> Scenario:
+    """Return the scenario that the options ask for, profile and overrides applied.
+
+    Raises:
+        UsageError: unknown scenario or profile, or a wrong key in its file.
+    """
+    from enginecmp.scenarios import change_deadlines, load_scenario
+
+    scenario = load_scenario(arguments["scenario_name"], arguments["profile"], _plugin_scenarios(plugins))
+    changes: dict[str, Any] = {"gate": not arguments["no_gate"]}
+    if arguments["blocks"]:
+        changes["blocks"] = arguments["blocks"]
+    if arguments["requests"]:
+        # A number of requests asks for that number: the time limit of the profile goes.
+        changes |= {"requests": arguments["requests"], "seconds": None}
+    if arguments["deadlines"]:
+        changes["deadlines"] = change_deadlines(scenario.deadlines, arguments["deadlines"])
+    if arguments["adaptive"]:
+        changes |= {"precision": arguments["precision"], "blocks": arguments["blocks"] or 4 * scenario.blocks}
+    return msgspec.structs.replace(scenario, **changes)
+
+
+def _plugin_scenarios(plugins: list[Plugin]) -> list[str]:
+    from enginecmp.plugins import load_object, manager_with
+
+    found: list[str] = []
+    for plugin in plugins:
+        if plugin.error is None and plugin.here:
+            for paths in manager_with(load_object(plugin.module)).hook.cmp_scenarios():
+                found += [str(path) for path in paths]
+    return found
+
+
+def make_request(
+    arguments: dict[str, Any], scenario: Scenario, model: ModelInfo, seed: int, plugins: list[Plugin]
+) -> RunRequest:
+    """Return what will run: the engines that were asked for and can run here, with their options.
+
+    The baseline is still to be chosen.
+
+    Raises:
+        CmpError: an engine that was named cannot run, or none can.
+    """
+    from enginecmp.cli.engines import probe
+    from enginecmp.plugins import find
+    from enginecmp.run import RunRequest
+    from enginecmp.selection import choose, parse_engines, parse_options, resolve_threads
+
+    threads = resolve_threads(arguments["threads"])
+    chosen = parse_engines(arguments["engines"], plugins)
+    everything = arguments["engines"] == "all"
+    if everything:
+        for plugin in plugins:
+            if plugin.error is not None:
+                say(f"left out: {plugin.name}: its plugin is broken: {plugin.error}")
+    with tempfile.TemporaryDirectory(prefix="cmp-probe-") as logs:
+        contenders = choose(
+            chosen,
+            model,
+            everything=everything,
+            device=arguments["device"],
+            threads=threads,
+            context_tokens=scenario.context_tokens,
+            extra=parse_options(arguments["options"], chosen),
+            probe=lambda plugin, device: probe(plugin, device, Path(logs)),
+            say=say,
+        )
+    reference = find(arguments["reference"], plugins) if scenario.gate else None
+    return RunRequest(
+        scenario=scenario, model=model, contenders=contenders, baseline="", seed=seed, reference=reference
+    )
+
+
+def find_model(name: str | None) -> ModelInfo:
+    """Return the model of that name, fetched or derived where it is not here; the default one without a name."""
+    from enginecmp.models.store import DEFAULT_MODEL, resolve
+
+    return resolve(name or DEFAULT_MODEL, fetch=True)
+
+
+def exact_of(model: ModelInfo) -> ModelInfo:
+    """Return the float32 sibling of a model, for the gate."""
+    from enginecmp.models.store import exact_sibling
+
+    return exact_sibling(model)
+
+
+def check_context(scenario: Scenario, model: ModelInfo) -> None:
+    """Refuse a scenario that needs more context than the model was made for."""
+    if scenario.context_tokens > model.context_tokens:
+        msg = (
+            f"scenario {scenario.name} needs {scenario.context_tokens} tokens of context, "
+            f"{model.name} was made for {model.context_tokens}; choose shorter cells or another model"
+        )
+        raise UsageError(msg)
+
+
+def check_idle(wait: bool) -> None:
+    """Warn before a run on a busy machine, or wait until it is idle."""
+    from enginecmp.telemetry.idle import measure_busyness, wait_until_idle
+
+    if wait:
+        if not wait_until_idle(_WAIT_LIMIT_SECONDS, say):
+            msg = "the machine did not become idle within 10 minutes; stop what runs, or leave --wait-idle out"
+            raise CmpError(msg)
+        return
+    now = measure_busyness()
+    if now.busy:
+        say(f"warning: the machine is busy: {now.describe()}; samples will be flagged; --wait-idle waits")
+
+
+def headline(request: RunRequest) -> str:
+    """Return one line about a run."""
+    scenario: Scenario = request.scenario
+    labels = ", ".join(contender.label for contender in request.contenders)
+    length = f"{scenario.seconds:g} s" if scenario.seconds else f"{scenario.requests} requests"
+    threads = request.contenders[0].options.threads
+    return (
+        f"{labels} on {request.model.name}, {scenario.name}/{scenario.profile}, "
+        f"{scenario.blocks} blocks × {length}, {threads} thread{'s' if threads > 1 else ''}"
+    )
+
+
+def print_plan(request: RunRequest, seconds: float, basis: str) -> None:
+    """Print the order of all launches and how long they will take."""
+    from enginecmp.estimate import duration
+    from enginecmp.plan import plan_launches
+
+    scenario: Scenario = request.scenario
+    click.echo(headline(request))
+    click.echo(f"seed {request.seed}, baseline {request.baseline}, gate {'on' if scenario.gate else 'off'}")
+    for cell in scenario.cells:
+        click.echo(f"cell: prompt {cell.prompt_tokens} tokens, output {cell.output_tokens} tokens")
+    plan = plan_launches([contender.label for contender in request.contenders], scenario.blocks, request.seed)
+    for block in range(scenario.blocks):
+        order = "  ".join(planned.engine for planned in plan if planned.block == block)
+        click.echo(f"block {block + 1:>3}: {order}")
+    click.echo(f"about {duration(seconds)} of launches ({basis}), and the gate before them")
