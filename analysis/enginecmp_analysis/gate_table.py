@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 from enginecmp_analysis.gate import CompareReport, Confirmed, GateLine, Side
+from enginecmp_analysis.layout import WIDTH, Line, wrap
 from enginecmp_analysis.metrics import metric_of
 from enginecmp_analysis.report import cell_name
-from enginecmp_analysis.table import WIDTH, Line, wrap
 
 _STYLES: dict[Confirmed, str] = {"PASS": "green", "WARNING": "yellow", "CRITICAL": "red", "INCONCLUSIVE": "yellow"}
 

@@ -17,11 +17,11 @@ from enginecmp_analysis.compare import by_block
 from enginecmp_analysis.fingerprint import difference
 from enginecmp_analysis.judge import Options
 from enginecmp_analysis.launches import LaunchMeans
+from enginecmp_analysis.layout import WIDTH, Line, wrap
 from enginecmp_analysis.load import Run
 from enginecmp_analysis.metrics import METRICS, find_metric, metric_of
 from enginecmp_analysis.report import analyse, cell_name
 from enginecmp_analysis.student import mean_interval, t_two_sided
-from enginecmp_analysis.table import WIDTH, Line, wrap
 
 HISTORY_SCHEMA = "enginecmp-history/1"
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator
 
 from enginecmp.types import Cell
 from enginecmp_analysis.context import Context
+from enginecmp_analysis.layout import (
+    WIDTH,
+    Line,
+    decimals_for,
+    shorten,
+    show_count,
+    show_interval,
+    show_p,
+    show_percent,
+    show_quantile,
+    show_ratio,
+    wrap,
+)
 from enginecmp_analysis.metrics import METRICS, metric_of
-from enginecmp_analysis.quantiles import needed_for_quantile
 from enginecmp_analysis.report import Analysis, cell_name, cell_notes
 from enginecmp_analysis.schema import Comparison, Details, StatsReport, Summary
-
-WIDTH = 80
-
-Line = tuple[str, str]
-"""Text, and the style that may underline what the text already says ("" for none)."""
 
 Place = tuple[Cell | None, str]
 """Cell and metric."""
@@ -66,13 +72,13 @@ def _promises(report: StatsReport) -> Iterator[Line]:
 
 def _plans(report: StatsReport) -> Iterator[Line]:
     for plan in report.plans or []:
-        yield f"plan for {plan.scenario}: find a difference of {_percent(plan.detect)} in {plan.metric}", "bold"
+        yield f"plan for {plan.scenario}: find a difference of {show_percent(plan.detect)} in {plan.metric}", "bold"
         size = f"{plan.blocks} blocks × {plan.requests} requests, about {_duration(plan.seconds)}"
         yield f"  {size}: cmp run --blocks {plan.blocks} --requests {plan.requests}", ""
         for row in plan.rows:
             text = (
                 f"{row.engine} / {row.baseline}, {cell_name(row.cell)}: launches differ by up to "
-                f"{_percent(row.between)}, requests by {_percent(row.within)}; "
+                f"{show_percent(row.between)}, requests by {show_percent(row.within)}; "
                 f"best {math.ceil(row.best_requests)} requests a launch"
             )
             yield from ((line, "dim") for line in wrap(text, "  "))
@@ -88,7 +94,7 @@ def _duration(seconds: float) -> str:
 def _header(context: Context) -> Iterator[Line]:
     runs = context.run_ids[0] + (f" and {len(context.run_ids) - 1} more" if len(context.run_ids) > 1 else "")
     yield f"{context.scenario}: {context.model}", "bold"
-    yield from ((text, "") for text in wrap(f"run {runs}, {_count(context.blocks, 'block')}", ""))
+    yield from ((text, "") for text in wrap(f"run {runs}, {show_count(context.blocks, 'block')}", ""))
     for label, text in context.engines.items():
         role = "baseline; " if label == context.baseline else ""
         yield from ((line, "") for line in wrap(f"{label}  {role}{text}", "  "))
@@ -125,22 +131,22 @@ def _metric(metric: str, comparisons: list[Comparison], summaries: list[Summary]
         yield from _comparison(c, context)
     if not summaries:
         return
-    decimals = _decimals(min(abs(s.mean) for s in summaries))
-    intervals = [_interval(s.mean, s.ci_low, s.ci_high, decimals) for s in summaries]
+    decimals = decimals_for(min(abs(s.mean) for s in summaries))
+    intervals = [show_interval(s.mean, s.ci_low, s.ci_high, decimals) for s in summaries]
     column = max(len(text) for text in intervals)
     # Whatever the names are, the line must fit.
     width = min(max(len(s.engine) for s in summaries), WIDTH - column - len("  " * 5) - 9 - 9 - 6)
     yield f"  {'':{width}}  {'mean [95 % CI]':<{column}}  {'p50':>9}  {'p90':>9}  {'CV':>6}", "dim"
     for s, interval in zip(summaries, intervals, strict=True):
         margin = "! " if s.engine in context.not_comparable else "  "
-        numbers = f"{_quantile(s.p50, 0.5):>9}  {_quantile(s.p90, 0.9):>9}  {_percent(s.cv_launches):>6}"
-        yield f"{margin}{_cut(s.engine, width):<{width}}  {interval:<{column}}  {numbers}", ""
+        numbers = f"{show_quantile(s.p50, 0.5):>9}  {show_quantile(s.p90, 0.9):>9}  {show_percent(s.cv_launches):>6}"
+        yield f"{margin}{shorten(s.engine, width):<{width}}  {interval:<{column}}  {numbers}", ""
 
 
 def _comparison(c: Comparison, context: Context) -> Iterator[Line]:
     mark = {"faster": "+", "slower": "-", "equivalent": "="}.get(c.verdict, "~")
-    ratio = f"{_ratio(c.ratio)}×" if math.isfinite(c.ratio) else "n/a"
-    limits = f" [{_ratio(c.ci_low)}, {_ratio(c.ci_high)}]" if math.isfinite(c.ci_low) else ""
+    ratio = f"{show_ratio(c.ratio)}×" if math.isfinite(c.ratio) else "n/a"
+    limits = f" [{show_ratio(c.ci_low)}, {show_ratio(c.ci_high)}]" if math.isfinite(c.ci_low) else ""
     names = c.engine if c.baseline == context.baseline else f"{c.engine} / {c.baseline}"
     head = f"{mark} {ratio}{limits}  {names}"
     words = short_words(c)
@@ -157,9 +163,10 @@ def _comparison(c: Comparison, context: Context) -> Iterator[Line]:
 
 
 def _details(d: Details) -> str:
-    flips = f"sign-flip p{_p(d.sign_flip_p)}; " if math.isfinite(d.sign_flip_p) else "unpaired; "
+    flips = f"sign-flip p{show_p(d.sign_flip_p)}; " if math.isfinite(d.sign_flip_p) else "unpaired; "
     return (
-        f"{flips}equivalence p{_p(d.equivalence_p)}; Fieller [{_ratio(d.fieller_low)}, {_ratio(d.fieller_high)}]; "
+        f"{flips}equivalence p{show_p(d.equivalence_p)}; "
+        f"Fieller [{show_ratio(d.fieller_low)}, {show_ratio(d.fieller_high)}]; "
         f"single values: P(below baseline) {d.request_below_baseline:.2f}, Cliff's delta {d.cliffs_delta:+.2f} "
         "(descriptive)"
     )
@@ -178,7 +185,7 @@ def short_words(c: Comparison) -> str:
 def verdict_words(c: Comparison) -> str:
     """Return the verdict of one comparison as a person would say it, with the numbers it rests on."""
     correction = "Holm" if c.primary else "Benjamini-Hochberg"
-    p = f"{correction} p{_p(c.p_adjusted)}, " if math.isfinite(c.p_adjusted) else ""
+    p = f"{correction} p{show_p(c.p_adjusted)}, " if math.isfinite(c.p_adjusted) else ""
     numbers = f"{p}n={c.n_launches}+{c.n_launches} launches"
     match c.verdict:
         case "faster" | "slower":
@@ -188,57 +195,11 @@ def verdict_words(c: Comparison) -> str:
         case "withheld":
             missing = f"; {_more(c.launches_needed)}" if c.launches_needed else ""
             return f"verdict withheld: it takes 10 launches of 10 valid requests{missing} ({numbers})"
-    mde = f"; this run can show {_percent(c.mde)}" if math.isfinite(c.mde) else ""
+    mde = f"; this run can show {show_percent(c.mde)}" if math.isfinite(c.mde) else ""
     return f"inconclusive: {_more(c.launches_needed)}{mde} ({numbers})"
 
 
 def _more(launches: int | None) -> str:
     if launches is None:
         return "no spread to plan with"
-    return f"{_count(launches, 'more launch', 'es')} needed"
-
-
-def _count(n: int | None, word: str, plural: str = "s") -> str:
-    return f"{n} {word}{'' if n == 1 else plural}"
-
-
-def wrap(text: str, indent: str) -> list[str]:
-    """Return a text in lines of 80 columns, the first one behind `indent`, the others below it."""
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent), break_on_hyphens=False
-    )
-
-
-def _ratio(value: float) -> str:
-    return f"{value:.3f}" if 0.1 <= value < 100 else f"{value:.3g}"
-
-
-def _quantile(value: float, q: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else f"need {needed_for_quantile(q)}"
-
-
-def _decimals(smallest: float) -> int | None:
-    """Return the decimals that show four digits of the smallest mean of a table; None when that takes too many."""
-    decimals = 3 - math.floor(math.log10(smallest)) if smallest > 0 else 3
-    return max(0, decimals) if decimals <= 6 else None
-
-
-def _interval(mean: float, low: float, high: float, decimals: int | None) -> str:
-    """Write a mean and its limits with the same decimals, so that they can be compared by eye."""
-    form = ".3e" if decimals is None else f".{decimals}f"
-    limits = f"[{low:{form}}, {high:{form}}]" if math.isfinite(low) else "[one launch]"
-    return f"{mean:{form}} {limits}"
-
-
-def _cut(name: str, width: int) -> str:
-    return name if len(name) <= width else name[: width - 1] + "…"
-
-
-def _percent(value: float) -> str:
-    if not math.isfinite(value):
-        return "n/a"
-    return f"{100 * value:.{0 if value >= 1 else 1}f} %"
-
-
-def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"={value:.3f}"
+    return f"{show_count(launches, 'more launch', 'es')} needed"
