@@ -14,7 +14,7 @@ from importlib import metadata
 import msgspec
 import pluggy
 
-from enginecmp import hookspecs
+from enginecmp import hookspecs, trace
 from enginecmp.errors import CmpError, UsageError, did_you_mean
 from enginecmp.types import EngineInfo
 
@@ -32,11 +32,12 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
         module: what a worker imports, "package.module" or "package.module:attribute".
         distribution: name of the installed distribution; empty for `CMP_PLUGINS`.
         version: version of that distribution.
-        info: the engine's facts; None when broken.
+        info: the engine's facts; None when broken, and for a plugin that brings sensors alone.
         error: why it is broken, in one line; None when it is not.
         command: an executable that speaks the worker protocol, with its first arguments; empty for Python plugins.
         python: interpreter of the environment that holds the plugin; empty for this one.
         source: file that names an engine outside this environment; empty for installed plugins.
+        sensors: whether it has `cmp_telemetry`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
     command: tuple[str, ...] = ()
     python: str = ""
     source: str = ""
+    sensors: bool = False
 
     @property
     def here(self) -> bool:
@@ -64,7 +66,8 @@ def manager_with(plugin: object) -> pluggy.PluginManager:
     """Return a plugin manager that holds exactly this plugin.
 
     Raises:
-        CmpError: the plugin has a hook whose name or arguments do not exist, or no `cmp_engine`.
+        CmpError: the plugin has a hook whose name or arguments do not exist, or neither
+            `cmp_engine` nor `cmp_telemetry`.
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
@@ -77,7 +80,9 @@ def manager_with(plugin: object) -> pluggy.PluginManager:
         hint = did_you_mean(unknown.group(1), known) if unknown else ""
         msg = f"{str(error).splitlines()[-1].strip()}{hint}"
         raise CmpError(msg) from error
-    if not manager.hook.cmp_engine.get_hookimpls():
+    if os.environ.get(trace.VARIABLE):
+        trace.watch(manager)
+    if not manager.hook.cmp_engine.get_hookimpls() and not manager.hook.cmp_telemetry.get_hookimpls():
         msg = "it has no cmp_engine hook; decorate one with @enginecmp.hookimpl"
         raise CmpError(msg)
     return manager
@@ -94,8 +99,13 @@ def load_object(module: str) -> object:
 
 def _examine(fallback_name: str, module: str, distribution: str, version: str) -> Plugin:
     try:
-        answers = manager_with(load_object(module)).hook.cmp_engine()
-        info = answers[0]
+        hook = manager_with(load_object(module)).hook
+        sensors = bool(hook.cmp_telemetry.get_hookimpls())
+        if not hook.cmp_engine.get_hookimpls():
+            return Plugin(
+                name=fallback_name, module=module, distribution=distribution, version=version, sensors=sensors
+            )
+        info = hook.cmp_engine()[0]
         if not isinstance(info, EngineInfo):
             msg = f"cmp_engine returned {type(info).__name__}, expected enginecmp.EngineInfo"
             raise CmpError(msg)
@@ -110,14 +120,12 @@ def _examine(fallback_name: str, module: str, distribution: str, version: str) -
         return Plugin(
             name=fallback_name, module=module, distribution=distribution, version=version, error=f"{kind}{text}"
         )
-    return Plugin(name=info.name, module=module, distribution=distribution, version=version, info=info)
+    return Plugin(name=info.name, module=module, distribution=distribution, version=version, info=info, sensors=sensors)
 
 
-def discover() -> list[Plugin]:
-    """Return every plugin by name, broken ones with their error: installed, of `CMP_PLUGINS`, and from outside."""
-    from enginecmp.external import discover_external
-
-    found: list[Plugin] = discover_external()
+def discover_installed() -> list[Plugin]:
+    """Return the plugins that are installed in this environment."""
+    found: list[Plugin] = []
     for entry in metadata.entry_points(group=hookspecs.PROJECT):
         distribution = entry.dist
         found.append(
@@ -128,10 +136,28 @@ def discover() -> list[Plugin]:
                 distribution.version if distribution else "",
             )
         )
-    for module in filter(None, os.environ.get(PLUGINS_VARIABLE, "").split(",")):
-        found.append(_examine(module.strip().rpartition(".")[2], module.strip(), "", ""))
+    return found
+
+
+def _under_development() -> list[Plugin]:
+    named = [module.strip() for module in os.environ.get(PLUGINS_VARIABLE, "").split(",")]
+    return [_examine(module.rpartition(".")[2], module, "", "") for module in named if module]
+
+
+def sensor_modules() -> list[str]:
+    """Return the modules of this environment's plugins, and of `CMP_PLUGINS`, that bring sensors; each once."""
+    found = [*discover_installed(), *_under_development()]
+    return list(dict.fromkeys(plugin.module for plugin in found if plugin.sensors))
+
+
+def discover() -> list[Plugin]:
+    """Return every engine by name, broken ones with their error: installed, of `CMP_PLUGINS`, and from outside."""
+    from enginecmp.external import discover_external
+
+    found = [*discover_external(), *discover_installed(), *_under_development()]
+    engines = [plugin for plugin in found if plugin.info is not None or plugin.error is not None]
     by_name: dict[str, Plugin] = {}
-    for plugin in sorted(found, key=lambda p: (p.name, not p.here, p.distribution)):
+    for plugin in sorted(engines, key=lambda p: (p.name, not p.here, p.distribution)):
         if plugin.name not in by_name:
             by_name[plugin.name] = plugin
         elif plugin.origin != by_name[plugin.name].origin:

@@ -21,6 +21,7 @@ VERBS = {
     "selftest": "Compare an engine with itself: the noise floor of this machine.",
     "import": "Bring results of other tools into this format.",
     "engines": "List engines, and what keeps the missing ones away.",
+    "plugin": "Make, list, check and install engine plugins.",
     "model": "List, fetch, convert, describe or invent weights files.",
 }
 """Every verb and its line in the help; the module of the same name holds its command."""

@@ -1,4 +1,7 @@
-"""An enginecmp engine in one module: a llama in NumPy, float32, one request at a time."""
+"""The engine `my_engine` for enginecmp: one module, one request at a time.
+
+It works as it is: a llama in NumPy, float32. Put your engine's calls in place of the class `Llama`.
+"""
 
 from importlib.metadata import version
 
@@ -8,7 +11,7 @@ from enginecmp import ContextOverflow, EngineInfo, Probe, UnknownOption, hookimp
 @hookimpl
 def cmp_engine():
     return EngineInfo(
-        name="numpy_llama",
+        name="my_engine",
         version=version("numpy"),
         licence="BSD-3-Clause",
         devices=("cpu",),
@@ -28,7 +31,7 @@ def cmp_probe(options):
 @hookimpl
 def cmp_load(model, options):
     for key in options.extra:
-        raise UnknownOption(f"numpy_llama: unknown option '{key}'; this engine has none")
+        raise UnknownOption(f"my_engine: unknown option '{key}'; this engine has none")
     return Llama(model.path, options.context_tokens)
 
 
@@ -85,7 +88,7 @@ class Llama:
     def require(self, tokens):
         if tokens > self.context_tokens:
             raise ContextOverflow(
-                f"numpy_llama: request needs {tokens} tokens, the context holds {self.context_tokens}; load with more"
+                f"my_engine: request needs {tokens} tokens, the context holds {self.context_tokens}; load with more"
             )
 
     def norm(self, x, name):
