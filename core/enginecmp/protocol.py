@@ -14,11 +14,13 @@ import mmap
 import os
 import socket
 import struct
+import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from enginecmp.errors import LaunchError
+from enginecmp.errors import CmpError, LaunchError
 
 MAX_MESSAGE_BYTES = 1 << 31
 """Logits are the largest message: 8,192 positions of a vocabulary of 50,000 are 1.6 GB."""
@@ -28,8 +30,26 @@ MAGIC = b"CMP1"
 _HEAD = struct.Struct("<4sI")
 _PROGRESS = struct.Struct("<qq")
 
-PHASES = ("start", "probe", "load", "idle", "prepare", "prefill", "decode", "score", "metrics", "unload")
-"""Where a worker can be, by number."""
+PHASES = (
+    *("start", "probe", "load", "idle", "prepare", "prefill", "decode", "score", "metrics", "unload"),
+    *("wait", "step"),
+)
+"""Where a worker can be, by number; "wait" is for requests to arrive, "step" one of several requests at once."""
+
+
+def describe(error: BaseException) -> dict[str, str]:
+    """Return an exception as the host shows it: one line, and the traceback for `--debug`."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        text = f"out of memory: {error}" if str(error) else "out of memory"
+    elif isinstance(error, CmpError):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return {
+        "type": type(error).__name__,
+        "message": " ".join(text.split()),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
 
 
 class Channel:
@@ -57,6 +77,35 @@ class Channel:
         except OSError as error:
             msg = f"worker is gone: {error.strerror or error}"
             raise LaunchError(msg) from error
+
+    def send_files(self, files: Sequence[int]) -> None:
+        """Send copies of file descriptors, right behind the message that announces them.
+
+        Raises:
+            LaunchError: the other side is gone.
+        """
+        try:
+            socket.send_fds(self._socket, [b"F"], list(files))
+        except OSError as error:
+            msg = f"worker is gone: {error.strerror or error}"
+            raise LaunchError(msg) from error
+
+    def receive_files(self, n_files: int) -> list[int]:
+        """Return the file descriptors that follow the message just received; they belong to the caller.
+
+        Raises:
+            LaunchError: other than that many came.
+        """
+        self._socket.settimeout(None)
+        _, files, _, _ = socket.recv_fds(self._socket, 1, n_files)
+        if len(files) != n_files:
+            msg = f"broke the protocol: expected {n_files} file descriptors, got {len(files)}"
+            raise LaunchError(msg)
+        return files
+
+    def fileno(self) -> int:
+        """Return the socket's file descriptor, to wait on it together with others."""
+        return self._socket.fileno()
 
     def receive(self, timeout_seconds: float | None = None) -> dict[str, Any] | None:
         """Return the next message, or None when the other side closed.

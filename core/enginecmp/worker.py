@@ -14,7 +14,6 @@ import gc
 import os
 import socket
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +21,11 @@ import msgspec
 
 from enginecmp import clock
 from enginecmp.errors import CmpError, LaunchError
+from enginecmp.generate import generate
 from enginecmp.guardian import guard, prefer_for_oom
+from enginecmp.operations import Operations, profile
 from enginecmp.plugins import load_object, manager_with
-from enginecmp.protocol import PHASES, Channel, Progress
+from enginecmp.protocol import PHASES, Channel, Progress, describe
 from enginecmp.telemetry.contention import ContentionSensor, between
 from enginecmp.types import LoadOptions, ModelInfo
 
@@ -44,12 +45,16 @@ class Worker:
         self._progress = progress
         self._session: Any = None
         self._sensor: ContentionSensor | None = None
+        self._operations = Operations(hook, progress)
         self.operations: dict[str, Callable[[dict[str, Any]], Any]] = {
             "probe": self.probe,
             "load": self.load,
             "request": self.request,
             "score": self.score,
-            "profile": self.profile,
+            "prepare_operation": lambda message: self._operations.prepare(self._session, message),
+            "operation": self._operations.run,
+            "profile": lambda message: profile(hook, self._session, progress, message),
+            "serve": self.serve,
             "batch": self.batch,
             "unload": self.unload,
         }
@@ -94,27 +99,18 @@ class Worker:
         ids: list[int] = []
         total: int | None = None
         error: dict[str, str] | None = None
+
+        def mark(token: int) -> None:
+            token_ns.append(now_ns())
+            ids.append(token)
+            progress.set(decode, len(token_ns))
+
         gc.disable()
         before = sensor.read()
         progress.set(prefill)
         start_ns = now_ns()
         try:
-            token = hook.cmp_prefill(session=session, token_ids=token_ids, output_tokens=n_tokens)
-            token_ns.append(now_ns())
-            ids.append(token)
-            progress.set(decode, 1)
-            if n_tokens > 1:
-                tokens = iter(hook.cmp_decode(session=session, n_tokens=n_tokens - 1))
-                # One yield more than asked for is taken, so that an engine that overruns is seen.
-                while len(token_ns) <= n_tokens:
-                    try:
-                        token = next(tokens)
-                    except StopIteration as stop:
-                        total = stop.value
-                        break
-                    token_ns.append(now_ns())
-                    ids.append(token)
-                    progress.set(decode, len(token_ns))
+            total = generate(hook, session, token_ids, n_tokens, mark)
         except BaseException as raised:  # a Rust panic arrives as a BaseException
             error = describe(raised)
         end_ns = now_ns()
@@ -132,7 +128,7 @@ class Worker:
             "token_ns": token_ns,
             "end_ns": end_ns,
             "ids": ids,
-            "output_tokens": 1 + total if total is not None else len(token_ns),
+            "output_tokens": len(token_ns) if total is None else total,
             "metrics": metrics,
             "where": where,
             "error": error,
@@ -151,38 +147,21 @@ class Worker:
         rows = np.ascontiguousarray(logits, dtype=np.float32)
         return {"shape": list(rows.shape), "data": rows.data.cast("B")}
 
-    def profile(self, message: dict[str, Any]) -> Any:
-        """Return seconds per component, or None where the engine cannot tell."""
-        self._progress.set(_PHASE["decode"])
-        self._hook.cmp_reset(session=self._session)
-        found = self._hook.cmp_profile(
-            session=self._session, token_ids=message["token_ids"], n_tokens=message["n_tokens"]
-        )
+    def serve(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Serve requests as the load generator sends them."""
+        from enginecmp.serve import serve
+
+        assert self._sensor is not None
+        answer = serve(self._hook, self._session, self._progress, self._sensor, message)
         self._progress.set(_PHASE["idle"])
-        return dict(found) if found is not None else None
+        return answer
 
     def batch(self, message: dict[str, Any]) -> Any:
-        """Run several requests through the engine's own continuous batching; return ids per request.
+        """Run several requests through the engine's own batching; None where it has none."""
+        from enginecmp.serve import batch
 
-        None where the engine has no `cmp_submit`.
-        """
-        from enginecmp.types import Request
-
-        if not self._hook.cmp_submit.get_hookimpls():
-            return None
         self._progress.set(_PHASE["decode"])
-        self._hook.cmp_reset(session=self._session)
-        waiting = [msgspec.convert(request, Request) for request in message["requests"]]
-        ids: dict[str, list[int]] = {request.id: [] for request in waiting}
-        wanted = sum(request.output_tokens for request in waiting)
-        while sum(map(len, ids.values())) < wanted:
-            while waiting and self._hook.cmp_submit(session=self._session, request=waiting[0]):
-                waiting.pop(0)
-            pairs = self._hook.cmp_step(session=self._session)
-            if not pairs and not waiting:
-                break
-            for request_id, token in pairs:
-                ids[request_id].append(token)
+        ids = batch(self._hook, self._session, message)
         self._progress.set(_PHASE["idle"])
         return ids
 
@@ -197,21 +176,6 @@ class Worker:
     def _metrics(self) -> dict[str, float]:
         found = self._hook.cmp_metrics(session=self._session)
         return {str(name): float(value) for name, value in (found or {}).items()}
-
-
-def describe(error: BaseException) -> dict[str, str]:
-    """Return an exception as the host shows it: one line, and the traceback for `--debug`."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        text = f"out of memory: {error}" if str(error) else "out of memory"
-    elif isinstance(error, CmpError):
-        text = str(error)
-    else:
-        text = f"{type(error).__name__}: {error}"
-    return {
-        "type": type(error).__name__,
-        "message": " ".join(text.split()),
-        "traceback": "".join(traceback.format_exception(error)),
-    }
 
 
 def main(arguments: list[str]) -> int:
@@ -229,6 +193,8 @@ def main(arguments: list[str]) -> int:
     channel.send({"ok": os.getpid()})
     while (message := channel.receive()) is not None:
         try:
+            if "files" in message:
+                message["files"] = channel.receive_files(message["files"])
             channel.send({"ok": worker.operations[message["op"]](message)})
         except LaunchError:
             return 1

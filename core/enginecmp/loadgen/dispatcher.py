@@ -1,0 +1,169 @@
+"""What the generator's process does: send every request when it is due, and write down how late that was.
+
+It imports no more than it needs (no numpy, no msgspec), so that it starts fast beside a loaded engine, and it sleeps
+whenever nothing is due: engines that spin lose their speed when a thread is preempted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import time
+
+from enginecmp import clock
+from enginecmp.loadgen.board import Board, Field, Header
+from enginecmp.loadgen.timer import Timer
+
+_HEADSTART_NS = 5_000_000
+"""Between the worker's word that it is ready and the first request."""
+
+
+class Dispatcher:
+    """Sends the requests of one cell.
+
+    Args:
+        board: with its first group of header words filled, and with due times in an open loop.
+        to_worker: eventfd that wakes the worker.
+        from_worker: eventfd that the worker wakes this process with.
+        lifeline: descriptor that ends when the host does.
+    """
+
+    def __init__(self, board: Board, to_worker: int, from_worker: int, lifeline: int) -> None:
+        self._board = board
+        self._words = board.words
+        self._to_worker = to_worker
+        self._from_worker = from_worker
+        self._lifeline = lifeline
+        self._timer = Timer()
+        self._loop = asyncio.new_event_loop()
+        self._users = self._words[Header.USERS]
+        self._go_ns = 0
+        self._cpu_ns = 0
+        self._seen_done = 0
+        self._warm = [self._words[Header.WARMUPS]] * self._users
+        self._measured = 0
+        self._measured_since_ns = 0
+        self._finished = False
+
+    def run(self) -> None:
+        """Wait for the worker, send everything, and sleep until the host closes the lifeline."""
+        loop = self._loop
+        loop.add_reader(self._lifeline, self._host_spoke)
+        loop.add_reader(self._from_worker, self._worker_spoke)
+        loop.add_reader(self._timer.file, self._due)
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        try:
+            loop.run_forever()
+        finally:
+            loop.close()
+            self._timer.close()
+
+    def _host_spoke(self) -> None:
+        if not os.read(self._lifeline, 64):
+            self._loop.stop()
+
+    def _worker_spoke(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._from_worker, 8)
+        words = self._words
+        if self._finished:
+            return
+        if words[Header.STOP]:
+            self._finish()
+        elif not self._go_ns:
+            if words[Header.READY]:
+                self._cpu_ns = time.process_time_ns()
+                self._go_ns = words[Header.GO_NS] = clock.now_ns() + _HEADSTART_NS
+                self._timer.fire_at(self._go_ns)
+        elif self._users:
+            self._answer()
+
+    def _due(self) -> None:
+        """Send whatever is due: all users' first requests, or the next ones of the schedule."""
+        self._timer.fired()
+        if self._finished:
+            return
+        if self._users:
+            for user in range(self._users):
+                self._send(user, 0)
+            self._wake()
+            return
+        words, board, go_ns = self._words, self._board, self._go_ns
+        number, capacity, warmups = words[Header.SENT], board.capacity, words[Header.WARMUPS]
+        while number < capacity:
+            row = board.row(number)
+            now_ns = clock.now_ns()
+            due_ns = go_ns + words[row + Field.DUE]
+            if due_ns > now_ns:
+                break
+            words[row + Field.MEASURED] = number >= warmups
+            words[row + Field.SENT_NS] = now_ns
+            number += 1
+            words[Header.SENT] = number
+        self._wake()
+        if number == capacity:
+            self._finish()
+        else:
+            self._timer.fire_at(due_ns)
+
+    def _answer(self) -> None:
+        """Closed loop: whoever has an answer sends the next request."""
+        words, board = self._words, self._board
+        done = words[Header.DONE]
+        for number in board.finished(self._seen_done, done):
+            if self._enough():
+                self._finish()
+                return
+            row = board.row(number)
+            self._send(words[row + Field.USER], words[row + Field.END_NS] - self._go_ns)
+        self._seen_done = done
+        self._wake()
+
+    def _send(self, user: int, due_after_go_ns: int) -> None:
+        """Send the next request of a user; due when the answer to the last one was there."""
+        words = self._words
+        number = words[Header.SENT]
+        row = self._board.row(number)
+        warm = self._warm[user] > 0
+        now_ns = clock.now_ns()
+        if warm:
+            self._warm[user] -= 1
+        else:
+            self._measured_since_ns = self._measured_since_ns or now_ns
+            self._measured += 1
+        words[row + Field.DUE] = due_after_go_ns
+        words[row + Field.USER] = user
+        words[row + Field.MEASURED] = not warm
+        words[row + Field.SENT_NS] = now_ns
+        words[Header.SENT] = number + 1
+
+    def _enough(self) -> bool:
+        """Say whether a closed loop has sent what it should."""
+        words = self._words
+        if words[Header.SENT] == self._board.capacity:
+            return True
+        if self._measured < words[Header.REQUESTS]:
+            return False
+        return clock.now_ns() - self._measured_since_ns >= words[Header.DURATION_NS]
+
+    def _finish(self) -> None:
+        self._finished = True
+        self._words[Header.GENERATOR_CPU_NS] = time.process_time_ns() - self._cpu_ns
+        self._words[Header.ALL_SENT] = 1
+        self._wake()
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._to_worker, 1)
+
+
+def main(arguments: list[str]) -> int:
+    """Serve one cell; the arguments are descriptors: board, eventfd to the worker, eventfd from it."""
+    file, to_worker, from_worker = map(int, arguments)
+    board = Board(file)
+    os.close(file)
+    Dispatcher(board, to_worker, from_worker, lifeline=0).run()
+    return 0
