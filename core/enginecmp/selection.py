@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from enginecmp.environment import usable_cores
 from enginecmp.errors import CmpError, UsageError, did_you_mean
@@ -11,6 +11,10 @@ from enginecmp.launch import Contender
 from enginecmp.plugins import Plugin, find
 from enginecmp.types import LoadOptions, ModelInfo, Probe
 
+SERVER_ENGINE = "openai_server"
+"""The engine behind `--engines openai:URL`."""
+
+_SERVER_PREFIX = "openai:"
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
@@ -35,27 +39,44 @@ def resolve_threads(asked: str) -> int:
 
 
 def parse_engines(text: str, plugins: list[Plugin]) -> dict[str, Plugin]:
-    """Return label → plugin for "all", "a,b" or "label=engine,other=engine".
+    """Return label → plugin for "all", "a,b", "label=engine,other=engine" or "openai:URL".
 
     Raises:
         UsageError: unknown or broken engine, a label twice, nothing named.
     """
     if text == "all":
-        return {plugin.name: plugin for plugin in plugins if plugin.error is None}
+        # A server is an engine only where somebody says at which address.
+        return {p.name: p for p in plugins if p.error is None and p.name != SERVER_ENGINE}
     chosen: dict[str, Plugin] = {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
-        label, _, name = item.partition("=")
+    for label, name, _ in _items(text):
         if not _LABEL.fullmatch(label):
             msg = f"--engines: label '{label}' may hold letters, digits and . _ + - only"
             raise UsageError(msg)
         if label in chosen:
-            msg = f"--engines: '{label}' twice; give one of them another label: other={name or label}"
+            msg = f"--engines: '{label}' twice; give one of them another label: other={name}"
             raise UsageError(msg)
-        chosen[label] = find(name or label, plugins)
+        chosen[label] = find(name, plugins)
     if not chosen:
         msg = "--engines: no engine named; try 'all', or see `cmp engines`"
         raise UsageError(msg)
     return chosen
+
+
+def implied_options(text: str) -> list[str]:
+    """Return the "LABEL.KEY=VALUE" that `--engines` itself implies: the address behind "openai:"."""
+    return [f"{label}.url={url}" for label, _, url in _items(text) if url]
+
+
+def _items(text: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (label, engine, server's address or "") for each part of `--engines`."""
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        # An address may hold "=" itself, so that of a server is looked for before a label's.
+        head, marked, url = item.partition(_SERVER_PREFIX)
+        if marked and (not head or head.endswith("=")):
+            yield head.removesuffix("=") or _SERVER_PREFIX.removesuffix(":"), SERVER_ENGINE, url
+        else:
+            label, _, name = item.partition("=")
+            yield label, name or label, ""
 
 
 def parse_options(items: Iterable[str], labels: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -100,6 +121,7 @@ def choose(
     extra: Mapping[str, Mapping[str, str]],
     probe: Callable[[Plugin, str | None], Probe],
     say: Callable[[str], None],
+    needs: str = "",
 ) -> list[Contender]:
     """Return the engines that will run.
 
@@ -113,6 +135,7 @@ def choose(
         extra: engine options by label.
         probe: asks a plugin whether it can run here.
         say: told who is left out and why.
+        needs: what every engine must offer by itself, e.g. "sampling"; empty for what they all do.
 
     Raises:
         CmpError: an engine that was named cannot run, or none can.
@@ -122,6 +145,11 @@ def choose(
     for label, plugin in chosen.items():
         assert plugin.info is not None
         reason, mend = unfit(plugin, model), ""
+        if not reason and needs and needs not in plugin.info.operations:
+            # Not a reason to stop: the others were asked for too, and their launches can go on.
+            refused.append(f"{label}: does not offer {needs} by itself")
+            say(f"left out: {refused[-1]}")
+            continue
         if not reason:
             found = probe(plugin, device)
             reason, mend = ("", "") if found.ok else (found.reason, found.mend)
