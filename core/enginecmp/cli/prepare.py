@@ -67,7 +67,7 @@ def make_request(
     from enginecmp.cli.engines import probe
     from enginecmp.plugins import find
     from enginecmp.run import RunRequest
-    from enginecmp.selection import choose, parse_engines, parse_options, resolve_threads
+    from enginecmp.selection import choose, implied_options, parse_engines, parse_options, resolve_threads
 
     threads = resolve_threads(arguments["threads"])
     chosen = parse_engines(arguments["engines"], plugins)
@@ -84,7 +84,7 @@ def make_request(
             device=arguments["device"],
             threads=threads,
             context_tokens=scenario.context_tokens,
-            extra=parse_options(arguments["options"], chosen),
+            extra=parse_options([*implied_options(arguments["engines"]), *arguments["options"]], chosen),
             probe=lambda plugin, device: probe(plugin, device, Path(logs)),
             say=say,
         )
