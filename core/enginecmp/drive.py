@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from enginecmp import clock
 from enginecmp.kinds.task import Place, Task
 from enginecmp.launch import Contender, Launch, LaunchFailure
@@ -14,7 +16,10 @@ from enginecmp.plan import PlannedLaunch, cells_in_block
 from enginecmp.prompts import PromptSet
 from enginecmp.results import LaunchRecord
 from enginecmp.scenarios import Scenario
-from enginecmp.types import Cell, ModelInfo, Sample
+from enginecmp.telemetry.memory import reset_peak
+from enginecmp.telemetry.page_cache import resident_share
+from enginecmp.telemetry.watch import Telemetry
+from enginecmp.types import Cell, LoadOptions, ModelInfo, Sample
 
 
 def measure_of(scenario: Scenario, cell: Cell) -> Callable[[Task], None]:
@@ -23,6 +28,32 @@ def measure_of(scenario: Scenario, cell: Cell) -> Callable[[Task], None]:
     name = "concurrent" if several else scenario.kind
     found: Callable[[Task], None] = importlib.import_module(f"enginecmp.kinds.{name}").measure
     return found
+
+
+def room_for(cell: Cell, options: LoadOptions) -> LoadOptions:
+    """Return load options with room for one cell alone."""
+    return msgspec.structs.replace(
+        options,
+        context_tokens=cell.prompt_tokens + cell.output_tokens,
+        max_sequences=min(cell.concurrency, options.max_sequences),
+    )
+
+
+def _file_cache(scenario: Scenario, cell: Cell, model: ModelInfo) -> dict[str, float]:
+    """Return which share of the weights file is in memory before the launch, set as the cell asks.
+
+    Raises:
+        LaunchFailure: the cell asks for what this machine cannot do.
+    """
+    if scenario.kind == "load":
+        from enginecmp.kinds.load import before
+
+        return before(cell, model)
+    try:
+        share = resident_share(model.path)
+    except OSError:
+        return {}
+    return {} if share is None else {"page_cache_share": share}
 
 
 class Driver:
@@ -34,14 +65,24 @@ class Driver:
         prompts: where prompts come from, the same ids for every engine.
         seed: of the run.
         logs: folder for what engines print.
+        telemetry: the sensors.
     """
 
-    def __init__(self, scenario: Scenario, model: ModelInfo, prompts: PromptSet, seed: int, logs: Path) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        model: ModelInfo,
+        prompts: PromptSet,
+        seed: int,
+        logs: Path,
+        telemetry: Telemetry,
+    ) -> None:
         self._scenario = scenario
         self._model = model
         self._prompts = prompts
         self._seed = seed
         self._logs = logs
+        self._telemetry = telemetry
 
     def run(
         self, planned: PlannedLaunch, contender: Contender, name: str, keep: Callable[[Sample], None]
@@ -61,32 +102,52 @@ class Driver:
             launch=name, block=planned.block, engine=planned.engine, cell=planned.cell, status="ok", seconds=0.0
         )
         scenario = self._scenario
+        options = contender.options
         if planned.cell is not None:
             cells = [scenario.cells[planned.cell]]
+            # Room for this cell alone: an engine that reserves its cache at load must not hold the largest one's.
+            options = room_for(cells[0], options)
         else:
             cells = cells_in_block(scenario.cells, planned.block, self._seed)
         at = Place(planned, name, cells[0])
         launch: Launch | None = None
         start_ns = clock.now_ns()
         try:
+            cached = _file_cache(scenario, cells[0], self._model)
+            start_ns = clock.now_ns()
             launch = Launch(
                 contender.label,
                 contender.plugin,
                 log=self._logs / f"{name}.log",
-                options=contender.options,
+                options=options,
                 environment={"CMP_LAUNCH": name},
             )
+            self._telemetry.watch(name, launch.pid)
             with launch:
                 loaded = launch.load(self._model, scenario.deadlines.load_seconds)
                 keep(
                     at.sample(
-                        start_ns=loaded["start_ns"], end_ns=loaded["end_ns"], status="ok", metrics=loaded["metrics"]
+                        start_ns=loaded["start_ns"],
+                        end_ns=loaded["end_ns"],
+                        status="ok",
+                        metrics={**cached, **loaded["metrics"]},
                     )
                 )
                 for cell in cells:
                     at.cell = cell
+                    reset_peak(launch.pid)
                     measure_of(scenario, cell)(
-                        Task(launch, start_ns, scenario, self._model, self._prompts, self._seed, at, keep)
+                        Task(
+                            launch,
+                            start_ns,
+                            scenario,
+                            self._model,
+                            self._prompts,
+                            self._seed,
+                            at,
+                            keep,
+                            self._telemetry.flags,
+                        )
                     )
         except LaunchFailure as failure:
             record.status, record.error = failure.status, str(failure)
@@ -99,6 +160,8 @@ class Driver:
                     output_tokens=failure.tokens,
                 )
             )
+        finally:
+            self._telemetry.idle()
         record.peak_rss_bytes = launch.peak_rss_bytes if launch else None
         record.seconds = time.monotonic() - began
         return record

@@ -48,6 +48,7 @@ from enginecmp.scenarios import Scenario
 @click.option("--seed", type=int, help="Of everything random; recorded in the manifest.  [default: drawn]")
 @click.option("--no-gate", is_flag=True, help="Skip the equivalence gate; marks the run.")
 @click.option("--reference", default="pytorch_baseline", show_default=True, help="Engine that the gate trusts.")
+@click.option("--no-sensors", is_flag=True, help="Leave the sensors off: no telemetry, no flags from it.")
 @click.option("--wait-idle", is_flag=True, help="Wait (up to 10 minutes) until the machine is idle.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Finish an interrupted run.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and the time it will take.")
@@ -79,6 +80,7 @@ def _start(arguments: dict[str, Any]) -> int:
     model = find_model(arguments["model_name"])
     check_context(scenario, model)
     request = make_request(arguments, scenario, model, seed, plugins)
+    request.sensors = not arguments["no_sensors"]
     labels = [contender.label for contender in request.contenders]
     if arguments["save_baseline"] is not None:
         check_name(arguments["save_baseline"], labels)
@@ -162,6 +164,7 @@ def _resume(arguments: dict[str, Any]) -> int:
             contenders=contenders,
             baseline=manifest.baseline,
             seed=manifest.seed,
+            sensors=not arguments["no_sensors"],
         )
         if scenario.gate and not manifest.equivalence:
             request.reference = find(arguments["reference"], plugins)

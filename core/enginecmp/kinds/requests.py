@@ -73,6 +73,7 @@ def request(task: Task, token_ids: tuple[int, ...]) -> Sample:
     metrics: dict[str, float] = answer["metrics"]
     wall_seconds = (answer["end_ns"] - answer["start_ns"]) / 1e9
     flags = scenario.validity.flags(metrics, wall_seconds)
+    flags += task.conditions(answer["start_ns"], answer["end_ns"])
     if error is None and answer["output_tokens"] != at.cell.output_tokens:
         flags.append("short_output" if answer["output_tokens"] < at.cell.output_tokens else "long_output")
     return at.sample(

@@ -44,12 +44,18 @@ class Place:
         status: Status,
         intended_ns: int | None = None,
         token_ns: list[int] | None = None,
+        prompt_tokens: int | None = None,
         output_tokens: int = 0,
         error: str | None = None,
         flags: list[str] | None = None,
         metrics: dict[str, float] | None = None,
     ) -> Sample:
-        """Return a sample of this place; without `intended_ns` it was meant to start when it did."""
+        """Return a sample of this place.
+
+        Without `intended_ns` it was meant to start when it did; without `prompt_tokens` the prompt is the cell's.
+        """
+        if prompt_tokens is None:
+            prompt_tokens = 0 if self.phase == "load" else self.cell.prompt_tokens
         return Sample(
             block=self.planned.block,
             order=self.planned.order,
@@ -62,7 +68,7 @@ class Place:
             start_ns=start_ns,
             token_ns=token_ns or [],
             end_ns=end_ns,
-            prompt_tokens=0 if self.phase == "load" else self.cell.prompt_tokens,
+            prompt_tokens=prompt_tokens,
             output_tokens=output_tokens,
             status=status,
             error=error,
@@ -84,6 +90,7 @@ class Task:
         seed: of the run.
         at: where the launch is; a kind enters phases and counts requests here.
         keep: called with each sample; what it raises (a full disk) ends the launch and passes through.
+        conditions: (start_ns, end_ns) → flags of what the sensors saw in that time; wakes nobody.
     """
 
     launch: Launch
@@ -94,6 +101,7 @@ class Task:
     seed: int
     at: Place
     keep: Callable[[Sample], None]
+    conditions: Callable[[int, int], list[str]]
 
     def prompt(self, index: int) -> tuple[int, ...]:
         """Return the prompt of a request of this cell and phase, the same for every engine of the block."""

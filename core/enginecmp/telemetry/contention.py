@@ -62,11 +62,7 @@ class ContentionSensor:
     def _read_stat(self) -> tuple[float, float] | None:
         if self._stat is None:
             return None
-        # cpu user nice system idle iowait irq softirq steal guest guest_nice
-        fields = os.pread(self._stat, 256, 0).split(b"\n", 1)[0].split()[1:]
-        ticks = [int(field) for field in fields]
-        busy = ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]
-        return busy / _TICKS_PER_SECOND, (ticks[7] if len(ticks) > 7 else 0) / _TICKS_PER_SECOND
+        return busy_and_steal_seconds(os.pread(self._stat, 256, 0).split(b"\n", 1)[0])
 
     def read(self) -> Reading:
         """Return the counters now."""
@@ -76,9 +72,7 @@ class ContentionSensor:
             busy = int(os.pread(self._cpuacct, 64, 0)) / 1e9
         pressure = None
         if self._pressure is not None:
-            # some avg10=0.00 avg60=0.00 avg300=0.00 total=12345 (microseconds)
-            some = os.pread(self._pressure, 256, 0).split(b"\n", 1)[0]
-            pressure = int(some.rpartition(b"total=")[2]) / 1e6
+            pressure = pressure_seconds(os.pread(self._pressure, 256, 0))
         usage = resource.getrusage(resource.RUSAGE_SELF)
         return Reading(
             busy_seconds=busy,
@@ -87,6 +81,20 @@ class ContentionSensor:
             steal_seconds=ticks[1] if ticks else None,
             involuntary_switches=usage.ru_nivcsw,
         )
+
+
+def busy_and_steal_seconds(line: bytes) -> tuple[float, float]:
+    """Return the busy and the stolen time of one cpu line of /proc/stat, in seconds since boot."""
+    # cpu user nice system idle iowait irq softirq steal guest guest_nice
+    ticks = [int(field) for field in line.split()[1:]]
+    busy = ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]
+    return busy / _TICKS_PER_SECOND, (ticks[7] if len(ticks) > 7 else 0) / _TICKS_PER_SECOND
+
+
+def pressure_seconds(content: bytes) -> float:
+    """Return the "some" total of a file of /proc/pressure, in seconds since boot."""
+    # some avg10=0.00 avg60=0.00 avg300=0.00 total=12345 (microseconds)
+    return int(content.split(b"\n", 1)[0].rpartition(b"total=")[2]) / 1e6
 
 
 def _open(path: str) -> int | None:
