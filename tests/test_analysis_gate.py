@@ -224,7 +224,7 @@ def test_what_only_one_side_has_is_listed() -> None:
     assert report.not_compared == [
         "engine b: only in base",
         "engine c: only in new",
-        "engine a, prompt 100 → output 16 tokens, concurrency 1, throughput_tokens_per_second: only in base",
+        "engine a, prompt 100 → output 16 tokens, 1 user, throughput_tokens_per_second: only in base",
     ]
     assert all(text in to_junit(report) for text in ("engine b: only in base", "engine c: only in new"))
 

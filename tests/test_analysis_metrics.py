@@ -60,6 +60,7 @@ def test_every_metric_of_one_request_by_hand() -> None:
         "prefill_tokens_per_second": [5.0],
         "decode_tokens_per_second": [0.5],
         "throughput_tokens_per_second": [pytest.approx(3 / 7)],
+        "requests_per_second": [pytest.approx(1 / 7)],
     }
 
 

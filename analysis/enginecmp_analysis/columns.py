@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from array import array
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,26 @@ LOAD, WARMUP, MEASURE = range(3)
 _PHASE_CODES = {name: code for code, name in enumerate(PHASES)}
 _LARGEST = 2**63 - 1
 
+COMPONENTS = ("embedding", "norm", "rope", "attention", "ffn", "lm_head", "sampling", "other")
+"""Parts of a forward pass that `cmp_profile` tells apart, in the order in which tables show them."""
+
+KNOWN_METRICS = frozenset(
+    {
+        "rss_bytes",
+        "peak_rss_bytes",
+        "empty_rss_bytes",
+        "startup_seconds",
+        "first_token_from_start_seconds",
+        "operation_seconds",
+        "weights_bytes",
+        "kv_cache_bytes",
+        "allocated_bytes",
+        "reserved_bytes",
+        *(f"{name}_seconds" for name in COMPONENTS),
+    }
+)
+"""Names in `Sample.metrics` that something is derived from; the others stay in the file."""
+
 KEPT = 0
 """Code in `Columns.excluded` of a sample that nothing speaks against."""
 
@@ -23,6 +44,7 @@ FAILED = frozenset({"error", "timeout", "crash"})
 """Reasons of samples that did not end well; every other reason is one or more flags."""
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +71,8 @@ class Columns:
         output_tokens: (N,) tokens generated.
         offsets: (N + 1,) request i owns token_ns[offsets[i]:offsets[i + 1]].
         token_ns: (M,) stamps of all tokens.
+        metrics: name → (N,) values of `Sample.metrics`, NaN where a sample lacks it; names that no sample has are
+            absent.
     """
 
     engines: tuple[str, ...]
@@ -70,13 +94,31 @@ class Columns:
     output_tokens: Ints
     offsets: Ints
     token_ns: Ints
+    metrics: Mapping[str, Floats] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return N, the number of samples."""
         return len(self.engine)
 
+    def metric(self, name: str) -> Floats:
+        """Return (N,) values of one of `KNOWN_METRICS`, NaN where it is absent."""
+        values = self.metrics.get(name)
+        return np.full(len(self), np.nan) if values is None else values
 
-_INTEGER_FIELDS = tuple(f.name for f in fields(Columns))[4:-2]
+    def failed(self) -> NDArray[np.bool_]:
+        """Return (N,) which samples did not end well."""
+        codes = [code for code, reason in enumerate(self.reasons) if reason in FAILED]
+        found: NDArray[np.bool_] = np.isin(self.excluded, codes)
+        return found
+
+    def flagged(self, flag: str) -> NDArray[np.bool_]:
+        """Return (N,) whether a sample that ended well carries a flag."""
+        codes = [code for code, reason in enumerate(self.reasons) if flag in reason.split("+")]
+        found: NDArray[np.bool_] = np.isin(self.excluded, codes)
+        return found
+
+
+_INTEGER_FIELDS = tuple(f.name for f in fields(Columns))[4:-3]
 
 _CHUNK = 8192
 """Rows held as Python objects before they become numbers."""
@@ -94,6 +136,7 @@ class ColumnBuilder:
         self._chunks: list[Ints] = []
         self._counts = array("q", [0])
         self._tokens = array("q")
+        self._metrics: dict[str, array[float]] = {}
 
     def add(self, sample: Sample) -> None:
         """Append one sample.
@@ -124,8 +167,19 @@ class ColumnBuilder:
         self._tokens.fromlist(sample.token_ns)
         self._counts.append(len(sample.token_ns))
         self._rows.append(row)
+        if sample.metrics:
+            self._add_metrics(sample.metrics)
         if len(self._rows) == _CHUNK:
             self._flush()
+
+    def _add_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Append to the columns of the names known; a name that comes up late is absent before."""
+        number = len(self._counts) - 2
+        for name in KNOWN_METRICS.intersection(metrics):
+            column = self._metrics.setdefault(name, array("d"))
+            if len(column) < number:
+                column.extend(array("d", [math.nan]) * (number - len(column)))
+            column.append(metrics[name])
 
     def _flush(self) -> None:
         self._chunks.append(np.array(self._rows, dtype=np.int64).reshape(-1, len(_INTEGER_FIELDS)).T)
@@ -143,6 +197,7 @@ class ColumnBuilder:
             reasons=tuple(self._reasons),
             offsets=np.cumsum(_frozen(self._counts)),
             token_ns=_frozen(self._tokens),
+            metrics={name: _filled(column, columns.shape[1]) for name, column in self._metrics.items()},
             **dict(zip(_INTEGER_FIELDS, columns, strict=True)),
         )
 
@@ -150,6 +205,13 @@ class ColumnBuilder:
 def _frozen(numbers: array[int]) -> Ints:
     """Return an array over the same memory; numpy refuses an empty buffer."""
     return np.frombuffer(numbers, dtype=np.int64) if numbers else np.empty(0, np.int64)
+
+
+def _filled(numbers: array[float], n: int) -> Floats:
+    """Return a column of n values; what is missing at its end is absent."""
+    values = np.full(n, np.nan)
+    values[: len(numbers)] = numbers
+    return values
 
 
 def exclusion_reason(status: str, flags: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from enginecmp_analysis.cells import FIELDS, cell_values, short_name
 from enginecmp_analysis.report import Analysis
 from enginecmp_analysis.schema import Comparison, StatsReport, Summary
 from enginecmp_analysis.table import verdict_words
@@ -24,12 +25,10 @@ def to_csv(report: StatsReport) -> str:
     """Return the comparisons as CSV; absent numbers are empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    cell_fields = ("prompt_tokens", "output_tokens", "concurrency")
     names = [name for name in Comparison.__struct_fields__ if name not in ("cell", "warnings", "details")]
-    writer.writerow([*cell_fields, *names, "warnings"])
+    writer.writerow([*FIELDS, *names, "warnings"])
     for c in report.comparisons:
-        cell = [getattr(c.cell, name) for name in cell_fields] if c.cell else ["", "", ""]
-        writer.writerow([*cell, *(_plain(getattr(c, name)) for name in names), "; ".join(c.warnings)])
+        writer.writerow([*cell_values(c.cell), *(_plain(getattr(c, name)) for name in names), "; ".join(c.warnings)])
     return out.getvalue()
 
 
@@ -53,7 +52,8 @@ def _markdown_comparisons(comparisons: Sequence[Comparison]) -> list[str]:
         name = f"**{c.metric}**" if c.primary else c.metric
         limits = f"{_short(c.ci_low)} – {_short(c.ci_high)}" if math.isfinite(c.ci_low) else "n/a"
         rows.append(
-            f"| {_cell(c)} | {name} | {c.engine} / {c.baseline} | {_short(c.ratio)} | {limits} | {verdict_words(c)} |"
+            f"| {short_name(c.cell)} | {name} | {c.engine} / {c.baseline} | {_short(c.ratio)} | {limits} "
+            f"| {verdict_words(c)} |"
         )
     return [*rows, ""]
 
@@ -64,14 +64,10 @@ def _markdown_summaries(summaries: Sequence[Summary]) -> list[str]:
     for s in summaries:
         limits = f"{_short(s.ci_low)} – {_short(s.ci_high)}" if math.isfinite(s.ci_low) else "n/a"
         rows.append(
-            f"| {_cell(s)} | {s.metric} | {s.engine} | {_short(s.mean)} | {limits} | {_short(s.p50)} | {_short(s.p90)} "
-            f"| {s.n_launches} | {s.n_samples} |"
+            f"| {short_name(s.cell)} | {s.metric} | {s.engine} | {_short(s.mean)} | {limits} "
+            f"| {_short(s.p50)} | {_short(s.p90)} | {s.n_launches} | {s.n_samples} |"
         )
     return [*rows, ""]
-
-
-def _cell(row: Comparison | Summary) -> str:
-    return f"{row.cell.prompt_tokens}→{row.cell.output_tokens}, ×{row.cell.concurrency}" if row.cell else "launch"
 
 
 def _short(value: float) -> str:

@@ -27,7 +27,8 @@ def fieller(
     a, b = np.asarray(baseline, dtype=np.float64), np.asarray(engine, dtype=np.float64)
     n, m = a.shape[-1], b.shape[-1]
     x, y = a.mean(axis=-1), b.mean(axis=-1)
-    ratio = np.asarray(y / x)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.asarray(y / x)
     if min(n, m) < 2:
         nothing = np.full_like(ratio, np.nan)
         return ratio, nothing, nothing

@@ -18,17 +18,18 @@ from numpy.typing import NDArray
 
 from enginecmp.errors import ResultsError, UsageError
 from enginecmp.types import Cell
+from enginecmp_analysis.cells import cell_name
 from enginecmp_analysis.compare import LogRatio, by_block, welch
 from enginecmp_analysis.fingerprint import difference
-from enginecmp_analysis.judge import Options
+from enginecmp_analysis.judge import Options, least_requests
 from enginecmp_analysis.launches import LaunchMeans
 from enginecmp_analysis.load import Run
 from enginecmp_analysis.metrics import METRICS, metric_of
 from enginecmp_analysis.notes import exclusions, failed_launches
 from enginecmp_analysis.power import launches_for
-from enginecmp_analysis.report import Analysis, GroupResult, analyse, cell_name, cell_notes
+from enginecmp_analysis.report import Analysis, GroupResult, analyse, cell_notes
 from enginecmp_analysis.tails import cv_upper_bound
-from enginecmp_analysis.verdict import MIN_LAUNCHES, MIN_REQUESTS
+from enginecmp_analysis.verdict import MIN_LAUNCHES
 
 COMPARE_SCHEMA = "enginecmp-compare/1"
 
@@ -340,7 +341,7 @@ def gate_line(
     ci_low, ci_high = (float(limit) for limit in found.interval())
     lower, upper = (float(limit) for limit in found.interval(ONE_SIDED))
     ratio = math.exp(float(found.estimate)) if math.isfinite(float(found.estimate)) else math.nan
-    least = 1 if metric == "load_seconds" else MIN_REQUESTS
+    least = least_requests(metric)
     sides = _side(base, least), _side(new, least)
     full = min(side.full_launches for side in sides)
     withheld = full < MIN_LAUNCHES

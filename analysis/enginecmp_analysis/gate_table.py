@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from enginecmp_analysis.cells import cell_name, short_name
 from enginecmp_analysis.gate import CompareReport, Confirmed, GateLine, Side
 from enginecmp_analysis.layout import WIDTH, Line, wrap
 from enginecmp_analysis.metrics import metric_of
-from enginecmp_analysis.report import cell_name
 
 _STYLES: dict[Confirmed, str] = {"PASS": "green", "WARNING": "yellow", "CRITICAL": "red", "INCONCLUSIVE": "yellow"}
 
@@ -84,15 +84,13 @@ def gate_markdown(report: CompareReport) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for line in report.lines:
-        cell = line.cell
-        place = f"{cell.prompt_tokens}→{cell.output_tokens}, ×{cell.concurrency}" if cell else "launch"
         limits = f"{line.ci_low:.3f} – {line.ci_high:.3f}" if math.isfinite(line.ci_low) else "n/a"
         ratio = f"{line.slowdown:.3f}" if math.isfinite(line.slowdown) else "n/a"
         verdict = f"**{line.confirmed}**" if line.failed else line.confirmed
         note = f": {line.reason}" if line.reason else ""
         row = (
-            _plain(line.scenario), place, _plain(line.engine), line.metric, ratio, limits, line.band or "n/a",
-            verdict + note, f"{_percent(line.base.cv)} → {_percent(line.new.cv)}",
+            _plain(line.scenario), short_name(line.cell), _plain(line.engine), line.metric, ratio, limits,
+            line.band or "n/a", verdict + note, f"{_percent(line.base.cv)} → {_percent(line.new.cv)}",
         )  # fmt: skip
         rows.append(f"| {' | '.join(row)} |")
     notes = [f"changed: {text}" for text in report.changed]

@@ -13,7 +13,7 @@ from enginecmp.types import Cell
 from enginecmp_analysis.compare import LogRatio, Matched, match
 from enginecmp_analysis.fieller import fieller
 from enginecmp_analysis.launches import Key, LaunchMeans
-from enginecmp_analysis.metrics import Metric, metric_of
+from enginecmp_analysis.metrics import Metric, is_metric, metric_of
 from enginecmp_analysis.multiplicity import benjamini_hochberg, bonferroni_confidence, holm
 from enginecmp_analysis.permutation import sign_flip_p
 from enginecmp_analysis.power import launches_needed, minimum_detectable_effect
@@ -111,7 +111,7 @@ def _candidate(
 
 def least_requests(metric: str) -> int:
     """Return how many requests a launch needs before its value of a metric counts for a verdict."""
-    return 1 if metric == "load_seconds" else MIN_REQUESTS
+    return metric_of(metric).requests_needed if is_metric(metric) else MIN_REQUESTS
 
 
 def _full_launches(a: LaunchMeans, b: LaunchMeans, matched: Matched, least: int) -> int:
@@ -196,7 +196,9 @@ def _comparison(
 def _warnings(c: Candidate, verdict: str, options: Options) -> list[str]:
     notes = []
     if not math.isfinite(float(c.found.estimate)):
-        notes.append("a launch mean is zero: the clock did not resolve it, so there is no ratio")
+        notes.append(
+            "a launch mean is zero, so there is no ratio: nothing was there to measure, or the clock did not resolve it"
+        )
     elif c.found.n > 1 and not bool(c.found.decidable):
         notes.append("the launches show no spread at all: a clock too coarse, or numbers that were not measured")
     if not c.matched.paired:

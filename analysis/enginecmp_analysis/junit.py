@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
+from enginecmp_analysis.cells import cell_name
 from enginecmp_analysis.gate import CompareReport, GateLine
 from enginecmp_analysis.gate_table import conclusion, words
-from enginecmp_analysis.report import cell_name
 
 # XML 1.0 has no way to write these, not even escaped.
 _IMPOSSIBLE = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -6,17 +6,20 @@ equal pairs different. The launch is the unit of replication, and its mean is on
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from enginecmp.types import Cell
-from enginecmp_analysis.columns import FAILED, KEPT, LOAD, MEASURE, Columns
+from enginecmp_analysis.columns import KEPT, LOAD, MEASURE, Columns
 from enginecmp_analysis.load import Run
-from enginecmp_analysis.metrics import METRICS, NS, gap_values, request_times, request_values, seconds
-from enginecmp_analysis.quantiles import SHOWN, harrell_davis, needed_per_launch
+from enginecmp_analysis.memory import allocator_slack, decode_bandwidth, kv_slopes, leaks, peak_above_empty
+from enginecmp_analysis.metrics import METRICS, metrics_of
+from enginecmp_analysis.stamps import gap_values, request_times, request_values, seconds
+from enginecmp_analysis.sweep import saturation, scaling
+from enginecmp_analysis.windows import Windows, good_requests, goodput, launch_starts, tokens_inside, windows
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -59,7 +62,7 @@ def launch_means(
 
     Args:
         runs: runs that may be pooled.
-        metrics: names of the metrics wanted.
+        metrics: names of the metrics wanted; a run has those of its scenario's kind.
         keep: for every run a mask over its samples: which ones count.
 
     Returns:
@@ -68,7 +71,7 @@ def launch_means(
     wanted = list(metrics)
     parts: dict[Key, list[LaunchMeans]] = {}
     for number, (run, kept) in enumerate(zip(runs, keep, strict=True)):
-        for key, part in _run_means(number, run.columns, wanted, kept):
+        for key, part in _RunMeans(number, run, wanted, kept).all():
             parts.setdefault(key, []).append(part)
     return {key: _join(some) for key, some in parts.items()}
 
@@ -84,55 +87,188 @@ def measured(columns: Columns, *, include_flagged: bool = False) -> NDArray[np.b
     kept: NDArray[np.bool_] = columns.excluded == KEPT
     if not include_flagged:
         return phase & kept
-    return phase & ~_failed(columns)
+    return phase & ~columns.failed()
 
 
-def _failed(columns: Columns) -> NDArray[np.bool_]:
-    codes = [code for code, reason in enumerate(columns.reasons) if reason in FAILED]
-    found: NDArray[np.bool_] = np.isin(columns.excluded, codes)
-    return found
+Found = Iterator[tuple[Key, LaunchMeans]]
 
 
-def _run_means(
-    number: int, columns: Columns, metrics: list[str], kept: NDArray[np.bool_]
-) -> list[tuple[Key, LaunchMeans]]:
-    found: list[tuple[Key, LaunchMeans]] = []
-    times = request_times(columns)
-    if "load_seconds" in metrics:
-        rows = np.flatnonzero(kept & (columns.phase == LOAD))
-        spent = seconds(columns.end_ns - columns.start_ns)
-        for label, loads in _split(rows, columns.engine):
-            loads = loads[np.argsort(columns.launch[loads], kind="stable")]
-            means = _reduce(number, columns, loads, spent[loads], np.ones(len(loads), np.int64))
-            found.append(((columns.engines[label], None, "load_seconds"), means))
-    rows = np.flatnonzero(kept & (columns.phase == MEASURE))
-    group = columns.engine * len(columns.cells) + columns.cell
-    per_request = {
-        name: request_values(name, columns, times)
-        for name in metrics
-        if name not in ("load_seconds", "throughput_tokens_per_second", "itl_seconds")
-    }
-    everyone = dict(_split(np.flatnonzero(columns.phase == MEASURE), group))
-    for code, members in _split(rows, group):
-        engine = columns.engines[code // len(columns.cells)]
-        cell = columns.cells[code % len(columns.cells)]
-        # Launch after launch, so that every launch is one slice, and in the order of time.
-        members = members[np.lexsort((columns.start_ns[members], columns.launch[members]))]
-        for name, values in per_request.items():
-            present = members[np.isfinite(values[members])]
-            if len(present):
-                ones = np.ones(len(present), np.int64)
-                found.append(((engine, cell, name), _reduce(number, columns, present, values[present], ones)))
-        if "itl_seconds" in metrics:
-            present = members[times.per_token[members]]
-            if len(present):
-                gaps, counts = gap_values(columns, present)
-                found.append(((engine, cell, "itl_seconds"), _reduce(number, columns, present, gaps, counts)))
-        if "throughput_tokens_per_second" in metrics:
-            part = _throughput(number, columns, members, everyone[code])
-            if len(part.means):
-                found.append(((engine, cell, "throughput_tokens_per_second"), part))
-    return found
+class _RunMeans:
+    """The launch means of one run.
+
+    Args:
+        number: of the run inside its group.
+        run: the run.
+        metrics: names wanted.
+        kept: (N,) which samples count.
+    """
+
+    def __init__(self, number: int, run: Run, metrics: list[str], kept: NDArray[np.bool_]) -> None:
+        self.number = number
+        self.run = run
+        self.columns = run.columns
+        self.kind = scenario_kind(run)
+        known = set(metrics_of(self.kind))
+        self.wanted = [name for name in metrics if name in known]
+        self.kept = kept
+        self.failed = run.columns.failed()
+        self.times = request_times(run.columns)
+        limits = run.manifest.scenario.get("goodput") or {}
+        self.limits = {name: float(limit) for name, limit in limits.items() if limit is not None}
+
+    def all(self) -> Found:
+        """Yield every engine, cell and metric that has a value."""
+        columns = self.columns
+        yield from self._loads()
+        rows = np.flatnonzero(self.kept & (columns.phase == MEASURE))
+        group = columns.engine * len(columns.cells) + columns.cell
+        per_request = {
+            name: request_values(name, columns, self.times) for name in self.wanted if METRICS[name].per == "request"
+        }
+        everyone = dict(_split(np.flatnonzero(columns.phase != LOAD), group))
+        steady: dict[str, dict[Cell, Windows]] = {}
+        for code, members in _split(rows, group):
+            engine, cell = columns.engines[code // len(columns.cells)], columns.cells[code % len(columns.cells)]
+            # Launch after launch, so that every launch is one slice, and in the order of time.
+            members = members[np.lexsort((columns.start_ns[members], columns.launch[members]))]
+            for name, values in per_request.items():
+                present = members[np.isfinite(values[members])]
+                if len(present):
+                    ones = np.ones(len(present), np.int64)
+                    yield (engine, cell, name), _reduce(self.number, columns, present, values[present], ones)
+            if "itl_seconds" in self.wanted:
+                present = members[self.times.per_token[members]]
+                if len(present):
+                    gaps, counts = gap_values(columns, present)
+                    yield (engine, cell, "itl_seconds"), _reduce(self.number, columns, present, gaps, counts)
+            found = windows(columns, members, everyone[code], self.failed)
+            steady.setdefault(engine, {})[cell] = found
+            yield from self._of_launches(engine, cell, found, members, everyone[code])
+        for engine, cells in steady.items():
+            yield from self._of_blocks(engine, cells)
+
+    def _loads(self) -> Found:
+        """Yield what is measured before the first request: one value a launch, whatever its cells.
+
+        In a scenario about loading the cells are kinds of loading, each with launches of its own.
+        """
+        columns = self.columns
+        rows = np.flatnonzero(self.kept & (columns.phase == LOAD))
+        spent = {
+            "load_seconds": seconds(columns.end_ns - columns.start_ns),
+            "startup_seconds": columns.metric("startup_seconds"),
+        }
+        place = columns.engine * len(columns.cells) + (columns.cell if self.kind == "load" else 0)
+        for name in [name for name in spent if name in self.wanted]:
+            for code, loads in _split(rows[np.isfinite(spent[name][rows])], place):
+                loads = loads[np.argsort(columns.launch[loads], kind="stable")]
+                cell = columns.cells[code % len(columns.cells)] if self.kind == "load" else None
+                means = _reduce(self.number, columns, loads, spent[name][loads], np.ones(len(loads), np.int64))
+                yield (columns.engines[code // len(columns.cells)], cell, name), means
+
+    def _of_launches(self, engine: str, cell: Cell, found: Windows, rows: Ints, everyone: Ints) -> Found:
+        """Yield the metrics of which a launch has one value in a cell."""
+        columns = self.columns
+        parts = np.split(rows, launch_starts(columns.launch[rows])[1:])
+        well = everyone[~self.failed[everyone]]
+        values: dict[str, Floats] = {}
+        if "throughput_tokens_per_second" in self.wanted:
+            rates = found.tokens / found.seconds
+            values["throughput_tokens_per_second"] = np.where(rates > 0, rates, np.nan)
+            values["requests_per_second"] = found.completed / found.seconds
+            values["joules_per_token"] = self._joules(found, well)
+        if "first_token_from_start_seconds" in self.wanted:
+            first = columns.metric("first_token_from_start_seconds")
+            values["first_token_from_start_seconds"] = np.array([first[part].mean() for part in parts])
+        if "peak_rss_above_empty_bytes" in self.wanted and "peak_rss_bytes" in columns.metrics:
+            values["peak_rss_above_empty_bytes"] = peak_above_empty(columns, parts)
+        if "allocator_slack_bytes" in self.wanted and "weights_bytes" in columns.metrics:
+            peaks = peak_above_empty(columns, parts)
+            values["allocator_slack_bytes"] = allocator_slack(columns, parts, peaks)
+        if "leak_bytes_per_request" in self.wanted and "rss_bytes" in columns.metrics:
+            values["leak_bytes_per_request"] = leaks(columns, parts)
+        if "decode_bandwidth_bytes_per_second" in self.wanted and "weights_bytes" in columns.metrics:
+            bandwidth = decode_bandwidth(columns, self.times, found, parts, well)
+            values["decode_bandwidth_bytes_per_second"] = bandwidth
+            copy = self.run.manifest.environment.get("copy_bandwidth_bytes_per_second")
+            if isinstance(copy, int | float) and copy > 0:
+                values["decode_bandwidth_share"] = bandwidth / copy
+        for name in [name for name in self.wanted if name in values]:
+            yield from self._one_a_launch((engine, cell, name), found.block, values[name], found.requests)
+        if self.limits and "goodput_requests_per_second" in self.wanted:
+            rates = goodput(columns, found, rows, everyone, self.failed, good_requests(columns, self.limits))
+            block, rates, requests = self._with_lost(found, rates, everyone)
+            yield from self._one_a_launch((engine, cell, "goodput_requests_per_second"), block, rates, requests)
+
+    def _joules(self, found: Windows, well: Ints) -> Floats:
+        """Return joules a token of each launch; whatever ended well in the window counts, flagged or not."""
+        if self.run.telemetry is None:
+            return np.full(len(found.launch), np.nan)
+        joules = np.array(
+            [
+                self.run.telemetry.joules(begin, end)
+                for begin, end in zip(found.begin_ns.tolist(), found.end_ns.tolist(), strict=True)
+            ]
+        )
+        launches = self.columns.launch[well]
+        tokens = np.array(
+            [
+                tokens_inside(self.columns, well[launches == launch], begin, end)
+                for launch, begin, end in zip(found.launch, found.begin_ns, found.end_ns, strict=True)
+            ]
+        )
+        return np.where(tokens > 0, joules / np.maximum(tokens, 1), np.nan)
+
+    def _with_lost(self, found: Windows, rates: Floats, everyone: Ints) -> tuple[Ints, Floats, Ints]:
+        """Add launches of which every measured request failed: their goodput is zero, not absent."""
+        columns = self.columns
+        mine = everyone[columns.phase[everyone] == MEASURE]
+        lost = [
+            int(launch)
+            for launch in np.setdiff1d(columns.launch[mine], found.launch)
+            if self.failed[mine[columns.launch[mine] == launch]].all()
+        ]
+        rows = [mine[columns.launch[mine] == launch] for launch in lost]
+        return (
+            np.r_[found.block, [int(columns.block[part[0]]) for part in rows]].astype(np.int64),
+            np.r_[rates, np.zeros(len(lost))],
+            np.r_[found.requests, [len(part) for part in rows]].astype(np.int64),
+        )
+
+    def _of_blocks(self, engine: str, cells: dict[Cell, Windows]) -> Found:
+        """Yield what takes several cells of a block."""
+        if "scaling_efficiency" in self.wanted:
+            for cell, (block, values, requests) in scaling(cells).items():
+                yield from self._one_a_launch((engine, cell, "scaling_efficiency"), block, values, requests)
+        if "saturation_requests_per_second" in self.wanted:
+            for cell, (block, values, requests) in saturation(cells)[0].items():
+                yield from self._one_a_launch((engine, cell, "saturation_requests_per_second"), block, values, requests)
+        if "kv_bytes_per_token" in self.wanted and "kv_cache_bytes" in self.columns.metrics:
+            rows = np.flatnonzero(self.kept & (self.columns.engine == self.columns.engines.index(engine)))
+            if slopes := kv_slopes(self.columns, rows):
+                blocks, found = np.array([b for b, _ in slopes]), np.array([slope for _, slope in slopes])
+                ones = np.ones(len(slopes), np.int64)
+                yield from self._one_a_launch((engine, None, "kv_bytes_per_token"), blocks, found, ones)
+
+    def _one_a_launch(self, key: Key, block: Ints, values: Floats, requests: Ints) -> Found:
+        """Yield a metric with one value a launch, unless it has none at all."""
+        present = np.isfinite(values)
+        if present.any():
+            yield (
+                key,
+                LaunchMeans(
+                    blocks=[(self.number, b) for b in block[present].tolist()],
+                    means=values[present],
+                    counts=np.ones(int(present.sum()), np.int64),
+                    requests=requests[present],
+                    values=values[present],
+                ),
+            )
+
+
+def scenario_kind(run: Run) -> str:
+    """Return the kind of a run's scenario; files of other tools hold requests."""
+    return str(run.manifest.scenario.get("kind") or "requests")
 
 
 def _split(rows: Ints, codes: Ints) -> list[tuple[int, Ints]]:
@@ -142,14 +278,9 @@ def _split(rows: Ints, codes: Ints) -> list[tuple[int, Ints]]:
     return list(zip(present.tolist(), np.split(order, starts[1:]), strict=True)) if len(order) else []
 
 
-def _starts(launch: Ints) -> Ints:
-    """Return where each launch begins in a column sorted by launch."""
-    return np.flatnonzero(np.r_[True, launch[1:] != launch[:-1]])
-
-
 def _reduce(number: int, columns: Columns, rows: Ints, values: Floats, counts: Ints) -> LaunchMeans:
     """Take the mean of each launch; `counts` says how many of `values` each row (request) has."""
-    starts = _starts(columns.launch[rows])
+    starts = launch_starts(columns.launch[rows])
     per_launch = np.add.reduceat(counts, starts)
     sums = np.add.reduceat(values, np.cumsum(per_launch) - per_launch)
     return LaunchMeans(
@@ -159,59 +290,6 @@ def _reduce(number: int, columns: Columns, rows: Ints, values: Floats, counts: I
         requests=np.diff(np.r_[starts, len(rows)]),
         values=values,
     )
-
-
-def _throughput(number: int, columns: Columns, rows: Ints, everyone: Ints) -> LaunchMeans:
-    """Tokens over the steady window of each launch.
-
-    The window runs from the first start to the last end, idle time between requests included. In a closed loop
-    of one request at a time the slot of a request that was left out, from its start to the next one's, is taken
-    out of the window: its tokens do not count, so its time must not either. Where requests overlap no slot can be
-    taken out: a request that failed then costs its tokens, as it does a user, and a launch with a flagged request
-    in its window has no throughput.
-    """
-    starts = _starts(columns.launch[rows])
-    tokens = np.add.reduceat(columns.output_tokens[rows], starts).astype(np.float64)
-    begin = np.minimum.reduceat(columns.start_ns[rows], starts)
-    window = (np.maximum.reduceat(columns.end_ns[rows], starts) - begin).astype(np.float64)
-    if columns.cells[int(columns.cell[rows[0]])].concurrency == 1:
-        window -= _lost_ns(columns, rows, starts, everyone)
-    elif len(everyone) > len(rows):
-        flagged = everyone[(columns.excluded[everyone] != KEPT) & ~_failed(columns)[everyone]]
-        spoilt = columns.launch[np.setdiff1d(flagged, rows)]
-        window[np.isin(columns.launch[rows[starts]], spoilt)] = 0
-    present = (window > 0) & (tokens > 0)
-    rates = tokens[present] / (window[present] * NS)
-    return LaunchMeans(
-        blocks=[(number, block) for block in columns.block[rows[starts[present]]].tolist()],
-        means=rates,
-        counts=np.ones(len(rates), np.int64),
-        requests=np.diff(np.r_[starts, len(rows)])[present],
-        values=rates,
-    )
-
-
-def _lost_ns(columns: Columns, rows: Ints, starts: Ints, everyone: Ints) -> Floats:
-    """Return the nanoseconds inside each launch's window that belong to requests that were left out.
-
-    Args:
-        columns: the run.
-        rows: requests that count, launch after launch.
-        starts: where each launch begins in `rows`.
-        everyone: all measured requests of the same engine and cell.
-    """
-    lost = np.zeros(len(starts))
-    if len(everyone) == len(rows):
-        return lost
-    for i, members in enumerate(np.split(rows, starts[1:])):
-        same = everyone[columns.launch[everyone] == columns.launch[members[0]]]
-        same = same[np.argsort(columns.start_ns[same], kind="stable")]
-        begins = columns.start_ns[same]
-        left_out = np.flatnonzero(~np.isin(same, members))
-        first, last = columns.start_ns[members].min(), columns.start_ns[members].max()
-        inside = left_out[(begins[left_out] > first) & (begins[left_out] < last)]
-        lost[i] = float((begins[inside + 1] - begins[inside]).sum())
-    return lost
 
 
 def _join(parts: list[LaunchMeans]) -> LaunchMeans:
@@ -224,39 +302,3 @@ def _join(parts: list[LaunchMeans]) -> LaunchMeans:
         requests=np.concatenate([part.requests for part in parts]),
         values=np.concatenate([part.values for part in parts]),
     )
-
-
-def quantile_launches(
-    means: dict[Key, LaunchMeans], metrics: Iterable[str]
-) -> tuple[dict[Key, LaunchMeans], list[str]]:
-    """Return quantiles of each launch (Harrell-Davis) in place of its mean, named like "ttft_seconds_p90".
-
-    A launch with too few values for a quantile has none; a metric of one value a launch has none at all.
-
-    Returns:
-        The launches, and a note for every quantile that no launch was long enough for.
-    """
-    names = {name for name in metrics if METRICS[name].per != "launch"}
-    found: dict[Key, LaunchMeans] = {}
-    for (engine, cell, name), launches in means.items():
-        if name not in names:
-            continue
-        parts = launches.per_launch()
-        for q in SHOWN:
-            enough = [i for i, part in enumerate(parts) if len(part) >= needed_per_launch(q)]
-            if enough:
-                found[engine, cell, f"{name}_p{round(100 * q)}"] = LaunchMeans(
-                    blocks=[launches.blocks[i] for i in enough],
-                    means=np.array([harrell_davis(parts[i], q) for i in enough]),
-                    counts=launches.counts[enough],
-                    requests=launches.requests[enough],
-                    values=np.concatenate([parts[i] for i in enough]),
-                )
-    present = {label for _, _, label in found}
-    notes = []
-    for q in SHOWN:
-        missing = [name for _, _, name in means if name in names and f"{name}_p{round(100 * q)}" not in present]
-        if missing:
-            which = ", ".join(dict.fromkeys(missing))
-            notes.append(f"p{round(100 * q)}: n/a (need {needed_per_launch(q)} values a launch) for {which}")
-    return found, notes

@@ -12,6 +12,7 @@ import numpy as np
 from enginecmp.errors import ResultsError
 from enginecmp.types import SCHEMA, Manifest, Sample
 from enginecmp_analysis.columns import ColumnBuilder, Columns
+from enginecmp_analysis.telemetry import TELEMETRY, Telemetry, read_telemetry
 
 MANIFEST = "manifest.json"
 SAMPLES = "samples.jsonl"
@@ -26,12 +27,14 @@ class Run:
         columns: samples.jsonl.
         warnings: notes from reading, one sentence each.
         path: the run's folder; None for a run that lives in memory only.
+        telemetry: telemetry.jsonl; None where there is none.
     """
 
     manifest: Manifest
     columns: Columns
     warnings: tuple[str, ...] = ()
     path: Path | None = None
+    telemetry: Telemetry | None = None
 
 
 class _Schema(msgspec.Struct):
@@ -93,7 +96,11 @@ def load_run(folder: Path) -> Run:
         warnings.append(f"run {manifest.run_id} has no {SAMPLES}: nothing was measured")
         return Run(manifest, ColumnBuilder().build(), tuple(warnings), folder)
     columns, notes = read_samples(samples, {engine.name for engine in manifest.engines})
-    return Run(manifest, columns, (*warnings, *notes), folder)
+    telemetry = None
+    if (folder / TELEMETRY).exists():
+        telemetry, more = read_telemetry(folder / TELEMETRY)
+        notes += more
+    return Run(manifest, columns, (*warnings, *notes), folder, telemetry)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -10,20 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from enginecmp.errors import UsageError, did_you_mean
-from enginecmp_analysis.columns import Columns
+from enginecmp_analysis.columns import COMPONENTS
 
-Floats = NDArray[np.float64]
+Kinds = frozenset[str]
 
-NS = 1e-9
+REQUESTS: Kinds = frozenset({"requests"})
+LAUNCHED: Kinds = frozenset({"requests", "load"})
+ANY: Kinds = frozenset({"requests", "load", "operation", "profile"})
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One number that can be had from stamps.
+    """One number that can be had from stamps, or from what worker, engine and sensors tell.
 
     Attributes:
         name: with its unit.
@@ -31,6 +30,12 @@ class Metric:
         boundary: what is inside the measured interval, in one sentence.
         per: what yields one value: a request, a token gap, or a whole launch.
         aliases: name of the same number in other tools.
+        kinds: kinds of scenario that have it.
+        requests_needed: requests a launch must have before a verdict may rest on it.
+        compared: whether engines are compared on it. A number that may be zero or below has no ratio, and one that
+            follows from the model alone has no spread.
+        better: word for a verdict that says "faster".
+        worse: word for a verdict that says "slower".
     """
 
     name: str
@@ -38,9 +43,14 @@ class Metric:
     boundary: str
     per: Literal["request", "gap", "launch"] = "request"
     aliases: Mapping[str, str] = field(default_factory=dict)
+    kinds: Kinds = REQUESTS
+    requests_needed: int = 10
+    compared: bool = True
+    better: str = "faster"
+    worse: str = "slower"
 
 
-_ALL = (
+_TIMES = (
     Metric(
         "ttft_seconds",
         False,
@@ -51,6 +61,11 @@ _ALL = (
             "guidellm": "time_to_first_token_ms",
             "mlperf": "TTFT",
         },
+    ),
+    Metric(
+        "queue_seconds",
+        False,
+        "from the intended start to the start: waiting in front of the engine; where several requests are in flight",
     ),
     Metric(
         "itl_seconds",
@@ -94,10 +109,14 @@ _ALL = (
         "(tokens - 1) / (last token - first token), one value a request: decoding and sampling, no prefill",
         aliases={"llama-bench": "tg (which leaves sampling out)", "aiperf": "output_token_throughput_per_user"},
     ),
+)
+
+_RATES = (
     Metric(
         "throughput_tokens_per_second",
         True,
-        "tokens of the measured requests / (end of the last - start of the first), one value a launch",
+        "output tokens inside the steady window / its length, one value a launch; the window is from the first start "
+        "to the last end with one user, and from the first sending to the last where several requests are in flight",
         per="launch",
         aliases={
             "vllm": "output_throughput",
@@ -107,15 +126,182 @@ _ALL = (
         },
     ),
     Metric(
+        "requests_per_second",
+        True,
+        "requests that ended inside the steady window / its length, one value a launch",
+        per="launch",
+        aliases={"vllm": "request_throughput", "aiperf": "request_throughput", "guidellm": "requests_per_second"},
+    ),
+    Metric(
+        "goodput_requests_per_second",
+        True,
+        "requests sent in the steady window that kept the scenario's limits / its length; failed ones did not",
+        per="launch",
+        aliases={"vllm": "request_goodput", "aiperf": "goodput"},
+        better="more",
+        worse="less",
+    ),
+    Metric(
+        "scaling_efficiency",
+        True,
+        "throughput of c users / (c x throughput of one user), one value a launch",
+        per="launch",
+        better="better",
+        worse="worse",
+    ),
+    Metric(
+        "saturation_requests_per_second",
+        True,
+        "capacity C of a sweep, fitted to completed = min(offered, C), one value a launch; absent if never reached",
+        per="launch",
+        better="more",
+        worse="less",
+    ),
+)
+
+_STARTING = (
+    Metric(
         "load_seconds",
         False,
         "loading the model in a fresh process until the device is idle, one value a launch; file cache as it was",
         per="launch",
+        kinds=ANY,
+        requests_needed=1,
+    ),
+    Metric(
+        "startup_seconds",
+        False,
+        "from the start of the process to the imported plugin, one value a launch; the model is not loaded yet",
+        per="launch",
+        kinds=ANY,
+        requests_needed=1,
+    ),
+    Metric(
+        "first_token_from_start_seconds",
+        False,
+        "from the start of the process to the first token of its first request: start, import, load, prefill",
+        per="launch",
+        kinds=frozenset({"load"}),
+        requests_needed=1,
     ),
 )
 
-METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
+_OPERATIONS = (
+    Metric(
+        "operation_seconds",
+        False,
+        "one call of the operation: a timed loop of calls over their number",
+        kinds=frozenset({"operation"}),
+    ),
+    Metric(
+        "operation_tokens_per_second",
+        True,
+        "tokens (or rows) of one call / operation_seconds",
+        kinds=frozenset({"operation"}),
+    ),
+    *(
+        Metric(
+            f"{name}_seconds",
+            False,
+            f"time of the component {name} in one forward pass, as the engine's own profile tells it",
+            kinds=frozenset({"profile"}),
+        )
+        for name in COMPONENTS
+    ),
+)
+
+_RESOURCES = (
+    Metric(
+        "peak_rss_above_empty_bytes",
+        False,
+        "resident memory of the worker at its highest in the cell, less what it held before the model was loaded",
+        per="launch",
+        kinds=LAUNCHED,
+        requests_needed=1,
+        better="less",
+        worse="more",
+    ),
+    Metric(
+        "allocator_slack_bytes",
+        False,
+        "memory held beyond what is used: reserved - allocated where the allocator tells, else peak resident memory "
+        "above empty - weights - KV cache, which counts activations and buffers too",
+        per="launch",
+        kinds=LAUNCHED,
+        requests_needed=1,
+        compared=False,
+        better="less",
+        worse="more",
+    ),
+    Metric(
+        "kv_bytes_per_token",
+        False,
+        "slope of the KV cache's bytes over the tokens of a request, across the cells of a block",
+        per="launch",
+        kinds=LAUNCHED,
+        requests_needed=1,
+        compared=False,
+        better="less",
+        worse="more",
+    ),
+    Metric(
+        "leak_bytes_per_request",
+        False,
+        "lasting growth of resident memory over the requests of a launch; only with 100 requests a launch or more",
+        per="launch",
+        compared=False,
+        better="less",
+        worse="more",
+    ),
+    Metric(
+        "decode_bandwidth_bytes_per_second",
+        True,
+        "bytes that must be read for a token (weights once a step, and the KV cache) / time of a decoding step",
+        per="launch",
+    ),
+    Metric(
+        "decode_bandwidth_share",
+        True,
+        "decode_bandwidth_bytes_per_second / copy bandwidth of the machine",
+        per="launch",
+        compared=False,
+    ),
+    Metric(
+        "joules_per_token",
+        False,
+        "energy of all counters that can be read (CPU packages, GPUs), idle share included, over the steady window / "
+        "its output tokens",
+        per="launch",
+        better="less",
+        worse="more",
+    ),
+)
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric for metric in (*_TIMES, *_RATES, *_STARTING, *_OPERATIONS, *_RESOURCES)
+}
 """Every metric by name, in the order in which tables show them."""
+
+
+def metrics_of(kind: str) -> list[str]:
+    """Return the names of the metrics that a kind of scenario has, in the order of tables."""
+    return [metric.name for metric in METRICS.values() if kind in metric.kinds]
+
+
+def steady_metric(kind: str) -> str:
+    """Return the per-request metric by which steadiness of launches is judged in a kind of scenario."""
+    return "operation_seconds" if kind == "operation" else "e2e_seconds"
+
+
+def verdict_word(metric: str, verdict: str) -> str:
+    """Return a verdict in the words of its metric: "faster" is "less" for memory and energy."""
+    found = metric_of(metric)
+    return {"faster": found.better, "slower": found.worse}.get(verdict, verdict)
+
+
+def is_metric(name: str) -> bool:
+    """Return whether a name is a metric's own, or one of its quantiles."""
+    return name in METRICS or name.rpartition("_p")[0] in METRICS
 
 
 def metric_of(name: str) -> Metric:
@@ -133,97 +319,3 @@ def find_metric(name: str) -> Metric:
         msg = f"unknown metric '{name}'{did_you_mean(name, METRICS)}"
         raise UsageError(msg)
     return METRICS[name]
-
-
-def seconds(nanoseconds: NDArray[np.int64]) -> Floats:
-    """Return whole nanoseconds as seconds."""
-    return nanoseconds.astype(np.float64) * NS
-
-
-@dataclass(frozen=True, slots=True)
-class RequestTimes:
-    """Seconds of every request of a run, NaN where a metric is absent; all shapes (N,).
-
-    Attributes:
-        ttft: intended start to first token.
-        e2e: intended start to end.
-        prefill: start to first token.
-        decode: first to last token; NaN with fewer than two tokens.
-        gaps: number of token gaps that `decode` spans by count of tokens, output_tokens - 1.
-        per_token: whether every token has its own stamp, so that single gaps are known.
-    """
-
-    ttft: Floats
-    e2e: Floats
-    prefill: Floats
-    decode: Floats
-    gaps: Floats
-    per_token: NDArray[np.bool_]
-
-
-def request_times(columns: Columns) -> RequestTimes:
-    """Derive the times of every request from its stamps."""
-    stamps = np.diff(columns.offsets)
-    some, several = stamps > 0, stamps > 1
-    first = np.full(len(columns), np.nan)
-    decode = np.full(len(columns), np.nan)
-    # Differences stay whole numbers: nanosecond clocks since boot no longer fit a float64 exactly after 104 days.
-    at_first = columns.token_ns[columns.offsets[:-1][some]]
-    first[some] = at_first - columns.start_ns[some]
-    at_last = columns.token_ns[columns.offsets[1:][several] - 1]
-    decode[several] = at_last - columns.token_ns[columns.offsets[:-1][several]]
-    waited = columns.start_ns - columns.intended_ns
-    return RequestTimes(
-        ttft=(first + waited) * NS,
-        e2e=seconds(columns.end_ns - columns.intended_ns),
-        prefill=first * NS,
-        decode=decode * NS,
-        gaps=(columns.output_tokens - 1).astype(np.float64),
-        per_token=(stamps == columns.output_tokens) & several,
-    )
-
-
-def request_values(metric: str, columns: Columns, times: RequestTimes) -> Floats:
-    """Return one metric for every request, NaN where it is absent.
-
-    A rate over a time that the clock could not resolve (zero) is absent, not infinite.
-
-    Args:
-        metric: name of a metric with `per` == "request".
-        columns: the run.
-        times: from `request_times`.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        match metric:
-            case "ttft_seconds":
-                return times.ttft
-            case "e2e_seconds":
-                return times.e2e
-            case "tpot_seconds":
-                return np.where(times.gaps > 0, times.decode / times.gaps, np.nan)
-            case "prefill_tokens_per_second":
-                return np.where(times.prefill > 0, columns.prompt_tokens / times.prefill, np.nan)
-            case "decode_tokens_per_second":
-                return np.where((times.decode > 0) & (times.gaps > 0), times.gaps / times.decode, np.nan)
-    msg = f"{metric} is not one value a request"
-    raise ValueError(msg)
-
-
-def gap_values(columns: Columns, requests: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:
-    """Return every token gap of the given requests in seconds, and how many each request has.
-
-    Args:
-        columns: the run.
-        requests: (R,) row numbers of requests with a stamp for every token, at least two each.
-
-    Returns:
-        Gaps, request after request, and their number for each request, shape (R,).
-    """
-    counts = columns.offsets[requests + 1] - columns.offsets[requests]
-    starts = np.cumsum(counts) - counts
-    rows = np.arange(int(counts.sum())) + np.repeat(columns.offsets[requests] - starts, counts)
-    differences = np.diff(columns.token_ns[rows]).astype(np.float64)
-    # The difference across a border between two requests is not a gap.
-    inside = np.ones(len(differences), dtype=bool)
-    inside[starts[1:] - 1] = False
-    return differences[inside] * NS, counts - 1

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from enginecmp.types import Cell
 from enginecmp_analysis.columns import MEASURE, Columns
 from enginecmp_analysis.compare import match
-from enginecmp_analysis.launches import LaunchMeans
-from enginecmp_analysis.metrics import METRICS, NS
+from enginecmp_analysis.launches import LaunchMeans, scenario_kind
+from enginecmp_analysis.metrics import METRICS, steady_metric
 from enginecmp_analysis.notes import NOTABLE_CORRELATION
 from enginecmp_analysis.power import POWER, launches_to_detect
-from enginecmp_analysis.report import STEADY_METRIC, GroupResult, Options
+from enginecmp_analysis.report import GroupResult, Options
 from enginecmp_analysis.schema import Plan, PlanRow
+from enginecmp_analysis.stamps import NS
 from enginecmp_analysis.stationarity import correlation
 from enginecmp_analysis.variance import launch_components, optimal_repetitions
 from enginecmp_analysis.verdict import MIN_LAUNCHES, MIN_REQUESTS
@@ -58,7 +59,8 @@ def plan(group: GroupResult, options: Options, detect: float) -> Plan | None:
     Returns:
         None when no comparison of the primary metric has the two launches that a variance takes.
     """
-    metric = group.context.primary_metric or STEADY_METRIC
+    steady = steady_metric(scenario_kind(group.runs[0]))
+    metric = group.context.primary_metric or steady
     pairs = group.context.pairs(options.pairs)
     cells: list[Cell | None] = [cell for _, cell, name in group.means if name == metric]
     found = [
@@ -68,7 +70,7 @@ def plan(group: GroupResult, options: Options, detect: float) -> Plan | None:
         if all((label, cell, metric) in group.means for label in pair)
     ]
     costs = {label: launch_costs(group, label) for label in group.context.engines}
-    rows = [row for cell, pair in found if (row := _row(group, metric, cell, pair, costs)) is not None]
+    rows = [row for cell, pair in found if (row := _row(group, metric, steady, cell, pair, costs)) is not None]
     if not rows:
         return None
     alpha = options.alpha / len(rows)
@@ -97,7 +99,12 @@ def plan(group: GroupResult, options: Options, detect: float) -> Plan | None:
 
 
 def _row(
-    group: GroupResult, metric: str, cell: Cell | None, pair: tuple[str, str], costs: dict[str, Costs | None]
+    group: GroupResult,
+    metric: str,
+    steady: str,
+    cell: Cell | None,
+    pair: tuple[str, str],
+    costs: dict[str, Costs | None],
 ) -> PlanRow | None:
     a, b = (group.means[label, cell, metric] for label in pair)
     matched = match(a, b)
@@ -105,7 +112,7 @@ def _row(
     if found.n < 2:
         return None
     # A metric of one value a launch has its requests' times for what happens inside.
-    inner = metric if METRICS[metric].per != "launch" else STEADY_METRIC
+    inner = metric if METRICS[metric].per != "launch" else steady
     inside = [_within(group.means[label, cell, inner]) for label in pair if (label, cell, inner) in group.means]
     within2 = sum(variance for variance, _ in inside)
     total2 = float(found.se) ** 2 * found.n * _assurance(float(found.df))

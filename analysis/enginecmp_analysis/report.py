@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from enginecmp.errors import ResultsError, UsageError, did_you_mean
 from enginecmp.types import Cell
+from enginecmp_analysis.cells import cell_name, cell_order, is_open
 from enginecmp_analysis.columns import MEASURE
 from enginecmp_analysis.context import Context, describe_group, scenario_labels
 from enginecmp_analysis.fingerprint import Group, group_runs
 from enginecmp_analysis.judge import Options, candidates, judge
-from enginecmp_analysis.launches import Key, LaunchMeans, launch_means, measured, quantile_launches
+from enginecmp_analysis.launch_quantiles import quantile_launches
+from enginecmp_analysis.launches import Key, LaunchMeans, launch_means, measured, scenario_kind
 from enginecmp_analysis.load import Run
-from enginecmp_analysis.metrics import METRICS, find_metric, metric_of
+from enginecmp_analysis.metrics import METRICS, find_metric, metric_of, steady_metric
 from enginecmp_analysis.notes import exclusions, failed_launches, launch_notes, steadiness_notes
 from enginecmp_analysis.quantiles import quantiles_or_nan
 from enginecmp_analysis.schema import StatsReport, Summary
 from enginecmp_analysis.student import mean_interval
 from enginecmp_analysis.warmup import steadiness
 
-__all__ = ["Analysis", "GroupResult", "Options", "analyse"]
-
-# Steady state is judged on the time of whole requests, whatever metric is asked for.
-STEADY_METRIC = "e2e_seconds"
+__all__ = ["Analysis", "GroupResult", "Options", "analyse", "cell_name"]
 
 
 @dataclass(slots=True)
@@ -98,7 +97,7 @@ def _analyse_group(group: Group, scenario: str, options: Options, report: StatsR
     context = describe_group(group, scenario, options.baseline)
     means, cuts, kept = _means(group, context, options)
     order = list(context.engines)
-    cells: list[Cell | None] = [*sorted({k[1] for k in means if k[1] is not None}, key=_cell_order), None]
+    cells: list[Cell | None] = [*sorted({k[1] for k in means if k[1] is not None}, key=cell_order), None]
     names = list(METRICS)
     # Everything below goes cell by cell, metric by metric, the baseline first.
     means = {
@@ -114,6 +113,7 @@ def _analyse_group(group: Group, scenario: str, options: Options, report: StatsR
         report.warnings += missing
         means |= quantiles
         names += sorted({metric for _, _, metric in quantiles})
+    names = [name for name in names if metric_of(name).compared]
     found = candidates(means, context.pairs(options.pairs), cells, names, context.primary_metric)
     # All are judged, shown or not: looking at one metric alone must not loosen the correction.
     report.comparisons += [c for c in judge(scenario, found, options) if shown(c.metric, options)]
@@ -131,13 +131,21 @@ def shown(metric: str, options: Options) -> bool:
 def _means(
     group: Group, context: Context, options: Options
 ) -> tuple[dict[Key, LaunchMeans], dict[Cell, int], list[NDArray[np.bool_]]]:
-    """Reduce to launch means, the warm-up cut, and note what the launches are like; return cuts and masks too."""
+    """Reduce to launch means, the warm-up cut, and note what the launches are like; return cuts and masks too.
+
+    Steady state is judged on the time of whole requests, whatever metric is asked for. In an open loop times also
+    grow because arrivals outrun the engine, which is no warm-up: there nothing is cut but what was asked for.
+    """
+    steady = steady_metric(scenario_kind(group.runs[0]))
     keep = [measured(run.columns, include_flagged=options.include_flagged) for run in group.runs]
-    before = launch_means(group.runs, [STEADY_METRIC], keep)
+    before = launch_means(group.runs, [steady], keep)
     cuts: dict[Cell, int] = {}
     for cell in {k[1] for k in before if k[1] is not None}:
         series = {engine: m.per_launch() for (engine, of, _), m in before.items() if of == cell}
-        found = steadiness(series, max(options.warmup_floor, options.cuts.get(cell, 0)))
+        floor = max(options.warmup_floor, options.cuts.get(cell, 0))
+        found = steadiness(series, floor)
+        if is_open(cell):
+            found = replace(found, cut=floor)
         context.notes[cell] = steadiness_notes(found)
         cuts[cell] = found.cut
     for run, mask in zip(group.runs, keep, strict=True):
@@ -147,7 +155,7 @@ def _means(
                 mask &= ~(early & (run.columns.phase == MEASURE))
     means = launch_means(group.runs, METRICS, keep)
     for (engine, where, metric), launches in means.items():
-        if metric == STEADY_METRIC:
+        if metric == steady:
             context.notes.setdefault(where, []).extend(launch_notes(engine, launches))
     return means, cuts, keep
 
@@ -178,14 +186,3 @@ def _summary(scenario: str, key: Key, launches: LaunchMeans) -> Summary:
 def cell_notes(context: Context) -> list[str]:
     """Return the notes of all cells, each with the place it is about."""
     return [f"{context.scenario}, {cell_name(cell)}: {note}" for cell, notes in context.notes.items() for note in notes]
-
-
-def cell_name(cell: Cell | None) -> str:
-    """Return how people call a cell."""
-    if cell is None:
-        return "whole launch"
-    return f"prompt {cell.prompt_tokens} → output {cell.output_tokens} tokens, concurrency {cell.concurrency}"
-
-
-def _cell_order(cell: Cell) -> tuple[int, int, int]:
-    return cell.prompt_tokens, cell.output_tokens, cell.concurrency

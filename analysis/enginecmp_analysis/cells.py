@@ -1,0 +1,69 @@
+"""Cells of a scenario's grid: how people call them, and in which order they are shown."""
+
+from __future__ import annotations
+
+from enginecmp.types import Cell
+
+FIELDS = ("prompt_tokens", "output_tokens", "concurrency", "arrival", "rate_per_second", "variant")
+"""Fields of a cell as columns of a table."""
+
+
+def cell_name(cell: Cell | None) -> str:
+    """Return how people call a cell, e.g. "prompt 50 → output 16 tokens, Poisson 4/s"."""
+    if cell is None:
+        return "whole launch"
+    size = f"prompt {cell.prompt_tokens} → output {cell.output_tokens} tokens"
+    if cell.variant and cell.output_tokens == 0:
+        # An operation takes tokens or rows, and has neither an output nor users.
+        return f"{cell.variant}, {cell.prompt_tokens} a call"
+    return ", ".join([*([cell.variant] if cell.variant else []), size, load_name(cell)])
+
+
+def load_name(cell: Cell) -> str:
+    """Return how requests arrive in a cell: "25 users", "Poisson 4/s, at most 8 at once"."""
+    if not cell.arrival:
+        if cell.concurrency == 0:
+            return "concurrency not told"
+        return f"{cell.concurrency} user{'' if cell.concurrency == 1 else 's'}"
+    kind = "Poisson" if cell.arrival == "poisson" else cell.arrival
+    rate = f" {cell.rate_per_second:.4g}/s" if cell.rate_per_second else ""
+    return f"{kind}{rate}" + (f", at most {cell.concurrency} at once" if cell.concurrency > 1 else "")
+
+
+def short_name(cell: Cell | None) -> str:
+    """Return a cell in as few characters as tell it from others: "50→16, ×25", "cold, 50→1, ×1"."""
+    if cell is None:
+        return "launch"
+    kind = "Poisson" if cell.arrival == "poisson" else cell.arrival
+    load = f"{kind} {cell.rate_per_second or 0:.4g}/s" if cell.arrival else f"×{cell.concurrency}"
+    size = f"{cell.prompt_tokens}→{cell.output_tokens}, {load}"
+    return f"{cell.variant}, {size}" if cell.variant else size
+
+
+def cell_order(cell: Cell) -> tuple[str, int, int, str, int, float]:
+    """Return the key that sorts cells: variants, lengths, closed loops before open ones, load."""
+    return (
+        cell.variant or "",
+        cell.prompt_tokens,
+        cell.output_tokens,
+        cell.arrival or "",
+        cell.concurrency,
+        cell.rate_per_second or 0.0,
+    )
+
+
+def cell_values(cell: Cell | None) -> list[object]:
+    """Return the value of every one of `FIELDS`, "" where it is absent."""
+    values = [getattr(cell, name) if cell is not None else "" for name in FIELDS]
+    # What is not set is false, and so is a concurrency of 0, which is a value.
+    return [value if value or value == 0 else "" for value in values]
+
+
+def is_open(cell: Cell) -> bool:
+    """Return whether requests arrive on a schedule, whatever became of those before."""
+    return bool(cell.arrival)
+
+
+def is_concurrent(cell: Cell) -> bool:
+    """Return whether several requests of a cell can be in flight at once."""
+    return cell.concurrency > 1 or is_open(cell)

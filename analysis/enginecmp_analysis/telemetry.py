@@ -1,0 +1,126 @@
+"""Sensor readings of a run: series over time, energy between two moments, and how long a condition held."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from enginecmp.errors import ResultsError
+from enginecmp.types import TelemetryReading
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+TELEMETRY = "telemetry.jsonl"
+
+ENERGY = re.compile(r"(cpu|gpu\d+)_energy_joules")
+"""Counters of energy: of all CPU packages together, and of each GPU."""
+
+KEPT = re.compile(r"(cpu|gpu\d+)_(busy_cores|busy_share|mhz|sm_mhz|celsius|watts|energy_joules)")
+"""Values that something is derived from; those of single cores stay in the file."""
+
+LEAST_READINGS = 3
+"""A window with fewer readings of a counter inside it is shorter than the counter can tell."""
+
+Interval = tuple[int, int]
+"""Begin and end in nanoseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What the sensors told, on the clock of the samples.
+
+    Attributes:
+        series: name → times in nanoseconds, rising, and values.
+        conditions: name → intervals in which it held, from its first reading to the one that no longer told it.
+    """
+
+    series: dict[str, tuple[Ints, Floats]] = field(default_factory=dict)
+    conditions: dict[str, list[Interval]] = field(default_factory=dict)
+
+    def between(self, name: str, begin_ns: int, end_ns: int) -> tuple[Ints, Floats]:
+        """Return the readings of a series inside [begin, end]; empty where there are none."""
+        times, values = self.series.get(name, (np.empty(0, np.int64), np.empty(0)))
+        first, last = np.searchsorted(times, begin_ns), np.searchsorted(times, end_ns, side="right")
+        return times[first:last], values[first:last]
+
+    def joules(self, begin_ns: int, end_ns: int) -> float:
+        """Return the energy of all counters between two moments, straight lines between readings.
+
+        NaN without a counter, outside its readings, or where it has too few of them to tell.
+        """
+        counters = [name for name in self.series if ENERGY.fullmatch(name)]
+        return sum(self._counted(name, begin_ns, end_ns) for name in counters) if counters else np.nan
+
+    def _counted(self, name: str, begin_ns: int, end_ns: int) -> float:
+        times, values = self.series[name]
+        inside = np.searchsorted(times, end_ns) - np.searchsorted(times, begin_ns)
+        if inside < LEAST_READINGS or begin_ns < times[0] or end_ns > times[-1]:
+            return np.nan
+        # Differences first: stamps since boot and counters since whenever are larger than what is asked for.
+        at = np.interp([0.0, float(end_ns - begin_ns)], (times - begin_ns).astype(np.float64), values - values[0])
+        return float(at[1] - at[0]) if at[1] >= at[0] else np.nan
+
+    def intervals(self, condition: str, begin_ns: int, end_ns: int) -> int:
+        """Return in how many intervals a condition held between two moments."""
+        return sum(begin <= end_ns and end >= begin_ns for begin, end in self.conditions.get(condition, []))
+
+
+def read_telemetry(path: Path) -> tuple[Telemetry, list[str]]:
+    """Read telemetry.jsonl.
+
+    A killed sampler leaves a torn line, at the end or, where the run was resumed, in the middle: lines that are no
+    readings are passed over and counted.
+
+    Returns:
+        The readings, and notes.
+
+    Raises:
+        ResultsError: the file cannot be read.
+    """
+    decode = msgspec.json.Decoder(TelemetryReading).decode
+    times: dict[str, array[int]] = {}
+    values: dict[str, array[float]] = {}
+    wanted: dict[str, bool] = {}
+    held: dict[tuple[str, str], int] = {}
+    conditions: dict[str, list[Interval]] = {}
+    bad = 0
+    latest = 0
+    try:
+        with path.open("rb") as lines:
+            for line in lines:
+                try:
+                    reading = decode(line)
+                except (msgspec.DecodeError, ValueError):
+                    bad += 1
+                    continue
+                latest = max(latest, reading.time_ns)
+                for name, value in reading.values.items():
+                    if name not in wanted:
+                        wanted[name] = KEPT.fullmatch(name) is not None
+                    if wanted[name]:
+                        times.setdefault(name, array("q")).append(reading.time_ns)
+                        values.setdefault(name, array("d")).append(value)
+                for condition in reading.conditions:
+                    held.setdefault((reading.sensor, condition), reading.time_ns)
+                for key in [key for key in held if key[0] == reading.sensor and key[1] not in reading.conditions]:
+                    conditions.setdefault(key[1], []).append((held.pop(key), reading.time_ns))
+    except (OSError, OverflowError) as error:
+        msg = f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise ResultsError(msg) from error
+    for (_, condition), begin in held.items():
+        conditions.setdefault(condition, []).append((begin, latest))
+    series = {name: _sorted(np.array(times[name], dtype=np.int64), np.array(values[name])) for name in times}
+    notes = [f"{path}: passed over {bad} line{'' if bad == 1 else 's'} that are no readings"] if bad else []
+    return Telemetry(series, {name: sorted(found) for name, found in conditions.items()}), notes
+
+
+def _sorted(times: Ints, values: Floats) -> tuple[Ints, Floats]:
+    order = np.argsort(times, kind="stable")
+    return times[order], values[order]
