@@ -52,22 +52,23 @@ def usable_cores() -> int:
 
 def _gpu() -> dict[str, Any]:
     """Return gpu names and driver version through NVML; nulls with the reason where there is none."""
-    try:
-        import pynvml
+    from enginecmp.telemetry.nvml import open_nvml
+    from enginecmp.telemetry.sensor import SensorAbsent
 
-        pynvml.nvmlInit()
-    except ModuleNotFoundError:
-        return {"gpu": None, "driver": None, "gpu_reason": "nvidia-ml-py is not installed"}
-    except Exception as error:
-        return {"gpu": None, "driver": None, "gpu_reason": str(error)}
     try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        nvml = open_nvml()
+    except SensorAbsent as absent:
+        return {"gpu": None, "driver": None, "gpu_reason": str(absent)}
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
         return {
-            "gpu": [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles],
-            "driver": str(pynvml.nvmlSystemGetDriverVersion()),
+            "gpu": [str(nvml.nvmlDeviceGetName(handle)) for handle in handles],
+            "driver": str(nvml.nvmlSystemGetDriverVersion()),
         }
+    except nvml.NVMLError as error:
+        return {"gpu": None, "driver": None, "gpu_reason": f"nvml: {error}"}
     finally:
-        pynvml.nvmlShutdown()
+        nvml.nvmlShutdown()
 
 
 def _cpu_name() -> str:
