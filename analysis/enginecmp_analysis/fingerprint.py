@@ -12,6 +12,9 @@ from enginecmp_analysis.load import Run
 # What differs between two runs on one unchanged machine. Everything else in the environment must agree.
 VOLATILE = frozenset({"available", "busy", "free", "hostname", "load", "mhz", "pid", "temperature", "time", "uptime"})
 
+# What a run saw of its machine, not what the machine is.
+SEEN = frozenset({"copy_bandwidth_bytes_per_second", "doctor", "sensors"})
+
 # What does not touch a request that ended well: more blocks are more of the same measurement.
 FREE_IN_SCENARIO = frozenset({"blocks", "description", "deadlines", "give_up_after", "precision"})
 
@@ -94,7 +97,7 @@ def common_fingerprint(run: Run) -> dict[str, str]:
         "model sha256": manifest.model.sha256,
         "model quantization": manifest.model.quantization,
         **_flatten("scenario", scenario),
-        **_flatten("environment", manifest.environment),
+        **_flatten("environment", {key: value for key, value in manifest.environment.items() if key not in SEEN}),
     }
     return {name: value for name, value in flat.items() if not _is_volatile(name)}
 
