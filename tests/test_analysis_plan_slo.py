@@ -12,7 +12,7 @@ from enginecmp_analysis.plan import launch_costs, plan
 from enginecmp_analysis.report import Analysis, Options, analyse
 from enginecmp_analysis.schema import Plan
 from enginecmp_analysis.simulate import Design, simulate_run
-from enginecmp_analysis.slo import Promise, check, check_all, parse_promise
+from enginecmp_analysis.slo import Promise, check, check_all, parse_promises
 
 
 def _analysed(design: Design, engines: tuple[str, ...] = ("baseline", "engine")) -> Analysis:
@@ -26,14 +26,24 @@ def _plan(design: Design, detect: float) -> Plan:
 
 
 def test_promises_are_read_as_written() -> None:
-    assert parse_promise("ttft_seconds:p99=0.5") == Promise("ttft_seconds", 0.99, 0.5)
-    assert parse_promise("itl_seconds:p99.9=2e-2") == Promise("itl_seconds", 0.999, 0.02)
+    assert parse_promises("ttft_seconds:p99=0.5") == [Promise("ttft_seconds", 0.99, 0.5)]
+    assert parse_promises("itl_seconds:p99.9=2e-2") == [Promise("itl_seconds", 0.999, 0.02)]
+    assert parse_promises("ttft_p95<200ms, tpot_p95<=30.5ms,e2e_p99.9<2s,itl_seconds_p50<900us") == [
+        Promise("ttft_seconds", 0.95, 0.2),
+        Promise("tpot_seconds", 0.95, 0.0305),
+        Promise("e2e_seconds", 0.999, 2.0),
+        Promise("itl_seconds", 0.5, 0.0009),
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("ttft_seconds<0.5", "expected a promise like ttft_seconds:p99=0.5"),
+        ("ttft_seconds<0.5", "expected a promise like ttft_p95<200ms or ttft_seconds:p95=0.2, got 'ttft_seconds<0.5'"),
+        ("ttft_p95<0.2", "expected a limit with its unit .us, ms or s., like ttft_p95<200ms, got 'ttft_p95<0.2'"),
+        ("ttft_p95<2min", "expected a limit with its unit"),
+        ("ttft_p95<200ms,", "expected a promise like .*, got ''"),
+        ("tftt_p95<200ms", "unknown metric 'tftt' .*; did you mean 'ttft'"),
         ("ttft_seconds:p0=0.5", "expected a promise like"),
         ("ttft_second:p99=0.5", "did you mean 'ttft_seconds'"),
         ("decode_tokens_per_second:p99=5", "a latency of single requests"),
@@ -42,7 +52,7 @@ def test_promises_are_read_as_written() -> None:
 )
 def test_a_promise_that_is_none_is_refused(text: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        parse_promise(text)
+        parse_promises(text)
 
 
 def test_too_few_requests_prove_nothing() -> None:
@@ -70,7 +80,7 @@ def test_a_promise_is_kept_only_with_confidence() -> None:
 
 def test_promises_are_checked_for_every_engine_and_cell() -> None:
     group = _analysed(Design(requests=20)).groups[0]
-    lines = check_all("s", group.means, [Promise("ttft_seconds", 0.9, 0.05), Promise("ttft_seconds", 0.99, 0.05)])
+    lines = check_all("s", group.means, [Promise("ttft_seconds", 0.9, 0.05), Promise("ttft_seconds", 0.99, 0.05)], {})
     assert [(line.engine, line.quantile, line.verdict) for line in lines] == [
         ("baseline", 0.9, "pass"),
         ("engine", 0.9, "pass"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from enginecmp.types import Cell
+from enginecmp_analysis.decision_schema import Capacity, ExpectationRow, Money, ParetoRow, QualityRow
 
 STATS_SCHEMA = "enginecmp-stats/1"
 
@@ -185,6 +186,38 @@ class Plan(msgspec.Struct, kw_only=True):
     rows: list[PlanRow]
 
 
+class Finding(msgspec.Struct, kw_only=True):
+    """Something that the data say of one engine beyond its metrics: a leak, a trend, a cache.
+
+    Attributes:
+        scenario: name of the scenario.
+        topic: what it is about, e.g. "leak", "clock"; docs/METHODOLOGY.md lists them.
+        engine: label.
+        cell: point of the grid; null for what belongs to the whole of them.
+        verdict: one word or two for machines, e.g. "leaks", "no leak", "open".
+        value: the number behind it.
+        ci_low: lower 95 % limit.
+        ci_high: upper 95 % limit.
+        n_launches: launches (or blocks) behind it.
+        text: the finding in words.
+        notable: whether the table shows it; the others are here for machines.
+        details: further numbers by name.
+    """
+
+    scenario: str
+    topic: str
+    engine: str
+    cell: Cell | None
+    verdict: str
+    value: float
+    ci_low: float
+    ci_high: float
+    n_launches: int
+    text: str
+    notable: bool = True
+    details: dict[str, float] = {}
+
+
 class StatsReport(msgspec.Struct, kw_only=True):
     """Everything that `cmp stats` found.
 
@@ -193,13 +226,25 @@ class StatsReport(msgspec.Struct, kw_only=True):
         comparisons: primary metrics first.
         summaries: every engine by itself.
         warnings: what concerns the whole of it.
+        findings: what else the data say; only where there is something.
         slos: only where promises were given.
         plans: only where asked for.
+        quality: only where it was measured.
+        expectations: only where the scenario has claims.
+        money: only with prices.
+        capacity: only with promises and a demand or a budget.
+        pareto: only where engines can be weighed in two kinds of objective at least.
     """
 
     schema: str = STATS_SCHEMA
     comparisons: list[Comparison] = []
     summaries: list[Summary] = []
     warnings: list[str] = []
+    findings: list[Finding] | msgspec.UnsetType = msgspec.UNSET
     slos: list[SloLine] | msgspec.UnsetType = msgspec.UNSET
     plans: list[Plan] | msgspec.UnsetType = msgspec.UNSET
+    quality: list[QualityRow] | msgspec.UnsetType = msgspec.UNSET
+    expectations: list[ExpectationRow] | msgspec.UnsetType = msgspec.UNSET
+    money: Money | msgspec.UnsetType = msgspec.UNSET
+    capacity: Capacity | msgspec.UnsetType = msgspec.UNSET
+    pareto: list[ParetoRow] | msgspec.UnsetType = msgspec.UNSET

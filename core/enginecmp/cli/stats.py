@@ -12,8 +12,8 @@ from enginecmp.cli.options import read_share
 from enginecmp.errors import UsageError
 
 if TYPE_CHECKING:
+    from enginecmp_analysis.decisions import Questions
     from enginecmp_analysis.load import Run
-    from enginecmp_analysis.slo import Promise
 
 
 @click.command("stats")
@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 )
 @click.option("--quantiles", is_flag=True, help="Compare p50, p90, p95 and p99 of launches too.")
 @click.option("--details", is_flag=True, help="Show what other methods say, and effect sizes of single requests.")
-@click.option("--slo", "promises", multiple=True, metavar="METRIC:pN=LIMIT", help="Check a promise; repeatable.")
+@click.option(
+    "--slo", "promises", multiple=True, metavar="PROMISES", help="Check promises: ttft_p95<200ms,tpot_p95<30ms."
+)
+@click.option("--price", metavar="AMOUNT/h|FILE", help="Say what tokens cost: 2.49/h, EUR 1.10/h, or a TOML file.")
+@click.option("--demand", metavar="N/s", help="With --slo: how many machines serve so many requests (12/s, 90/min).")
+@click.option("--budget", metavar="AMOUNT/h", help="With --slo and --price: what fits into it, or what it buys.")
 @click.option("--plan", "planning", is_flag=True, help="Say how many blocks and requests the next run takes.")
 @click.option(
     "--detect", callback=read_share, default="2%", show_default=True, help="Difference that --plan must find."
@@ -46,6 +51,9 @@ def command(
     quantiles: bool,
     details: bool,
     promises: tuple[str, ...],
+    price: str | None,
+    demand: str | None,
+    budget: str | None,
     planning: bool,
     detect: float,
     over_time: bool,
@@ -58,6 +66,7 @@ def command(
     PATHS are run folders or folders of runs (default: results). Runs of another model, machine or engine build
     are never pooled.
     """
+    from enginecmp_analysis.decisions import decide_more
     from enginecmp_analysis.load import load_runs
     from enginecmp_analysis.report import Options, analyse
 
@@ -74,16 +83,11 @@ def command(
         details=details,
         warmup_floor=warmup_floor,
     )
-    asked = _parse(promises)
+    questions = _questions(promises, price, demand, budget)
     runs = load_runs(paths or ("results",))
     analysis = analyse(runs, options)
     analysis.report.warnings += _noise(runs)
-    if asked:
-        from enginecmp_analysis.slo import check_all
-
-        analysis.report.slos = [
-            line for group in analysis.groups for line in check_all(group.context.scenario, group.means, asked)
-        ]
+    decide_more(analysis, options, questions)
     if planning:
         from enginecmp_analysis.plan import plan
 
@@ -128,9 +132,30 @@ def _history(runs: Sequence[Run], metrics: tuple[str, ...], form: str | None) ->
     click.echo(to_json(report))
 
 
-def _parse(promises: tuple[str, ...]) -> list[Promise]:
-    if not promises:
-        return []
-    from enginecmp_analysis.slo import parse_promise
+def _questions(promises: tuple[str, ...], price: str | None, demand: str | None, budget: str | None) -> Questions:
+    """Read what is asked beyond speed.
 
-    return [parse_promise(text) for text in promises]
+    Raises:
+        UsageError: an option is not of its form, or lacks another one.
+    """
+    from enginecmp_analysis.decisions import Questions
+    from enginecmp_analysis.prices import parse_amount_per_hour, parse_demand, read_prices
+    from enginecmp_analysis.slo import parse_promises
+
+    if (demand or budget) and not promises:
+        msg = f"{'--demand' if demand else '--budget'}: expected --slo beside it, e.g. --slo 'ttft_p95<200ms', got none"
+        raise UsageError(msg)
+    if budget and not price:
+        msg = "--budget: expected the price of a machine beside it, e.g. --price 2.49/h, got none"
+        raise UsageError(msg)
+    prices = read_prices(price) if price else None
+    amount, currency = parse_amount_per_hour(budget, "--budget") if budget else (None, "")
+    if prices and prices.currency and currency and currency != prices.currency:
+        msg = f"--budget: expected the currency of the price, '{prices.currency}', got '{currency}'"
+        raise UsageError(msg)
+    return Questions(
+        promises=[promise for text in promises for promise in parse_promises(text)],
+        prices=prices,
+        demand_per_second=parse_demand(demand) if demand else None,
+        budget_per_hour=amount,
+    )
