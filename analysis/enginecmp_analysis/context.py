@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from enginecmp.types import Cell
 from enginecmp_analysis.fingerprint import Group
+from enginecmp_analysis.launches import Key, LaunchMeans
+from enginecmp_analysis.load import Run
 from enginecmp_analysis.metrics import METRICS
 from enginecmp_analysis.notes import imported
 
@@ -50,6 +53,25 @@ class Context:
         if every:
             return list(combinations(labels, 2))
         return [(self.baseline, label) for label in labels if label != self.baseline and self.baseline in labels]
+
+
+@dataclass(slots=True)
+class GroupResult:
+    """One group of pooled runs.
+
+    Attributes:
+        context: its frame.
+        runs: the runs.
+        means: the launch means behind its numbers.
+        cuts: the warm-up cut of each cell.
+        kept: for every run a mask over its samples: which ones stand behind the means.
+    """
+
+    context: Context
+    runs: list[Run]
+    means: dict[Key, LaunchMeans]
+    cuts: dict[Cell, int]
+    kept: list[NDArray[np.bool_]]
 
 
 def describe_group(group: Group, scenario: str, baseline: str | None) -> Context:

@@ -19,7 +19,16 @@ from enginecmp_analysis.memory import allocator_slack, decode_bandwidth, kv_slop
 from enginecmp_analysis.metrics import METRICS, metrics_of
 from enginecmp_analysis.stamps import gap_values, request_times, request_values, seconds
 from enginecmp_analysis.sweep import saturation, scaling
-from enginecmp_analysis.windows import Windows, good_requests, goodput, launch_starts, tokens_inside, windows
+from enginecmp_analysis.windows import (
+    Place,
+    Windows,
+    good_requests,
+    goodput,
+    launch_starts,
+    places,
+    split,
+    tokens_inside,
+)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -111,7 +120,6 @@ class _RunMeans:
         known = set(metrics_of(self.kind))
         self.wanted = [name for name in metrics if name in known]
         self.kept = kept
-        self.failed = run.columns.failed()
         self.times = request_times(run.columns)
         limits = run.manifest.scenario.get("goodput") or {}
         self.limits = {name: float(limit) for name, limit in limits.items() if limit is not None}
@@ -120,17 +128,12 @@ class _RunMeans:
         """Yield every engine, cell and metric that has a value."""
         columns = self.columns
         yield from self._loads()
-        rows = np.flatnonzero(self.kept & (columns.phase == MEASURE))
-        group = columns.engine * len(columns.cells) + columns.cell
         per_request = {
             name: request_values(name, columns, self.times) for name in self.wanted if METRICS[name].per == "request"
         }
-        everyone = dict(_split(np.flatnonzero(columns.phase != LOAD), group))
         steady: dict[str, dict[Cell, Windows]] = {}
-        for code, members in _split(rows, group):
-            engine, cell = columns.engines[code // len(columns.cells)], columns.cells[code % len(columns.cells)]
-            # Launch after launch, so that every launch is one slice, and in the order of time.
-            members = members[np.lexsort((columns.start_ns[members], columns.launch[members]))]
+        for place in places(columns, self.kept):
+            engine, cell, members = place.engine, place.cell, place.rows
             for name, values in per_request.items():
                 present = members[np.isfinite(values[members])]
                 if len(present):
@@ -141,9 +144,8 @@ class _RunMeans:
                 if len(present):
                     gaps, counts = gap_values(columns, present)
                     yield (engine, cell, "itl_seconds"), _reduce(self.number, columns, present, gaps, counts)
-            found = windows(columns, members, everyone[code], self.failed)
-            steady.setdefault(engine, {})[cell] = found
-            yield from self._of_launches(engine, cell, found, members, everyone[code])
+            steady.setdefault(engine, {})[cell] = place.found
+            yield from self._of_launches(place)
         for engine, cells in steady.items():
             yield from self._of_blocks(engine, cells)
 
@@ -160,23 +162,22 @@ class _RunMeans:
         }
         place = columns.engine * len(columns.cells) + (columns.cell if self.kind == "load" else 0)
         for name in [name for name in spent if name in self.wanted]:
-            for code, loads in _split(rows[np.isfinite(spent[name][rows])], place):
+            for code, loads in split(rows[np.isfinite(spent[name][rows])], place):
                 loads = loads[np.argsort(columns.launch[loads], kind="stable")]
                 cell = columns.cells[code % len(columns.cells)] if self.kind == "load" else None
                 means = _reduce(self.number, columns, loads, spent[name][loads], np.ones(len(loads), np.int64))
                 yield (columns.engines[code // len(columns.cells)], cell, name), means
 
-    def _of_launches(self, engine: str, cell: Cell, found: Windows, rows: Ints, everyone: Ints) -> Found:
+    def _of_launches(self, place: Place) -> Found:
         """Yield the metrics of which a launch has one value in a cell."""
-        columns = self.columns
-        parts = np.split(rows, launch_starts(columns.launch[rows])[1:])
-        well = everyone[~self.failed[everyone]]
+        columns, found = self.columns, place.found
+        parts = place.parts(columns)
         values: dict[str, Floats] = {}
         if "throughput_tokens_per_second" in self.wanted:
             rates = found.tokens / found.seconds
             values["throughput_tokens_per_second"] = np.where(rates > 0, rates, np.nan)
             values["requests_per_second"] = found.completed / found.seconds
-            values["joules_per_token"] = self._joules(found, well)
+            values["joules_per_token"] = self._joules(found, place.well)
         if "first_token_from_start_seconds" in self.wanted:
             first = columns.metric("first_token_from_start_seconds")
             values["first_token_from_start_seconds"] = np.array([first[part].mean() for part in parts])
@@ -188,17 +189,20 @@ class _RunMeans:
         if "leak_bytes_per_request" in self.wanted and "rss_bytes" in columns.metrics:
             values["leak_bytes_per_request"] = leaks(columns, parts)
         if "decode_bandwidth_bytes_per_second" in self.wanted and "weights_bytes" in columns.metrics:
-            bandwidth = decode_bandwidth(columns, self.times, found, parts, well)
+            bandwidth = decode_bandwidth(columns, self.times, found, parts, place.well)
             values["decode_bandwidth_bytes_per_second"] = bandwidth
             copy = self.run.manifest.environment.get("copy_bandwidth_bytes_per_second")
             if isinstance(copy, int | float) and copy > 0:
                 values["decode_bandwidth_share"] = bandwidth / copy
         for name in [name for name in self.wanted if name in values]:
-            yield from self._one_a_launch((engine, cell, name), found.block, values[name], found.requests)
+            yield from self._one_a_launch((place.engine, place.cell, name), found.block, values[name], found.requests)
         if self.limits and "goodput_requests_per_second" in self.wanted:
-            rates = goodput(columns, found, rows, everyone, self.failed, good_requests(columns, self.limits))
-            block, rates, requests = self._with_lost(found, rates, everyone)
-            yield from self._one_a_launch((engine, cell, "goodput_requests_per_second"), block, rates, requests)
+            good = good_requests(columns, self.limits)
+            rates = goodput(columns, found, place.rows, place.everyone, place.failed, good)
+            block, rates, requests = self._with_lost(place, rates)
+            yield from self._one_a_launch(
+                (place.engine, place.cell, "goodput_requests_per_second"), block, rates, requests
+            )
 
     def _joules(self, found: Windows, well: Ints) -> Floats:
         """Return joules a token of each launch; whatever ended well in the window counts, flagged or not."""
@@ -219,14 +223,14 @@ class _RunMeans:
         )
         return np.where(tokens > 0, joules / np.maximum(tokens, 1), np.nan)
 
-    def _with_lost(self, found: Windows, rates: Floats, everyone: Ints) -> tuple[Ints, Floats, Ints]:
+    def _with_lost(self, place: Place, rates: Floats) -> tuple[Ints, Floats, Ints]:
         """Add launches of which every measured request failed: their goodput is zero, not absent."""
-        columns = self.columns
-        mine = everyone[columns.phase[everyone] == MEASURE]
+        columns, found = self.columns, place.found
+        mine = place.everyone[columns.phase[place.everyone] == MEASURE]
         lost = [
             int(launch)
             for launch in np.setdiff1d(columns.launch[mine], found.launch)
-            if self.failed[mine[columns.launch[mine] == launch]].all()
+            if place.failed[mine[columns.launch[mine] == launch]].all()
         ]
         rows = [mine[columns.launch[mine] == launch] for launch in lost]
         return (
@@ -269,13 +273,6 @@ class _RunMeans:
 def scenario_kind(run: Run) -> str:
     """Return the kind of a run's scenario; files of other tools hold requests."""
     return str(run.manifest.scenario.get("kind") or "requests")
-
-
-def _split(rows: Ints, codes: Ints) -> list[tuple[int, Ints]]:
-    """Return rows by their code."""
-    order = rows[np.argsort(codes[rows], kind="stable")]
-    present, starts = np.unique(codes[order], return_index=True)
-    return list(zip(present.tolist(), np.split(order, starts[1:]), strict=True)) if len(order) else []
 
 
 def _reduce(number: int, columns: Columns, rows: Ints, values: Floats, counts: Ints) -> LaunchMeans:

@@ -13,7 +13,7 @@ from enginecmp.errors import ResultsError, UsageError, did_you_mean
 from enginecmp.types import Cell
 from enginecmp_analysis.cells import cell_name, cell_order, is_open
 from enginecmp_analysis.columns import MEASURE
-from enginecmp_analysis.context import Context, describe_group, scenario_labels
+from enginecmp_analysis.context import Context, GroupResult, describe_group, scenario_labels
 from enginecmp_analysis.fingerprint import Group, group_runs
 from enginecmp_analysis.judge import Options, candidates, judge
 from enginecmp_analysis.launch_quantiles import quantile_launches
@@ -27,25 +27,6 @@ from enginecmp_analysis.student import mean_interval
 from enginecmp_analysis.warmup import steadiness
 
 __all__ = ["Analysis", "GroupResult", "Options", "analyse", "cell_name"]
-
-
-@dataclass(slots=True)
-class GroupResult:
-    """One group of pooled runs.
-
-    Attributes:
-        context: its frame.
-        runs: the runs.
-        means: the launch means behind its numbers.
-        cuts: the warm-up cut of each cell.
-        kept: for every run a mask over its samples: which ones stand behind the means.
-    """
-
-    context: Context
-    runs: list[Run]
-    means: dict[Key, LaunchMeans]
-    cuts: dict[Cell, int]
-    kept: list[NDArray[np.bool_]]
 
 
 @dataclass(slots=True)

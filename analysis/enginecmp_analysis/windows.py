@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from enginecmp.types import Cell
 from enginecmp_analysis.cells import is_concurrent
-from enginecmp_analysis.columns import KEPT, MEASURE, Columns
+from enginecmp_analysis.columns import KEPT, LOAD, MEASURE, Columns
 from enginecmp_analysis.stamps import NS, request_times, request_values
 
 Floats = NDArray[np.float64]
@@ -94,6 +94,61 @@ def windows(columns: Columns, rows: Ints, everyone: Ints, failed: Bools) -> Wind
         sent_per_second=sent,
         full=full,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One engine in one cell of one run.
+
+    Attributes:
+        engine: label.
+        cell: point of the grid.
+        found: the steady windows of its launches.
+        rows: requests that count, launch after launch, in the order of time.
+        everyone: all requests, warm-up included.
+        failed: (N,) which samples of the run did not end well.
+    """
+
+    engine: str
+    cell: Cell
+    found: Windows
+    rows: Ints
+    everyone: Ints
+    failed: Bools
+
+    def parts(self, columns: Columns) -> list[Ints]:
+        """Return the requests that count, launch by launch."""
+        return np.split(self.rows, launch_starts(columns.launch[self.rows])[1:])
+
+    @property
+    def well(self) -> Ints:
+        """All requests that ended well, warm-up included."""
+        return self.everyone[~self.failed[self.everyone]]
+
+
+def places(columns: Columns, kept: Bools) -> Iterator[Place]:
+    """Yield every engine and cell of a run that has measured requests, with its steady windows.
+
+    Args:
+        columns: the run.
+        kept: (N,) which samples count.
+    """
+    failed = columns.failed()
+    group = columns.engine * len(columns.cells) + columns.cell
+    everyone = dict(split(np.flatnonzero(columns.phase != LOAD), group))
+    for code, rows in split(np.flatnonzero(kept & (columns.phase == MEASURE)), group):
+        engine, cell = columns.engines[code // len(columns.cells)], columns.cells[code % len(columns.cells)]
+        # Launch after launch, so that every launch is one slice, and in the order of time.
+        rows = rows[np.lexsort((columns.start_ns[rows], columns.launch[rows]))]
+        found = windows(columns, rows, everyone[code], failed)
+        yield Place(engine, cell, found, rows, everyone[code], failed)
+
+
+def split(rows: Ints, codes: Ints) -> list[tuple[int, Ints]]:
+    """Return rows by their code."""
+    order = rows[np.argsort(codes[rows], kind="stable")]
+    present, starts = np.unique(codes[order], return_index=True)
+    return list(zip(present.tolist(), np.split(order, starts[1:]), strict=True)) if len(order) else []
 
 
 def launch_starts(launch: Ints) -> Ints:
