@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from enginecmp import clock
+from enginecmp.kinds.repeat import check_repeated_prompt
 from enginecmp.kinds.task import Place, Task
 from enginecmp.launch import Contender, Launch, LaunchFailure
 from enginecmp.plan import PlannedLaunch, cells_in_block
@@ -109,6 +110,7 @@ class Driver:
             options = room_for(cells[0], options)
         else:
             cells = cells_in_block(scenario.cells, planned.block, self._seed)
+            cells = [cell for cell in cells if scenario.offered(cell, contender.label)]
         at = Place(planned, name, cells[0])
         launch: Launch | None = None
         start_ns = clock.now_ns()
@@ -136,19 +138,20 @@ class Driver:
                 for cell in cells:
                     at.cell = cell
                     reset_peak(launch.pid)
-                    measure_of(scenario, cell)(
-                        Task(
-                            launch,
-                            start_ns,
-                            scenario,
-                            self._model,
-                            self._prompts,
-                            self._seed,
-                            at,
-                            keep,
-                            self._telemetry.flags,
-                        )
+                    task = Task(
+                        launch,
+                        start_ns,
+                        scenario,
+                        self._model,
+                        self._prompts,
+                        self._seed,
+                        at,
+                        keep,
+                        self._telemetry.flags,
                     )
+                    measure_of(scenario, cell)(task)
+                if scenario.kind == "requests":
+                    check_repeated_prompt(task)
         except LaunchFailure as failure:
             record.status, record.error = failure.status, str(failure)
             keep(
@@ -162,6 +165,7 @@ class Driver:
             )
         finally:
             self._telemetry.idle()
+        record.notes = at.notes
         record.peak_rss_bytes = launch.peak_rss_bytes if launch else None
         record.seconds = time.monotonic() - began
         return record

@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import msgspec
 
+from enginecmp import clock
 from enginecmp.errors import LaunchError
 from enginecmp.plugins import Plugin
 from enginecmp.protocol import Channel, shared_progress
 from enginecmp.telemetry.contention import between
+from enginecmp.telemetry.memory import MemorySensor
 from enginecmp.telemetry.outside import OutsideSensor
 from enginecmp.types import LoadOptions, ModelInfo, Status
 
@@ -47,11 +50,13 @@ class Contender(msgspec.Struct, frozen=True):
         label: its name in the run.
         plugin: where it lives.
         options: what it is loaded with.
+        tuned: "tuned" where the options hold what `cmp tune` stored for it, else "default".
     """
 
     label: str
     plugin: Plugin
     options: LoadOptions
+    tuned: str = "default"
 
     @property
     def engine_version(self) -> str:
@@ -93,6 +98,11 @@ class Launch:
         log: file for everything that the engine prints; opened for appending.
         options: threads, device and the rest, for the environment and for `load`.
         environment: further variables; they win over the plugin's.
+
+    Attributes:
+        launched_ns: when the process was started.
+        ready_ns: when it had imported its plugin; 0 before.
+        memory: reads what the process holds.
     """
 
     def __init__(
@@ -105,6 +115,7 @@ class Launch:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self.label = label
+        self.plugin = plugin
         self.log = log
         self.options = options
         self.returncode: int | None = None
@@ -122,8 +133,10 @@ class Launch:
         else:
             python = plugin.python or sys.executable
             command = [python, "-P", "-m", "enginecmp.worker", *ends, str(guard_read), plugin.module]
+        self.ready_ns = 0
         try:
             with open(log, "ab") as output:
+                self.launched_ns = clock.now_ns()
                 self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -144,6 +157,7 @@ class Launch:
         self._channel = Channel(ours)
         self.pid = self._process.pid
         self._outside = OutsideSensor(self.pid) if plugin.command else None
+        self.memory = MemorySensor(self.pid)
 
     def __enter__(self) -> Self:
         """Wait until the worker has imported its plugin.
@@ -156,6 +170,7 @@ class Launch:
         except BaseException:
             self.kill()
             raise
+        self.ready_ns = clock.now_ns()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,24 +188,67 @@ class Launch:
         Raises:
             LaunchFailure: error, timeout or crash.
         """
+        self.begin(operation, **fields)
+        return self.end(operation, deadline_seconds)
+
+    def begin(self, operation: str, files: Sequence[int] = (), **fields: Any) -> None:
+        """Send one operation, file descriptors behind it, and return at once; `end` gets the answer.
+
+        Raises:
+            LaunchFailure: the worker is gone.
+        """
         try:
-            self._channel.send({"op": operation, **fields})
+            if files:
+                self._channel.send({"op": operation, "files": len(files), **fields})
+                self._channel.send_files(files)
+            else:
+                self._channel.send({"op": operation, **fields})
         except LaunchError:
             raise self._crash() from None
+
+    def answered(self, seconds: float, others: Sequence[int] = ()) -> bool:
+        """Sleep until the worker has answered, one of `others` can be read, or the time is over; say whether it has."""
+        waiting = select.poll()
+        for descriptor in (self._channel.fileno(), *others):
+            waiting.register(descriptor, select.POLLIN)
+        return any(descriptor == self._channel.fileno() for descriptor, _ in waiting.poll(1000 * seconds))
+
+    def end(self, operation: str, deadline_seconds: float) -> Any:
+        """Return the answer to an operation.
+
+        Raises:
+            LaunchFailure: error, timeout or crash.
+        """
         return self._answer(deadline_seconds, operation)
 
+    def progress(self) -> tuple[str, int]:
+        """Return (phase, tokens so far) without waking the worker."""
+        return self._progress.get()
+
+    def hung(self, limit_seconds: float) -> LaunchFailure:
+        """Kill a worker that was silent for too long and return what to say."""
+        phase, tokens = self._progress.get()
+        self.kill()
+        at = f" after {tokens} tokens" if tokens else ""
+        msg = f"{self.label}: hung in {phase}{at}: no answer within {limit_seconds:g} s; log: {self.log}"
+        return LaunchFailure(msg, status="timeout", phase=phase, tokens=tokens)
+
     def load(self, model: ModelInfo, deadline_seconds: float) -> dict[str, Any]:
-        """Load the model; return the worker's stamps and metrics of it."""
+        """Load the model; return the worker's stamps and metrics of it, with what it took to start and to hold it."""
+        metrics = {"startup_seconds": (self.ready_ns - self.launched_ns) / 1e9}
+        if (empty := self.memory.read().get("rss_bytes")) is not None:
+            metrics["empty_rss_bytes"] = empty
         answer = self.call(
             "load", deadline_seconds, model=msgspec.to_builtins(model), options=msgspec.to_builtins(self.options)
         )
-        return dict(answer)
+        return {**answer, "metrics": {**metrics, **self.memory.read(), **answer["metrics"]}}
 
     def request(self, token_ids: tuple[int, ...], output_tokens: int, deadlines: Deadlines) -> dict[str, Any]:
         """Run one request; return the worker's stamps, ids and metrics.
 
         The host wakes once, at the prefill deadline, only when a request takes longer than that. A Python worker
-        reads what the rest of the machine did by itself; for an executable it is read here, around the request.
+        reads what the rest of the machine did by itself; for an executable it is read here, around the request. What
+        the process holds is read here too, when the request is over.
         """
         before = self._outside.read() if self._outside else None
         try:
@@ -200,18 +258,15 @@ class Launch:
         answer = dict(self._answer(deadlines.prefill_seconds, "request", more_seconds=deadlines.decode_seconds))
         if self._outside and before is not None:
             answer["metrics"] = {**between(before, self._outside.read()), **answer["metrics"]}
+        answer["metrics"] = {**self.memory.read(), **answer["metrics"]}
         return answer
 
     def _answer(self, deadline_seconds: float, operation: str, more_seconds: float = 0.0) -> Any:
         try:
             message = self._receive(deadline_seconds, more_seconds)
         except TimeoutError:
-            phase, tokens = self._progress.get()
-            self.kill()
-            limit = more_seconds if phase == "decode" else deadline_seconds
-            at = f" after {tokens} tokens" if tokens else ""
-            msg = f"{self.label}: hung in {phase}{at}: no answer within {limit:g} s; log: {self.log}"
-            raise LaunchFailure(msg, status="timeout", phase=phase, tokens=tokens) from None
+            in_decode = self._progress.get()[0] == "decode"
+            raise self.hung(more_seconds if more_seconds and in_decode else deadline_seconds) from None
         except LaunchError as error:
             phase, tokens = self._progress.get()
             self.kill()
@@ -294,6 +349,7 @@ class Launch:
             os.killpg(self.pid, signal.SIGKILL)
         self._reap(_GRACE_SECONDS)
         self._channel.close()
+        self.memory.close()
         os.close(self._guard)
         self._progress.close()
 

@@ -57,6 +57,11 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
         return not (self.command or self.python)
 
     @property
+    def batches(self) -> bool:
+        """Whether several requests in flight go through its own batching, as against a queue in front of it."""
+        return self.info is not None and self.info.max_concurrency > 1 and not self.command
+
+    @property
     def origin(self) -> str:
         """Where the engine comes from: its module, the interpreter of another environment with it, or a command."""
         return " ".join(filter(None, (*self.command, self.python, self.module)))

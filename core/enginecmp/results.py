@@ -40,6 +40,7 @@ class LaunchRecord(msgspec.Struct, kw_only=True):
         error: what happened, else null.
         peak_rss_bytes: of the worker process.
         cell: number of the cell that it was for, where cells have launches of their own.
+        notes: what a reader should know of it, e.g. that the engine was overloaded.
     """
 
     launch: str
@@ -50,6 +51,7 @@ class LaunchRecord(msgspec.Struct, kw_only=True):
     error: str | None = None
     peak_rss_bytes: int | None = None
     cell: int | None = None
+    notes: list[str] = []
 
     @property
     def key(self) -> tuple[int, str, int | None]:

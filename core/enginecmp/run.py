@@ -10,7 +10,7 @@ import contextlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ import msgspec
 from enginecmp import equivalence
 from enginecmp.drive import Driver
 from enginecmp.environment import describe_environment
-from enginecmp.errors import CmpError, ResultsError
+from enginecmp.errors import CmpError, ModelError, ResultsError
 from enginecmp.estimate import Pace
 from enginecmp.launch import Contender, engine_environment
 from enginecmp.plan import PlannedLaunch, plan_launches
-from enginecmp.plugins import Plugin
+from enginecmp.plugins import Plugin, sensor_modules
 from enginecmp.prompts import PromptSet
 from enginecmp.results import (
     LOGS,
@@ -34,6 +34,7 @@ from enginecmp.results import (
     mark_torn,
 )
 from enginecmp.scenarios import Scenario
+from enginecmp.telemetry.watch import Telemetry
 from enginecmp.types import SCHEMA, Equivalence, LoadOptions, Manifest, ModelInfo, RunEngine, RunModel, Sample
 
 MIN_BLOCKS = 10
@@ -51,8 +52,12 @@ class RunRequest(msgspec.Struct, kw_only=True):
         seed: everything random comes from it.
         reference: plugin of the gate's reference; None without a gate.
         exact: float32 sibling of the model for the gate; None without a gate.
+        sensors: whether sensors run beside it.
         enough: asked before each block from `MIN_BLOCKS` on whether an adaptive run is precise enough to stop;
             None runs all blocks.
+        gate_timed_only: hold engines against the reference only on the file being timed.
+        retire: asked before each block, with its number, which labels are not launched any more; a run in which all
+            are retired is over.
     """
 
     scenario: Scenario
@@ -62,7 +67,10 @@ class RunRequest(msgspec.Struct, kw_only=True):
     seed: int
     reference: Plugin | None = None
     exact: ModelInfo | None = None
+    sensors: bool = True
     enough: Callable[[Path], bool] | None = None
+    gate_timed_only: bool = False
+    retire: Callable[[Path, int], Collection[str]] | None = None
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -107,11 +115,43 @@ def new_manifest(request: RunRequest, run_id: str) -> Manifest:
             parameters=model.parameters,
             quantization=model.quantization,
             bytes=model.bytes,
+            shape=_shape(model),
         ),
         baseline=request.baseline,
         engines=[_describe_engine(contender) for contender in request.contenders],
         environment=describe_environment(tuple(c.plugin.distribution for c in request.contenders)),
     )
+
+
+def _shape(model: ModelInfo) -> dict[str, int]:
+    """Return the model's shape as its file tells it; empty where it does not."""
+    from enginecmp.models.gguf_file import read_gguf
+    from enginecmp.models.info import shape_of
+
+    try:
+        shape = shape_of(read_gguf(model.path))
+    except ModelError:
+        return {}
+    return {**msgspec.to_builtins(shape), "vocabulary": model.vocabulary}
+
+
+def _copy_bandwidth(request: RunRequest, say: Callable[[str], None]) -> dict[str, Any]:
+    """Return what the manifest says of the machine's copy bandwidth, or why there is nothing to say."""
+    from enginecmp.telemetry.bandwidth import measure_copy
+
+    threads = max(contender.options.threads for contender in request.contenders)
+    devices = sorted({contender.options.device for contender in request.contenders} - {"cpu"})
+    if devices:
+        return {"copy_bandwidth": {"absent": f"is measured on the CPU, the engines run on {', '.join(devices)}"}}
+    found = measure_copy(threads)
+    if isinstance(found, str):
+        say(f"copy bandwidth: not measured: {found}")
+        return {"copy_bandwidth": {"absent": found}}
+    say(f"copy bandwidth: {found.bytes_per_second / 1e9:.1f} GB/s with {threads} thread{'s' if threads > 1 else ''}")
+    return {
+        "copy_bandwidth_bytes_per_second": found.bytes_per_second,
+        "copy_bandwidth": msgspec.to_builtins(found),
+    }
 
 
 def _describe_engine(contender: Contender) -> RunEngine:
@@ -122,6 +162,8 @@ def _describe_engine(contender: Contender) -> RunEngine:
         "plugin": plugin.distribution or plugin.origin,
         "plugin_version": plugin.version,
         **msgspec.to_builtins(contender.options),
+        "tuned": contender.tuned,
+        "batching": "own" if plugin.batches else "queue",
         "environment": engine_environment(plugin, contender.options),
         "limits": list(plugin.info.limits),
     }
@@ -177,10 +219,15 @@ def execute(
         say(f"resume: {torn.samples} samples of an unfinished launch are marked: {', '.join(torn.launches)}")
     writer = RunWriter(folder, manifest)
     try:
-        if not manifest.equivalence:
-            manifest.equivalence = _gate(request, prompts, folder, say)
+        if request.scenario.copy_bandwidth and "copy_bandwidth" not in manifest.environment:
+            manifest.environment |= _copy_bandwidth(request, say)
+        with Telemetry(folder if request.sensors else None, say, sensor_modules()) as telemetry:
+            if not manifest.equivalence:
+                manifest.equivalence = _gate(request, prompts, folder, say)
+            manifest.environment["sensors"] = telemetry.facts()
             writer.write_manifest()
-        outcome = _launches(request, prompts, writer, over, torn, say)
+            outcome = _launches(request, prompts, writer, over, torn, telemetry, say)
+        manifest.environment["sensors"] = telemetry.facts()
     except BaseException:
         manifest.status = "interrupted"
         with contextlib.suppress(ResultsError):  # the first error is the one to show
@@ -198,16 +245,18 @@ def _gate(request: RunRequest, prompts: PromptSet, folder: Path, say: Callable[[
         say("gate: skipped; nothing proves that the engines compute the same thing")
         return equivalence.not_checked([contender.label for contender in request.contenders])
     try:
-        return equivalence.run_gate(
-            request.contenders,
-            request.reference,
-            request.model,
-            request.exact,
-            prompts.score_ids(equivalence.POSITIONS),
-            folder / LOGS,
-            request.scenario.deadlines,
-            say,
+        gate = equivalence.Gate(
+            reference=request.reference,
+            timed=request.model,
+            exact=request.exact,
+            token_ids=prompts.score_ids(request.scenario.score_positions),
+            logs=folder / LOGS,
+            deadlines=request.scenario.deadlines,
+            max_kl=request.scenario.max_kl,
+            max_nll_increase=request.scenario.max_nll_increase,
+            timed_only=request.gate_timed_only,
         )
+        return equivalence.run_gate(request.contenders, gate, say)
     except CmpError as error:
         msg = f"equivalence gate: the reference failed: {error}; mend it or run with --no-gate"
         raise CmpError(msg) from error
@@ -219,6 +268,7 @@ def _launches(
     writer: RunWriter,
     over: list[LaunchRecord],
     torn: Torn,
+    telemetry: Telemetry,
     say: Callable[[str], None],
 ) -> Outcome:
     scenario, folder = request.scenario, writer.folder
@@ -227,11 +277,12 @@ def _launches(
         list(contenders), scenario.blocks, request.seed, len(scenario.cells) if scenario.launch_per_cell else None
     )
     done = {record.key for record in over}
-    driver = Driver(scenario, request.model, prompts, request.seed, folder / LOGS)
+    driver = Driver(scenario, request.model, prompts, request.seed, folder / LOGS, telemetry)
     pace = Pace(plan, over)
     flags: Counter[str] = Counter()
     failed = [record for record in over if record.status != "ok"]
     given_up: list[str] = []
+    retired: Collection[str] = ()
 
     def keep(sample: Sample) -> None:
         if sample.phase == "measure":
@@ -245,7 +296,13 @@ def _launches(
             # What was planned beyond is not missing: the run is complete with these blocks.
             writer.manifest.scenario["blocks"] = planned.block
             break
-        if planned.engine in given_up:
+        if planned.order == 0 and request.retire:
+            retired = request.retire(folder, planned.block)
+            pace.without(retired)
+            if contenders.keys() <= set(retired):
+                writer.manifest.scenario["blocks"] = planned.block
+                break
+        if planned.engine in given_up or planned.engine in retired:
             continue
         record = driver.run(planned, contenders[planned.engine], _name(planned, torn), keep)
         writer.end_launch(record)
@@ -284,4 +341,5 @@ def _failing(over: Sequence[LaunchRecord], engine: str, limit: int) -> bool:
 
 def _progress(planned: PlannedLaunch, record: LaunchRecord, blocks: int, pace: Pace) -> str:
     outcome = f"{record.seconds:5.1f} s" if record.status == "ok" else f"{record.status}: {record.error}"
+    outcome = "; ".join([outcome, *record.notes])
     return f"block {planned.block + 1}/{blocks}  {record.engine:<18} {outcome}  {pace.describe()}"

@@ -118,6 +118,7 @@ def choose(
     device: str | None,
     threads: int,
     context_tokens: int,
+    concurrency: int = 1,
     extra: Mapping[str, Mapping[str, str]],
     probe: Callable[[Plugin, str | None], Probe],
     say: Callable[[str], None],
@@ -132,6 +133,7 @@ def choose(
         device: for every engine; None takes each engine's default.
         threads: compute threads.
         context_tokens: longest request.
+        concurrency: most requests in flight at once.
         extra: engine options by label.
         probe: asks a plugin whether it can run here.
         say: told who is left out and why.
@@ -164,6 +166,7 @@ def choose(
             device=device or plugin.info.devices[0],
             threads=threads,
             context_tokens=context_tokens,
+            max_sequences=min(plugin.info.max_concurrency, concurrency) if plugin.batches else 1,
             extra=dict(extra.get(label, {})),
         )
         contenders.append(Contender(label, plugin, options))

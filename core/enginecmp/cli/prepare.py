@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from enginecmp.cli.console import say
 from enginecmp.errors import CmpError, UsageError
 from enginecmp.plugins import Plugin
 from enginecmp.scenarios import Scenario
+from enginecmp.scenarios.fit import describe
 from enginecmp.types import ModelInfo
 
 if TYPE_CHECKING:
@@ -40,6 +43,14 @@ def make_scenario(arguments: dict[str, Any], plugins: list[Plugin]) -> Scenario:
         changes["deadlines"] = change_deadlines(scenario.deadlines, arguments["deadlines"])
     if arguments["adaptive"]:
         changes |= {"precision": arguments["precision"], "blocks": arguments["blocks"] or 4 * scenario.blocks}
+    for key in ("score_positions", "max_kl", "max_nll_increase"):
+        if arguments[key] is not None:
+            changes[key] = arguments[key]
+    if arguments["quality_only"]:
+        if arguments["no_gate"] or arguments["adaptive"]:
+            msg = "--quality-only: is the gate without launches; leave --no-gate and --adaptive out"
+            raise UsageError(msg)
+        changes["blocks"] = 0
     return msgspec.structs.replace(scenario, **changes)
 
 
@@ -52,6 +63,12 @@ def _plugin_scenarios(plugins: list[Plugin]) -> list[str]:
             for paths in manager_with(load_object(plugin.module)).hook.cmp_scenarios():
                 found += [str(path) for path in paths]
     return found
+
+
+def choose_seed(arguments: dict[str, Any]) -> int:
+    """Return the seed that was asked for, or draw one."""
+    seed: int | None = arguments["seed"]
+    return secrets.randbelow(2**31) if seed is None else seed
 
 
 def make_request(
@@ -71,6 +88,9 @@ def make_request(
 
     threads = resolve_threads(arguments["threads"])
     chosen = parse_engines(arguments["engines"], plugins)
+    extra = parse_options([*implied_options(arguments["engines"]), *arguments["options"]], chosen)
+    if arguments["matrix"]:
+        chosen = _fitting(chosen, model)
     everything = arguments["engines"] == "all"
     if everything:
         for plugin in plugins:
@@ -84,14 +104,44 @@ def make_request(
             device=arguments["device"],
             threads=threads,
             context_tokens=scenario.context_tokens,
-            extra=parse_options([*implied_options(arguments["engines"]), *arguments["options"]], chosen),
+            needs=scenario.needs,
+            concurrency=scenario.concurrency,
+            extra=extra,
             probe=lambda plugin, device: probe(plugin, device, Path(logs)),
             say=say,
         )
+    if arguments["tuned"] != "default":
+        from enginecmp.tune.apply import with_tuned
+
+        given = {label: set(options) for label, options in extra.items()}
+        if arguments["threads"] != "auto":
+            given = {label: {*options, "threads"} for label, options in given.items()}
+        contenders = with_tuned(
+            contenders, model, both=arguments["tuned"] == "both", everything=everything, given=given, say=say
+        )
     reference = find(arguments["reference"], plugins) if scenario.gate else None
     return RunRequest(
-        scenario=scenario, model=model, contenders=contenders, baseline="", seed=seed, reference=reference
+        scenario=scenario,
+        model=model,
+        contenders=contenders,
+        baseline="",
+        seed=seed,
+        reference=reference,
+        sensors=not arguments["no_sensors"],
     )
+
+
+def _fitting(chosen: Mapping[str, Plugin], model: ModelInfo) -> dict[str, Plugin]:
+    """Return the engines that can load a model of a matrix; the others are told."""
+    from enginecmp.selection import unfit
+
+    fitting = {}
+    for label, plugin in chosen.items():
+        if reason := unfit(plugin, model):
+            say(f"left out of {model.name}: {label}: {reason}")
+        else:
+            fitting[label] = plugin
+    return fitting
 
 
 def find_model(name: str | None) -> ModelInfo:
@@ -106,16 +156,6 @@ def exact_of(model: ModelInfo) -> ModelInfo:
     from enginecmp.models.store import exact_sibling
 
     return exact_sibling(model)
-
-
-def check_context(scenario: Scenario, model: ModelInfo) -> None:
-    """Refuse a scenario that needs more context than the model was made for."""
-    if scenario.context_tokens > model.context_tokens:
-        msg = (
-            f"scenario {scenario.name} needs {scenario.context_tokens} tokens of context, "
-            f"{model.name} was made for {model.context_tokens}; choose shorter cells or another model"
-        )
-        raise UsageError(msg)
 
 
 def check_idle(wait: bool) -> None:
@@ -136,6 +176,8 @@ def headline(request: RunRequest) -> str:
     """Return one line about a run."""
     scenario: Scenario = request.scenario
     labels = ", ".join(contender.label for contender in request.contenders)
+    if not scenario.blocks:
+        return f"{labels} on {request.model.name}, quality only"
     length = f"{scenario.seconds:g} s" if scenario.seconds else f"{scenario.requests} requests"
     threads = request.contenders[0].options.threads
     return (
@@ -153,7 +195,7 @@ def print_plan(request: RunRequest, seconds: float, basis: str) -> None:
     click.echo(headline(request))
     click.echo(f"seed {request.seed}, baseline {request.baseline}, gate {'on' if scenario.gate else 'off'}")
     for cell in scenario.cells:
-        click.echo(f"cell: prompt {cell.prompt_tokens} tokens, output {cell.output_tokens} tokens")
+        click.echo(f"cell: {describe(cell)}")
     plan = plan_launches([contender.label for contender in request.contenders], scenario.blocks, request.seed)
     for block in range(scenario.blocks):
         order = "  ".join(planned.engine for planned in plan if planned.block == block)

@@ -22,6 +22,7 @@ class Place:
         phase: load, warmup or measure.
         index: number of the next request in this cell and phase.
         start_ns: when what is under way began.
+        notes: what a reader of the run should be told of the launch.
     """
 
     def __init__(self, planned: PlannedLaunch, name: str, cell: Cell) -> None:
@@ -31,6 +32,7 @@ class Place:
         self.phase: Phase = "load"
         self.index = 0
         self.start_ns = 0
+        self.notes: list[str] = []
 
     def enter(self, cell: Cell, phase: Phase) -> None:
         """Go to a cell and phase, and count requests from 0 again."""

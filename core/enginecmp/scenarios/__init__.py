@@ -2,12 +2,13 @@
 
 from enginecmp.scenarios.check import check
 from enginecmp.scenarios.loader import available, change_deadlines, load_scenario, read_trace
-from enginecmp.scenarios.scenario import PRIMARY_METRICS, Expectation, Limits, Profile, Scenario
+from enginecmp.scenarios.scenario import PRIMARY_METRICS, Expectation, Limits, Overload, Profile, Scenario
 
 __all__ = [
     "PRIMARY_METRICS",
     "Expectation",
     "Limits",
+    "Overload",
     "Profile",
     "Scenario",
     "available",

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 from enginecmp.errors import UsageError, did_you_mean
 from enginecmp.scenarios.scenario import PRIMARY_METRICS, Scenario
+from enginecmp.scenarios.variants import VARIANTS
 from enginecmp.types import Cell
-
-OPERATIONS = ("tokenize", "sampling", "matmul")
 
 
 def check(scenario: Scenario, where: str) -> None:
@@ -43,15 +42,19 @@ def _problems(scenario: Scenario) -> Iterator[tuple[str, object]]:
         (scenario.spare_requests >= 0, "spare_requests >= 0", scenario.spare_requests),
         (scenario.give_up_after >= 1, "give_up_after >= 1", scenario.give_up_after),
         (scenario.burstiness > 0, "burstiness > 0", scenario.burstiness),
+        (scenario.overload.queue_requests >= 1, "overload.queue_requests >= 1", scenario.overload.queue_requests),
+        (scenario.overload.queue_seconds > 0, "overload.queue_seconds > 0", scenario.overload.queue_seconds),
+        (scenario.offered_limit >= 1, "offered_limit >= 1", scenario.offered_limit),
         (scenario.score_positions >= 2, "score_positions >= 2", scenario.score_positions),
+        (scenario.max_kl > 0, "max_kl > 0", scenario.max_kl),
         (all(load > 0 for load in scenario.offered_load), "offered_load > 0", list(scenario.offered_load)),
         (len(set(scenario.cells)) == len(scenario.cells), "cells that differ", "a cell twice"),
     ]
     yield from ((expected, came) for right, expected, came in rules if not right)
     if (scenario.kind == "operation") != bool(scenario.operation):
         yield 'an operation exactly where kind = "operation"', f'kind = "{scenario.kind}"'
-    if scenario.operation and scenario.operation not in OPERATIONS:
-        yield f"operation one of {', '.join(OPERATIONS)}", repr(scenario.operation)
+    if scenario.operation and scenario.operation not in VARIANTS:
+        yield f"operation one of {', '.join(VARIANTS)}", repr(scenario.operation)
     for variant, number in scenario.requests_of.items():
         if variant not in {cell.variant for cell in scenario.cells}:
             yield f'a cell with variant = "{variant}", as requests_of names it', "none"
@@ -73,6 +76,8 @@ def _cell_problems(cell: Cell, scenario: Scenario) -> Iterator[tuple[str, object
         yield f'concurrency = 1 with kind = "{scenario.kind}"', cell.concurrency
     if scenario.kind == "operation" and cell.variant not in scenario.variants:
         yield f"a variant of {', '.join(scenario.variants) or '[variants]'} in every cell", repr(cell.variant or "")
+    if scenario.kind == "load" and not scenario.launch_per_cell:
+        yield 'launch_per_cell = true with kind = "load"', "false"
     if scenario.kind == "load" and cell.variant not in ("cold", "warm"):
         yield 'variant = "cold" or "warm" in every cell', repr(cell.variant or "")
     rate = cell.rate_per_second or 0.0

@@ -16,7 +16,8 @@ import msgspec
 from enginecmp.errors import UsageError, did_you_mean
 from enginecmp.launch import Deadlines
 from enginecmp.scenarios.check import check
-from enginecmp.scenarios.scenario import Expectation, Limits, Profile, Scenario
+from enginecmp.scenarios.scenario import Expectation, Limits, Overload, Profile, Scenario
+from enginecmp.scenarios.variants import VARIANTS
 from enginecmp.telemetry.contention import Validity
 from enginecmp.types import Cell
 
@@ -32,14 +33,19 @@ _OWN_KEYS = (
     "cells",
     "launch_per_cell",
     "offered_load",
+    "offered_limit",
+    "overload",
     "arrival",
     "burstiness",
+    "copy_bandwidth",
     "goodput",
     "expect",
     "deadlines",
     "validity",
     "give_up_after",
     "score_positions",
+    "max_kl",
+    "max_nll_increase",
 )
 """Keys of a file that are fields of `Scenario` as they stand."""
 
@@ -100,7 +106,7 @@ def _resolve(content: dict[str, Any], profile_name: str, where: str) -> Scenario
     cells = profile.cells or _cells(content.get("cells", []), where)
     if profile.output_tokens is not None:
         cells = [msgspec.structs.replace(cell, output_tokens=profile.output_tokens) for cell in cells]
-    for key, kind in (("deadlines", Deadlines), ("validity", Validity), ("goodput", Limits)):
+    for key, kind in (("deadlines", Deadlines), ("validity", Validity), ("goodput", Limits), ("overload", Overload)):
         if key in own:
             own[key] = _convert(own[key], kind, f"{where} [{key}]")
     expected = own.get("expect", [])
@@ -118,6 +124,9 @@ def _resolve(content: dict[str, Any], profile_name: str, where: str) -> Scenario
         "spare_requests": profile.requests // 2 if profile.spare_requests is None else profile.spare_requests,
         "requests_of": profile.requests_of,
     }
+    if own.get("operation") in VARIANTS:
+        for variant, table in own.get("variants", {}).items():
+            _convert(table, VARIANTS[own["operation"]], f"{where} [variants.{variant}]")
     if "trace" in content:
         resolved["trace_seconds"] = read_trace(Path(where).parent / str(content["trace"]))
     scenario: Scenario = _convert(resolved, Scenario, where)

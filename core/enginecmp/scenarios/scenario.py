@@ -44,6 +44,18 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     e2e_seconds: float | None = None
 
 
+class Overload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When an open loop ends early, because its engine will never catch up.
+
+    Attributes:
+        queue_requests: more requests than that wait in front of the engine.
+        queue_seconds: one of them has waited for longer than that.
+    """
+
+    queue_requests: int = 10_000
+    queue_seconds: float = 60.0
+
+
 class Expectation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What somebody claims of an engine, to be held against the data.
 
@@ -115,6 +127,10 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
             empty without a sweep. The cells that came of it stand in `cells`.
         arrival: how requests of a sweep arrive.
         burstiness: shape of gamma arrivals: 1 is Poisson, smaller comes in bursts (as vLLM's `--burstiness`).
+        offered_limit: no engine of a sweep is offered more than this multiple of what it was found to do.
+        calibration: label → requests per second in a closed loop before the first block of a sweep; set when a run
+            starts. An engine that is missing here is offered every rate.
+        overload: when an open loop ends early.
         trace_seconds: recorded arrival times for cells with arrival "trace", from 0, rising.
         goodput: what a request must keep to count as good.
         expect: claims to be held against the data.
@@ -125,6 +141,11 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
             blocks. With it `blocks` is the most that will run.
         gate: whether equivalence is checked before anything is timed.
         score_positions: positions of the bundled text that the gate and the quality columns rest on.
+        copy_bandwidth: whether the machine's copy bandwidth is measured before the first block.
+        max_kl: largest mean KL to the reference, in nats, at which an engine still counts as equivalent on the file
+            being timed.
+        max_nll_increase: largest mean increase of the negative log-likelihood of the bundled text, in nats a token,
+            at which it still does; None promises nothing.
         prompts_sha256: hash of the texts that the prompts were cut from; set when a run starts.
         left_out: cells that this model cannot hold, with the reason; set when a run starts.
     """
@@ -147,6 +168,9 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     offered_load: tuple[float, ...] = ()
     arrival: Arrival = "poisson"
     burstiness: float = 1.0
+    offered_limit: float = 1.5
+    calibration: dict[str, float] = {}
+    overload: Overload = Overload()
     trace_seconds: tuple[float, ...] = ()
     goodput: Limits = Limits()
     expect: tuple[Expectation, ...] = ()
@@ -156,6 +180,9 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     precision: float = 0.0
     gate: bool = True
     score_positions: int = 64
+    copy_bandwidth: bool = False
+    max_kl: float = 2e-2
+    max_nll_increase: float | None = None
     prompts_sha256: str = ""
     left_out: dict[str, str] = {}
 
@@ -168,6 +195,16 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     def concurrency(self) -> int:
         """Most requests that an engine is given at once."""
         return max(cell.concurrency for cell in self.cells)
+
+    @property
+    def needs(self) -> str:
+        """What an engine must offer by itself (`EngineInfo.operations`); empty for requests and loads."""
+        return self.operation or ("profile" if self.kind == "profile" else "")
+
+    def offered(self, cell: Cell, label: str) -> bool:
+        """Return whether an engine is measured in a cell: a sweep spares it rates far beyond what it can do."""
+        found = self.calibration.get(label)
+        return found is None or not cell.rate_per_second or cell.rate_per_second <= self.offered_limit * found
 
     def requests_in(self, cell: Cell) -> int:
         """Return how many requests a launch measures in a cell."""

@@ -132,12 +132,16 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         cpu_pressure_share: time in which a runnable task waited for a CPU.
         steal_share: CPU time taken by the hypervisor, as a share of one core.
         floor_seconds: less than this is never flagged.
+        late_dispatch_seconds: the load generator may send 1 % of a cell's requests later than that, no more.
+        late_dispatch_share: the same as a share of the cell's median latency; the stricter of the two holds.
     """
 
     foreign_cpu_share: float = 0.10
     cpu_pressure_share: float = 0.10
     steal_share: float = 0.10
     floor_seconds: float = 0.02
+    late_dispatch_seconds: float = 0.001
+    late_dispatch_share: float = 0.01
 
     def flags(self, metrics: dict[str, float], wall_seconds: float) -> list[str]:
         """Return the flags of one request, by these rules alone.

@@ -1,0 +1,244 @@
+"""Several requests in flight: a closed loop of users, or an open loop of arrivals that wait for nobody.
+
+What is timed happens between the load generator and the engine (`enginecmp.loadgen`, `enginecmp.serve`); here a cell is
+prepared, watched over, and turned into samples when it is over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginecmp.kinds.task import Task
+from enginecmp.launch import LaunchFailure
+from enginecmp.loadgen.board import FIELDS, Board, Field, Header, State, Stop
+from enginecmp.loadgen.client import Generator, watch
+from enginecmp.loadgen.host_queue import serve_from_here
+from enginecmp.loadgen.schedule import arrival_seed, arrivals
+from enginecmp.telemetry.contention import Validity
+from enginecmp.types import Sample
+
+LATE_DISPATCH = "late_dispatch"
+"""Flag of every sample of a cell whose load generator lagged."""
+
+MOST_PER_SECOND = 200
+"""Prompts that are made ready for each second of a closed loop that is measured by time."""
+
+
+def measure(task: Task) -> None:
+    """Serve one cell and keep its samples.
+
+    Raises:
+        LaunchFailure: the engine crashed, hung, broke its contract or refused several requests in a row, or the load
+            generator was lost. What was finished by then is kept.
+    """
+    at, scenario, launch = task.at, task.scenario, task.launch
+    cell = at.cell
+    at.enter(cell, "measure")
+    due_ns = _due(task)
+    capacity = _closed_capacity(task) if due_ns is None else len(due_ns)
+    prompts = [task.prompt(number) for number in range(capacity)]
+    with Generator(capacity, cell.output_tokens, launch.log) as generator:
+        board = generator.board
+        _instruct(board, task, due_ns)
+        answer: dict[str, Any] = {}
+        try:
+            generator.start()
+            if launch.plugin.command:
+                answer = serve_from_here(launch, generator, prompts, cell.output_tokens, scenario.deadlines)
+            else:
+                launch.begin(
+                    "serve",
+                    generator.files,
+                    prompts=prompts,
+                    output_tokens=cell.output_tokens,
+                    limit=cell.concurrency,
+                    own=launch.plugin.batches,
+                )
+                answer = watch(launch, generator, scenario.deadlines)
+        finally:
+            if not answer:
+                generator.stop(Stop.ABORT)
+            # Also when it ends badly: what is finished is on the board, whoever crashed.
+            for sample in _samples(task, board, answer, generator.lost):
+                task.keep(sample)
+        _conclude(task, board, answer, generator.lost)
+
+
+def _due(task: Task) -> NDArray[np.int64] | None:
+    """Return when the requests of an open loop are due, in ns; None in a closed loop."""
+    scenario, cell = task.scenario, task.at.cell
+    if not cell.arrival:
+        return None
+    return arrivals(
+        cell.arrival,
+        cell.rate_per_second or 1.0,
+        warmups=scenario.warmup_requests,
+        requests=scenario.requests_in(cell),
+        seconds=scenario.seconds,
+        burstiness=scenario.burstiness,
+        trace_seconds=scenario.trace_seconds,
+        seed=arrival_seed(task.seed, task.at.planned.block, scenario.cells.index(cell)),
+    )
+
+
+def _closed_capacity(task: Task) -> int:
+    scenario, cell = task.scenario, task.at.cell
+    measured = max(scenario.requests_in(cell), math.ceil(MOST_PER_SECOND * (scenario.seconds or 0.0)))
+    return cell.concurrency * scenario.warmup_requests + measured
+
+
+def _instruct(board: Board, task: Task, due_ns: NDArray[np.int64] | None) -> None:
+    """Write on the board what the generator and the engine's side have to know."""
+    scenario, cell, words = task.scenario, task.at.cell, board.words
+    words[Header.USERS] = 0 if cell.arrival else cell.concurrency
+    words[Header.WARMUPS] = scenario.warmup_requests
+    words[Header.REQUESTS] = scenario.requests_in(cell)
+    words[Header.DURATION_NS] = round(1e9 * (scenario.seconds or 0.0))
+    words[Header.QUEUE_LIMIT] = scenario.overload.queue_requests
+    words[Header.QUEUE_NS] = round(1e9 * scenario.overload.queue_seconds)
+    if due_ns is not None:
+        for number, due in enumerate(due_ns.tolist()):
+            words[board.row(number) + Field.DUE] = due
+
+
+def _samples(task: Task, board: Board, answer: Mapping[str, Any], lost: str) -> Iterator[Sample]:
+    """Yield every request that is over, in the order in which they were sent."""
+    at, scenario, words = task.at, task.scenario, board.words
+    go_ns, sent = words[Header.GO_NS], words[Header.SENT]
+    rows = np.array([words[(row := board.row(n)) : row + FIELDS].tolist() for n in range(sent)], np.int64)
+    rows = rows.reshape(sent, FIELDS)
+    due_ns = go_ns + rows[:, Field.DUE]
+    lag_seconds = (rows[:, Field.SENT_NS] - due_ns) / 1e9
+    # A user of a closed loop means to send when it does; an arrival of an open loop when it is due.
+    intended_ns = rows[:, Field.SENT_NS] if words[Header.USERS] else due_ns
+    measured = rows[:, Field.MEASURED] == 1
+    ok = measured & (rows[:, Field.STATE] == State.OK)
+    window = _window(board, answer)
+    flags = scenario.validity.flags(window, (words[Header.ENDED_NS] - go_ns) / 1e9) if window else []
+    latencies = (rows[:, Field.END_NS] - intended_ns)[ok] / 1e9
+    if lost or generator_lagged(lag_seconds[measured], latencies, scenario.validity):
+        flags.append(LATE_DISPATCH)
+    common = {**task.launch.memory.read(), **window, **_engine_metrics(task, answer)}
+    seen = {0: 0, 1: 0}
+    for number in range(sent):
+        row = rows[number]
+        phase = int(row[Field.MEASURED])
+        at.phase, at.index = ("warmup", "measure")[phase], seen[phase]
+        seen[phase] += 1
+        if row[Field.STATE] != State.OPEN:
+            metrics = {**common, **answer.get("metrics_of", {}).get(str(number), {})}
+            metrics["dispatch_lag_seconds"] = float(lag_seconds[number])
+            yield _sample(task, board, number, row, int(intended_ns[number]), answer, flags, metrics)
+    at.phase, at.index = ("measure", seen[1]) if seen[1] else ("warmup", seen[0])
+    at.start_ns = go_ns
+
+
+def _sample(
+    task: Task,
+    board: Board,
+    number: int,
+    row: NDArray[np.int64],
+    intended_ns: int,
+    answer: Mapping[str, Any],
+    flags: list[str],
+    metrics: dict[str, float],
+) -> Sample:
+    at, label = task.at, task.launch.label
+    end_ns, output_tokens = int(row[Field.END_NS]), int(row[Field.OUTPUT])
+    if row[Field.STATE] == State.NEVER_STARTED:
+        return at.sample(
+            intended_ns=intended_ns,
+            start_ns=end_ns,
+            end_ns=end_ns,
+            status="timeout",
+            error=f"{label}: never started: {_overload_rule(task)}",
+            flags=flags,
+            metrics=metrics,
+        )
+    start_ns = int(row[Field.START_NS])
+    error = None
+    if row[Field.STATE] == State.FAILED:
+        error = f"{label}: {answer.get('errors', {}).get(str(number), 'failed; its reason went with the worker')}"
+    short_or_long = []
+    if error is None and output_tokens != at.cell.output_tokens:
+        short_or_long.append("short_output" if output_tokens < at.cell.output_tokens else "long_output")
+    # A request that was refused before the clock started has no start of its own.
+    start_ns = start_ns or end_ns
+    return at.sample(
+        intended_ns=intended_ns,
+        start_ns=start_ns,
+        token_ns=board.stamps_of(number),
+        end_ns=end_ns,
+        output_tokens=output_tokens,
+        status="ok" if error is None else "error",
+        error=error,
+        flags=[*flags, *short_or_long, *task.conditions(start_ns, end_ns)],
+        metrics=metrics,
+    )
+
+
+def generator_lagged(lag_seconds: NDArray[np.float64], latencies: NDArray[np.float64], validity: Validity) -> bool:
+    """Say whether the load generator was late, by the rule that was declared.
+
+    Args:
+        lag_seconds: of each measured request, how long after it was due it was sent.
+        latencies: of those that were answered, in seconds.
+        validity: holds the limits.
+    """
+    if not len(lag_seconds):
+        return False
+    limit = validity.late_dispatch_seconds
+    if len(latencies):
+        limit = min(limit, validity.late_dispatch_share * float(np.median(latencies)))
+    return float(np.quantile(lag_seconds, 0.99)) > limit
+
+
+def _window(board: Board, answer: Mapping[str, Any]) -> dict[str, float]:
+    """Return what the machine did while the cell was served; the generator's own time is not foreign."""
+    window: dict[str, float] = dict(answer.get("window", {}))
+    if "foreign_cpu_seconds" in window:
+        own = board.words[Header.GENERATOR_CPU_NS] / 1e9
+        window["foreign_cpu_seconds"] = max(0.0, window["foreign_cpu_seconds"] - own)
+    return window
+
+
+def _engine_metrics(task: Task, answer: Mapping[str, Any]) -> dict[str, float]:
+    """Return what the engine said after the last request; with several in flight its cache is nobody's own."""
+    found: dict[str, float] = dict(answer.get("metrics", {}))
+    if task.launch.plugin.batches:
+        found.pop("kv_cache_bytes", None)
+    return found
+
+
+def _overload_rule(task: Task) -> str:
+    rule, cell = task.scenario.overload, task.at.cell
+    return (
+        f"at {cell.rate_per_second or 0:g} requests/s more than {rule.queue_requests} were waiting, or one of them "
+        f"for more than {rule.queue_seconds:g} s"
+    )
+
+
+def _conclude(task: Task, board: Board, answer: Mapping[str, Any], lost: str) -> None:
+    """Say what a reader of the run should know, and end a launch that cannot go on.
+
+    Raises:
+        LaunchFailure: see `measure`.
+    """
+    at, words, label = task.at, board.words, task.launch.label
+    if lost:
+        msg = f"{label}: {lost}; its requests are flagged {LATE_DISPATCH}; log: {task.launch.log}"
+        raise LaunchFailure(msg, status="error", phase=at.phase)
+    if words[Header.STOP] == Stop.BROKEN:
+        last = list(answer["errors"].values())[-1]
+        msg = f"{label}: {last} (several requests in a row)"
+        raise LaunchFailure(msg, status="error", phase=at.phase)
+    if words[Header.STOP] == Stop.OVERLOADED:
+        refused = sum(words[board.row(n) + Field.STATE] == State.NEVER_STARTED for n in range(words[Header.SENT]))
+        at.notes.append(f"overloaded: {refused} requests never started: {_overload_rule(task)}")
+    elif words[Header.USERS] and words[Header.SENT] == board.capacity and words[Header.DURATION_NS]:
+        at.notes.append(f"ended after {board.capacity} requests, {MOST_PER_SECOND} prompts were ready for each second")

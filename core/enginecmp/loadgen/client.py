@@ -1,0 +1,151 @@
+"""The host's end of the load generator: start it, watch over it and the engine while both work, end it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from enginecmp import clock
+from enginecmp.launch import Deadlines, Launch
+from enginecmp.loadgen.board import Board, Field, Header, Stop, new_board
+
+_START_SECONDS = 30.0
+_SILENCE_SECONDS = 10.0
+_GRACE_SECONDS = 2.0
+
+
+class Generator:
+    """The generator of one cell; use as a context manager.
+
+    Args:
+        capacity: most requests of the cell.
+        output_tokens: of each request.
+        log: file for what the process prints.
+
+    Attributes:
+        board: the memory that it shares with the engine's side; its first header words are the caller's to fill.
+        lost: how it ended before its time; empty while it did not.
+        arrived: eventfd that wakes the engine's side.
+        tell: eventfd that wakes the generator.
+        pid: of its process, once started.
+        pidfd: becomes readable when the process ends.
+    """
+
+    def __init__(self, capacity: int, output_tokens: int, log: Path) -> None:
+        self._file = new_board(capacity, output_tokens)
+        self.board = Board(self._file)
+        self.lost = ""
+        self.arrived = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.tell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self.pid = 0
+        self.pidfd = -1
+
+    @property
+    def files(self) -> tuple[int, int, int]:
+        """Descriptors that a worker needs: the board, and the eventfds from and to the generator."""
+        return self._file, self.arrived, self.tell
+
+    def start(self) -> None:
+        """Start the process; it sends nothing before the engine's side has said that it is ready."""
+        with open(self._log, "ab") as output:
+            # A session of its own: Ctrl-C is for the host, which ends everybody else.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "enginecmp.loadgen", *map(str, self.files)],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=self.files,
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+        self.pidfd = os.pidfd_open(self.pid)
+        self._started = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Return the generator, not yet started."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the process's lifeline, upon which it ends; kill it where it does not."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+            try:
+                self._process.wait(_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            os.close(self.pidfd)
+        self.board.close()
+        for descriptor in self.files:
+            os.close(descriptor)
+
+    def stop(self, reason: Stop) -> None:
+        """Tell the engine's side to end the cell."""
+        self.board.words[Header.STOP] = reason
+        for descriptor in (self.arrived, self.tell):
+            os.eventfd_write(descriptor, 1)
+
+    def check(self) -> None:
+        """Look after the process: one that ended or hangs is told to the engine's side, which then finishes."""
+        if self.lost or self._process is None:
+            return
+        code = self._process.poll()
+        if code is not None:
+            self.lost = f"the load generator ended in mid-cell (exit code {code})"
+        elif (silence := self._silence_seconds()) > _SILENCE_SECONDS:
+            self.lost = f"the load generator hung for {silence:.0f} s"
+            self._process.kill()
+        if self.lost:
+            self.stop(Stop.LOST)
+
+    def _silence_seconds(self) -> float:
+        """Return for how long a request has been due that is not sent; 0 while all is well."""
+        words = self.board.words
+        if not words[Header.GO_NS]:
+            return max(0.0, time.monotonic() - self._started - _START_SECONDS)
+        sent = words[Header.SENT]
+        if words[Header.ALL_SENT] or sent == self.board.capacity:
+            return 0.0
+        if not words[Header.USERS]:
+            due_ns = words[Header.GO_NS] + words[self.board.row(sent) + Field.DUE]
+        elif words[Header.DONE] == sent and sent:
+            (last,) = self.board.finished(sent - 1, sent)
+            due_ns = words[self.board.row(last) + Field.END_NS]
+        else:
+            return 0.0
+        return max(0.0, (clock.now_ns() - due_ns) / 1e9)
+
+
+def watch(launch: Launch, generator: Generator, deadlines: Deadlines) -> dict[str, Any]:
+    """Sleep until the worker has served the cell, and return its answer.
+
+    The host wakes for the answer, for the end of the generator, and every few seconds to see that tokens still come:
+    16 bytes of shared memory, no system call in the worker.
+
+    Raises:
+        LaunchFailure: the engine crashed, broke its contract, or gave no token within its deadline.
+    """
+    limits = {"wait": float("inf"), "prepare": deadlines.prefill_seconds, "prefill": deadlines.prefill_seconds}
+    longest = max(deadlines.prefill_seconds, deadlines.decode_seconds)
+    limits["step"] = longest
+    period = min(5.0, max(0.05, min(deadlines.prefill_seconds, deadlines.decode_seconds) / 4))
+    last, since = launch.progress(), time.monotonic()
+    while not launch.answered(period, () if generator.lost else (generator.pidfd,)):
+        generator.check()
+        now = launch.progress()
+        if now != last:
+            last, since = now, time.monotonic()
+        limit = limits.get(now[0], deadlines.decode_seconds)
+        if time.monotonic() - since > limit:
+            raise launch.hung(limit)
+    return dict(launch.end("serve", longest))
