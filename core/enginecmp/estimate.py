@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -38,6 +38,10 @@ class Pace:
         """Take a launch off the list."""
         self._left.discard(record.key)
         self._seconds.setdefault((record.engine, record.cell), []).append(record.seconds)
+
+    def without(self, labels: Collection[str]) -> None:
+        """Take every launch of these engines off the list."""
+        self._left = {key for key in self._left if key[1] not in labels}
 
     def remaining_seconds(self) -> float | None:
         """Return the expected time left; None while some engine has not been seen yet."""

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import msgspec
 
 from enginecmp.results import write_atomically
+from enginecmp.userdata import data_file
 
 _MACHINE = ("cpu", "cores", "memory_bytes", "os", "kernel")
 
@@ -66,12 +66,8 @@ def machine_of(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def noise_file() -> Path:
-    """Return where noise floors are kept: beside the model cache when ENGINECMP_CACHE is set, else the user's data."""
-    if override := os.environ.get("ENGINECMP_CACHE"):
-        return Path(override) / "noise.json"
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("enginecmp")) / "noise.json"
+    """Return where noise floors are kept."""
+    return data_file("noise.json")
 
 
 def known_floors() -> list[NoiseFloor]:

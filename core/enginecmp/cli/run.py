@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -16,8 +15,8 @@ import msgspec
 from enginecmp.cli.console import say
 from enginecmp.cli.options import read_share
 from enginecmp.cli.prepare import (
-    check_context,
     check_idle,
+    choose_seed,
     exact_of,
     find_model,
     headline,
@@ -27,6 +26,13 @@ from enginecmp.cli.prepare import (
 )
 from enginecmp.errors import CmpError, ResultsError
 from enginecmp.scenarios import Scenario
+from enginecmp.scenarios.fit import fit
+
+if TYPE_CHECKING:
+    from enginecmp.run import RunRequest
+    from enginecmp.types import Manifest
+
+NATS = click.FloatRange(min=0, min_open=True)
 
 
 @click.command("run", short_help="Measure engines against each other.")
@@ -34,6 +40,14 @@ from enginecmp.scenarios import Scenario
 @click.option("--scenario", "scenario_name", default="sustained", show_default=True, help="A name or a TOML file.")
 @click.option("--profile", default="full", show_default=True, help="How much of the scenario: full or quick.")
 @click.option("--model", "model_name", help="A catalog name or a GGUF file; see `cmp model list`.")
+@click.option("--matrix", metavar="MODEL[,...]", help="One run per file; NAME:q4_1+q8_0 means both of them.")
+@click.option(
+    "--tuned",
+    type=click.Choice(["default", "tuned", "both"]),
+    default="default",
+    show_default=True,
+    help="With what `cmp tune` stored; both runs NAME and NAME+tuned.",
+)
 @click.option("--baseline", help="Engine that others are compared with, or a saved run.  [default: pytorch_baseline]")
 @click.option("--save-baseline", metavar="NAME", help="Save the run under a name when it is complete.")
 @click.option("--threads", default="auto", show_default=True, help="Compute threads; auto leaves the host a core.")
@@ -48,6 +62,10 @@ from enginecmp.scenarios import Scenario
 @click.option("--seed", type=int, help="Of everything random; recorded in the manifest.  [default: drawn]")
 @click.option("--no-gate", is_flag=True, help="Skip the equivalence gate; marks the run.")
 @click.option("--reference", default="pytorch_baseline", show_default=True, help="Engine that the gate trusts.")
+@click.option("--quality-only", is_flag=True, help="Run the gate, show perplexity and KL, and time nothing.")
+@click.option("--score-positions", type=click.IntRange(min=2), help="Positions of text that the gate scores.  [64]")
+@click.option("--max-kl", type=NATS, help="Largest mean KL that is comparable, nats.  [0.02]")
+@click.option("--max-nll-increase", type=NATS, help="Largest rise of the text's cost, nats a token.  [none]")
 @click.option("--no-sensors", is_flag=True, help="Leave the sensors off: no telemetry, no flags from it.")
 @click.option("--wait-idle", is_flag=True, help="Wait (up to 10 minutes) until the machine is idle.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Finish an interrupted run.")
@@ -63,24 +81,27 @@ def command(**arguments: Any) -> int:
     With the name of a saved run as --baseline, the new run is compared with it afterwards; a confirmed critical
     regression exits with 3.
     """
-    with _terminated_like_interrupted():
-        return _resume(arguments) if arguments["resume"] is not None else _start(arguments)
+    with terminated_like_interrupted():
+        if arguments["resume"] is not None:
+            return _resume(arguments)
+        if arguments["matrix"] is not None:
+            from enginecmp.cli.matrix import measure_matrix
+
+            return measure_matrix(arguments)
+        return _start(arguments)
 
 
 def _start(arguments: dict[str, Any]) -> int:
     from enginecmp import run
     from enginecmp.baselines import check_name, engine_or_saved
-    from enginecmp.estimate import duration, expected_seconds
+    from enginecmp.estimate import expected_seconds
     from enginecmp.plugins import discover
-    from enginecmp.results import ResultsFolder
 
     plugins = discover()
     scenario = make_scenario(arguments, plugins)
-    seed = arguments["seed"] if arguments["seed"] is not None else secrets.randbelow(2**31)
     model = find_model(arguments["model_name"])
-    check_context(scenario, model)
-    request = make_request(arguments, scenario, model, seed, plugins)
-    request.sensors = not arguments["no_sensors"]
+    scenario = fit(scenario, model, say)
+    request = make_request(arguments, scenario, model, choose_seed(arguments), plugins)
     labels = [contender.label for contender in request.contenders]
     if arguments["save_baseline"] is not None:
         check_name(arguments["save_baseline"], labels)
@@ -93,14 +114,33 @@ def _start(arguments: dict[str, Any]) -> int:
     if arguments["dry_run"]:
         print_plan(request, seconds, basis)
         return 0
+    folder = measure(arguments, request, seconds, basis)
+    return _after(arguments, folder, saved)
+
+
+def measure(arguments: dict[str, Any], request: RunRequest, seconds: float, basis: str) -> Path:
+    """Run what was prepared, in a new folder, and return that folder.
+
+    Args:
+        arguments: values of the options.
+        request: from `make_request`, with its baseline.
+        seconds: how long the launches will take.
+        basis: what that rests on.
+    """
+    from enginecmp import run
+    from enginecmp.estimate import duration
+    from enginecmp.results import ResultsFolder
+
     if request.reference is not None:
-        request.exact = exact_of(model)
+        request.exact = exact_of(request.model)
     with ResultsFolder(arguments["out"]):
-        folder = arguments["out"] / run.new_run_id(scenario.name)
-        say(f"{folder}: {headline(request)}; about {duration(seconds)} and the gate ({basis})")
-        check_idle(arguments["wait_idle"])
+        folder: Path = arguments["out"] / run.new_run_id(request.scenario.name)
+        takes = f"about {duration(seconds)} and the gate ({basis})" if request.scenario.blocks else "the gate alone"
+        say(f"{folder}: {headline(request)}; {takes}")
+        if request.scenario.blocks:
+            check_idle(arguments["wait_idle"])
         _execute(request, folder, None, arguments["as_json"])
-        return _after(arguments, folder, saved)
+    return folder
 
 
 def _after(arguments: dict[str, Any], folder: Path, saved: Path | None) -> int:
@@ -157,7 +197,8 @@ def _resume(arguments: dict[str, Any]) -> int:
             if reason := unfit(plugin, model):
                 msg = f"{engine.name}: {reason}"
                 raise CmpError(msg)
-            contenders.append(Contender(engine.name, plugin, run.stored_options(engine)))
+            tuned = engine.options.get("tuned", "default")
+            contenders.append(Contender(engine.name, plugin, run.stored_options(engine), tuned))
         request = run.RunRequest(
             scenario=scenario,
             model=model,
@@ -175,7 +216,7 @@ def _resume(arguments: dict[str, Any]) -> int:
         return _after(arguments, folder, saved)
 
 
-def _execute(request: Any, folder: Path, manifest: Any, as_json: bool) -> None:
+def _execute(request: RunRequest, folder: Path, manifest: Manifest | None, as_json: bool) -> None:
     from enginecmp import run
 
     try:
@@ -185,6 +226,11 @@ def _execute(request: Any, folder: Path, manifest: Any, as_json: bool) -> None:
     except KeyboardInterrupt:
         say(f"interrupted; everything finished is kept: cmp run --resume {folder}")
         raise
+    if not request.scenario.blocks:
+        from enginecmp.cli.quality_table import show_quality
+
+        show_quality(folder, as_json)
+        return
     for flag, count in sorted(outcome.flagged.items()):
         say(f"{count} measured requests are flagged {flag} and left out by rule")
     for record in outcome.failed:
@@ -212,7 +258,7 @@ def _precise_enough(precision: float) -> Callable[[Path], bool]:
 
 
 @contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
+def terminated_like_interrupted() -> Iterator[None]:
     """Let SIGTERM end a run the way Ctrl-C does: worker killed, manifest valid."""
 
     def interrupt(*_: object) -> None:

@@ -22,6 +22,12 @@ TEXTS = Path(__file__).parent / "texts"
 TRIES = 1000
 """Windows that are tried before a length is given up."""
 
+_HALVES = 64
+"""Up to so many ids to score are one piece of English and one of code."""
+
+_PIECE = 128
+"""Most ids of one piece where there are more."""
+
 _SCORED = ("01-english-bread.txt", "02-code-python-timetable.txt")
 """The two texts that the equivalence gate reads, half and half."""
 
@@ -73,9 +79,10 @@ class PromptSet:
         raise ModelError(msg)
 
     def score_ids(self, n: int) -> tuple[int, ...]:
-        """Return the fixed window of the equivalence gate: half English, half code, the same at every call.
+        """Return the fixed window of the equivalence gate: English and code in turn, the same at every call.
 
-        Every beginning of it reads back as the same ids, not only the whole.
+        Every beginning of it reads back as the same ids, not only the whole. Up to 64 ids are half English, half
+        code; more are pieces of both, each as long as its beginnings read back.
 
         Args:
             n: ids in all, the begin-of-sequence id included where the model wants one.
@@ -89,8 +96,11 @@ class PromptSet:
         self._require_length(n, length)
         english, code = (self._tokenizer.encode(self._texts[name]) for name in _SCORED)
         half = length // 2
-        window = self._readable_window([], english, half)
-        window = self._readable_window(window, code, length - half) if window or not half else []
+        if n > _HALVES:
+            window = self._readable_pieces((english, code), length)
+        else:
+            window = self._readable_window([], english, half)
+            window = self._readable_window(window, code, length - half) if window or not half else []
         if window:
             return (*first, *window)
         msg = f"{self._model.name}: expected {n} tokens to score that read back as the same ids, found none"
@@ -107,6 +117,22 @@ class PromptSet:
             if all(self._reads_back(window[:end]) for end in range(len(before) + 1, len(window) + 1)):
                 return window
         return []
+
+    def _readable_pieces(self, texts: Sequence[list[int]], length: int) -> list[int]:
+        """Return pieces of the texts in turn, each from where its text was left, or nothing where they run out."""
+        window: list[int] = []
+        at = [0] * len(texts)
+        turn = 0
+        while len(window) < length and any(start < len(ids) for start, ids in zip(at, texts, strict=True)):
+            ids, most = texts[turn], min(length, len(window) + _PIECE)
+            while at[turn] < len(ids) and len(window) < most:
+                longer = [*window, ids[at[turn]]]
+                at[turn] += 1
+                if not self._reads_back(longer):
+                    break
+                window = longer
+            turn = (turn + 1) % len(texts)
+        return window if len(window) == length else []
 
     def _reads_back(self, window: Sequence[int]) -> bool:
         """Say whether the window's text gives the same ids again."""
