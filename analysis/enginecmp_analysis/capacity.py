@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from enginecmp.types import Cell
-from enginecmp_analysis.cells import cell_name, cell_order, is_open, load_name
+from enginecmp_analysis.cells import cell_order, is_open, load_name
 from enginecmp_analysis.decision_schema import Capacity, CapacityRow
 from enginecmp_analysis.launches import Block, scenario_kind
 from enginecmp_analysis.money import price_of
@@ -295,9 +295,7 @@ def _span(low: float | None, high: float) -> str:
 
 def _choice(rows: Sequence[CapacityRow], need: Need) -> str:
     """Return which engine to take for one length of requests: the one proven no dearer than any other can be."""
-    cell = Cell(rows[0].prompt_tokens, rows[0].output_tokens)
-    kind = f"{rows[0].arrival} arrivals" if rows[0].arrival else "closed loop"
-    place = f"{rows[0].scenario}, {cell_name(cell).rpartition(', ')[0]}, {kind}"
+    place = f"{rows[0].scenario}, {shape_name(rows[0])}"
     priced = need.prices is not None
     if need.budget_per_hour is not None and priced and all(row.fits == "no" for row in rows):
         return f"{place}: no engine serves the demand within the budget"
@@ -323,6 +321,12 @@ def _choice(rows: Sequence[CapacityRow], need: Need) -> str:
         return f"{place}: the data cannot tell {chosen.engine} from {', '.join(rivals)}"
     alike = [row.engine for row in candidates if row is not chosen and worst(row) == worst(chosen)]
     return f"{place}: {' or '.join([chosen.engine, *alike])}"
+
+
+def shape_name(row: CapacityRow) -> str:
+    """Return the length of the requests that an answer is about, and how they arrive."""
+    kind = f"{row.arrival} arrivals" if row.arrival else "closed loop"
+    return f"prompt {row.prompt_tokens} → output {row.output_tokens} tokens, {kind}"
 
 
 def _or(value: float | None, otherwise: float) -> float:

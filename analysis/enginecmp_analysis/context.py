@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from enginecmp.types import Cell
+from enginecmp.types import Cell, RunEngine
+from enginecmp_analysis.cells import is_concurrent
 from enginecmp_analysis.fingerprint import Group
 from enginecmp_analysis.launches import Key, LaunchMeans
 from enginecmp_analysis.load import Run
@@ -29,7 +30,8 @@ class Context:
         run_ids: the pooled runs.
         baseline: label compared with.
         primary_metric: name of the metric declared to decide on, "" when none was.
-        engines: label to a short description: version, device, and how it passed the equivalence gate.
+        engines: label to a short description: version, device, default or tuned, how it holds several requests at
+            once (where there are several), and how it passed the equivalence gate.
         not_comparable: labels that are listed but not compared.
         blocks: blocks of all pooled runs.
         warnings: what concerns the whole group.
@@ -92,7 +94,7 @@ def describe_group(group: Group, scenario: str, baseline: str | None) -> Context
             if NOT_COMPARABLE in verdicts and engine.name not in not_comparable:
                 not_comparable.append(engine.name)
             if engine.name not in engines or NOT_COMPARABLE in verdicts:
-                engines[engine.name] = f"{engine.version}, {engine.device}, {_gate(verdicts)}"
+                engines[engine.name] = ", ".join(_description(engine, run, verdicts))
     context = Context(
         scenario=scenario,
         model=f"{first.model.name} ({first.model.quantization})" if first.model.quantization else first.model.name,
@@ -107,6 +109,17 @@ def describe_group(group: Group, scenario: str, baseline: str | None) -> Context
     _warn(context, {run.manifest.baseline for run in group.runs} if baseline is None else {baseline})
     context.warnings += imported(group.runs)
     return context
+
+
+def _description(engine: RunEngine, run: Run, verdicts: set[str]) -> Iterator[str]:
+    """Yield version, device, whether it was tuned, how it holds several requests where there are several, the gate."""
+    yield engine.version
+    yield engine.device
+    if tuned := engine.options.get("tuned"):
+        yield str(tuned)
+    if any(is_concurrent(cell) for cell in run.columns.cells) and (batching := engine.options.get("batching")):
+        yield {"own": "own batching", "queue": "queue, first in first out"}.get(str(batching), str(batching))
+    yield _gate(verdicts)
 
 
 def _warn(context: Context, baselines: set[str]) -> None:

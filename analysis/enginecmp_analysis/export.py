@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from enginecmp_analysis.cells import FIELDS, cell_values, short_name
+from enginecmp_analysis.decision_markdown import markdown_decisions, markdown_quality
 from enginecmp_analysis.report import Analysis
 from enginecmp_analysis.schema import Comparison, StatsReport, Summary
 from enginecmp_analysis.table import verdict_words
@@ -38,8 +39,11 @@ def to_markdown(analysis: Analysis) -> str:
     lines: list[str] = []
     for context in analysis.contexts:
         lines += [f"### {context.scenario}: {context.model}", ""]
+        lines += [*(f"- {label}: {text}" for label, text in context.engines.items()), ""]
+        lines += markdown_quality([row for row in report.quality or [] if row.scenario == context.scenario])
         lines += _markdown_comparisons([c for c in report.comparisons if c.scenario == context.scenario])
         lines += _markdown_summaries([s for s in report.summaries if s.scenario == context.scenario])
+    lines += markdown_decisions(report)
     lines += [f"- {warning}" for warning in dict.fromkeys(report.warnings)]
     return "\n".join(lines).rstrip() + "\n"
 

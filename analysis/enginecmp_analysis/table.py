@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from enginecmp.types import Cell
 from enginecmp_analysis.context import Context
+from enginecmp_analysis.decision_table import decision_lines, quality_lines
 from enginecmp_analysis.layout import (
     WIDTH,
     Line,
@@ -20,7 +21,7 @@ from enginecmp_analysis.layout import (
     show_ratio,
     wrap,
 )
-from enginecmp_analysis.metrics import METRICS, metric_of
+from enginecmp_analysis.metrics import METRICS, metric_of, verdict_word
 from enginecmp_analysis.report import Analysis, cell_name, cell_notes
 from enginecmp_analysis.schema import Comparison, Details, StatsReport, Summary
 
@@ -34,7 +35,7 @@ def render(analysis: Analysis) -> list[Line]:
     """Return the lines of the whole report."""
     lines: list[Line] = []
     for context in analysis.contexts:
-        lines += _header(context)
+        lines += _header(context, analysis.report)
         comparisons, summaries = _sorted_in(analysis.report, context)
         places = dict.fromkeys([*summaries, *comparisons])
         for cell in dict.fromkeys(cell for cell, _ in places):
@@ -48,6 +49,7 @@ def render(analysis: Analysis) -> list[Line]:
                 )
         lines.append(("", ""))
     lines += _promises(analysis.report)
+    lines += decision_lines(analysis.report)
     lines += _plans(analysis.report)
     if not any(context.engines and analysis.report.summaries for context in analysis.contexts):
         lines.append(("nothing to show: no request ended well and unflagged", "yellow"))
@@ -91,13 +93,14 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _header(context: Context) -> Iterator[Line]:
+def _header(context: Context, report: StatsReport) -> Iterator[Line]:
     runs = context.run_ids[0] + (f" and {len(context.run_ids) - 1} more" if len(context.run_ids) > 1 else "")
     yield f"{context.scenario}: {context.model}", "bold"
     yield from ((text, "") for text in wrap(f"run {runs}, {show_count(context.blocks, 'block')}", ""))
     for label, text in context.engines.items():
         role = "baseline; " if label == context.baseline else ""
         yield from ((line, "") for line in wrap(f"{label}  {role}{text}", "  "))
+    yield from quality_lines(report.quality or [], context)
     yield "ratio = engine / baseline [95 % CI]; + faster, - slower, = equivalent, ~ open", "dim"
 
 
@@ -179,7 +182,7 @@ def short_words(c: Comparison) -> str:
             return "withheld" + (f": {_more(c.launches_needed)}" if c.launches_needed else "")
         case "inconclusive":
             return f"inconclusive: {_more(c.launches_needed)}"
-    return c.verdict
+    return verdict_word(c.metric, c.verdict)
 
 
 def verdict_words(c: Comparison) -> str:
@@ -189,7 +192,7 @@ def verdict_words(c: Comparison) -> str:
     numbers = f"{p}n={c.n_launches}+{c.n_launches} launches"
     match c.verdict:
         case "faster" | "slower":
-            return f"{c.verdict} ({numbers})"
+            return f"{verdict_word(c.metric, c.verdict)} ({numbers})"
         case "equivalent":
             return f"equivalent: a difference, if any, is inside the margin ({numbers})"
         case "withheld":
