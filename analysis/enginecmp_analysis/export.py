@@ -11,6 +11,7 @@ import msgspec
 
 from enginecmp_analysis.cells import FIELDS, cell_values, short_name
 from enginecmp_analysis.decision_markdown import markdown_decisions, markdown_quality
+from enginecmp_analysis.findings_table import markdown_findings
 from enginecmp_analysis.report import Analysis
 from enginecmp_analysis.schema import Comparison, StatsReport, Summary
 from enginecmp_analysis.table import verdict_words
@@ -43,6 +44,7 @@ def to_markdown(analysis: Analysis) -> str:
         lines += markdown_quality([row for row in report.quality or [] if row.scenario == context.scenario])
         lines += _markdown_comparisons([c for c in report.comparisons if c.scenario == context.scenario])
         lines += _markdown_summaries([s for s in report.summaries if s.scenario == context.scenario])
+        lines += markdown_findings(report, context.scenario)
     lines += markdown_decisions(report)
     lines += [f"- {warning}" for warning in dict.fromkeys(report.warnings)]
     return "\n".join(lines).rstrip() + "\n"

@@ -14,6 +14,7 @@ from enginecmp.types import Cell
 from enginecmp_analysis.cells import cell_name, cell_order, is_open
 from enginecmp_analysis.columns import MEASURE
 from enginecmp_analysis.context import Context, GroupResult, describe_group, scenario_labels
+from enginecmp_analysis.findings import find_all
 from enginecmp_analysis.fingerprint import Group, group_runs
 from enginecmp_analysis.judge import Options, candidates, judge
 from enginecmp_analysis.launch_quantiles import quantile_launches
@@ -98,10 +99,13 @@ def _analyse_group(group: Group, scenario: str, options: Options, report: StatsR
     found = candidates(means, context.pairs(options.pairs), cells, names, context.primary_metric)
     # All are judged, shown or not: looking at one metric alone must not loosen the correction.
     report.comparisons += [c for c in judge(scenario, found, options) if shown(c.metric, options)]
+    result = GroupResult(context, group.runs, means, cuts, kept)
+    if found_more := find_all(result):
+        report.findings = [*(report.findings or []), *found_more]
     report.warnings += failed_launches(group.runs)
     report.warnings += exclusions(group.runs, include_flagged=options.include_flagged) + context.warnings
     report.warnings += cell_notes(context)
-    return GroupResult(context, group.runs, means, cuts, kept)
+    return result
 
 
 def shown(metric: str, options: Options) -> bool:

@@ -140,13 +140,18 @@ def drift_inside(launches: Sequence[Floats]) -> tuple[float, float]:
 
     Each launch gives one Theil-Sen slope; a t over launches judges them, so correlation inside does not matter.
     """
-    groups = _by_length(launches)
-    growth = np.concatenate([_growth(group) for group in groups]) if groups else np.empty(0)
-    slopes = growth[np.isfinite(growth)]
+    found = growth(launches)
+    slopes = found[np.isfinite(found)]
     if len(slopes) < 3 or np.ptp(slopes) == 0:
         return math.nan, math.nan
     t = slopes.mean() / (slopes.std(ddof=1) / np.sqrt(len(slopes)))
     return float(slopes.mean()), float(t_two_sided(t, len(slopes) - 1))
+
+
+def growth(launches: Sequence[Floats]) -> Floats:
+    """Return the Theil-Sen growth from first value to last, relative to the median, of launches of ten or more."""
+    groups = _by_length(launches)
+    return np.concatenate([_growth(group) for group in groups]) if groups else np.empty(0)
 
 
 def _growth(group: Floats) -> Floats:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from enginecmp.types import Cell
 from enginecmp_analysis.context import Context
 from enginecmp_analysis.decision_table import decision_lines, quality_lines
+from enginecmp_analysis.findings_table import render_findings
 from enginecmp_analysis.layout import (
     WIDTH,
     Line,
@@ -47,6 +48,7 @@ def render(analysis: Analysis) -> list[Line]:
                 lines += _metric(
                     metric, comparisons.get((cell, metric), []), summaries.get((cell, metric), []), context
                 )
+        lines += render_findings(analysis.report, context.scenario)
         lines.append(("", ""))
     lines += _promises(analysis.report)
     lines += decision_lines(analysis.report)
