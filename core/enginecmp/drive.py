@@ -57,32 +57,6 @@ def _file_cache(scenario: Scenario, cell: Cell, model: ModelInfo) -> dict[str, f
     return {} if share is None else {"page_cache_share": share}
 
 
-def room_for(cell: Cell, options: LoadOptions) -> LoadOptions:
-    """Return load options with room for one cell alone."""
-    return msgspec.structs.replace(
-        options,
-        context_tokens=cell.prompt_tokens + cell.output_tokens,
-        max_sequences=min(cell.concurrency, options.max_sequences),
-    )
-
-
-def _file_cache(scenario: Scenario, cell: Cell, model: ModelInfo) -> dict[str, float]:
-    """Return which share of the weights file is in memory before the launch, set as the cell asks.
-
-    Raises:
-        LaunchFailure: the cell asks for what this machine cannot do.
-    """
-    if scenario.kind == "load":
-        from enginecmp.kinds.load import before
-
-        return before(cell, model)
-    try:
-        share = resident_share(model.path)
-    except OSError:
-        return {}
-    return {} if share is None else {"page_cache_share": share}
-
-
 class Driver:
     """Runs planned launches of one scenario on one model.
 

@@ -49,6 +49,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         tunables: option → values that `cmp tune` tries, the default first, e.g. {"flash_attn": ("auto", "off")}.
             The option "threads" is `LoadOptions.threads`, every other one a key of `LoadOptions.extra`;
             "{cores}" is replaced by the number of usable cores.
+        operations: what it offers by itself: "tokenize", "sampling", "matmul" (`cmp_operation`), "profile"
+            (`cmp_profile`). Scenarios of the others leave it out.
         limits: what its API gives less than the hooks ask, one sentence each; copied into every result.
         homepage: where the wrapped engine lives; may be empty.
     """
@@ -64,6 +66,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     exact_environment: Mapping[str, str] = {}
     tuned: str = ""
     tunables: Mapping[str, tuple[str, ...]] = {}
+    operations: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     homepage: str = ""
 

@@ -16,6 +16,11 @@ Options (`-o LABEL.KEY=VALUE`):
     start_seconds: real seconds that loading takes.
     child: "1" starts a child process that never ends.
     journal: path of a file that gets a line at the end of every request, behind the host's back.
+    operation_us: time of one call of a single operation (`cmp_operation`).
+    wrong: name of an operation whose answers shall be wrong.
+    slow: percent by which everything takes longer.
+    throttle_after: number of requests after which everything takes 30 % longer; 0 never.
+    leak_kb: memory that every request leaves behind, really.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +61,11 @@ _DEFAULTS: Mapping[str, str] = {
     "start_seconds": "0",
     "child": "0",
     "journal": "",
+    "operation_us": "50",
+    "wrong": "",
+    "slow": "0",
+    "throttle_after": "0",
+    "leak_kb": "0",
 }
 _FAULTS = ("crash", "hang", "error", "oom", "exit", "garbage", "kill")
 
@@ -88,6 +98,7 @@ class FakeSession:
             msg = f"fake: unknown option '{unknown[0]}'{did_you_mean(unknown[0], _DEFAULTS)}"
             raise UnknownOption(msg)
         settings = {**_DEFAULTS, **options.extra}
+        self.path = model.path
         self.vocabulary = model.vocabulary
         self.context_tokens = options.context_tokens
         self.max_sequences = options.max_sequences
@@ -96,6 +107,8 @@ class FakeSession:
         self.prefix: list[int] = []
         self.waiting: list[Request] = []
         self.running: dict[str, tuple[Request, list[int]]] = {}
+        self._requests = 0
+        self._leaked: list[bytes] = []
         self._factor = 1.0
         self._clock: FakeClock | None = None
         if settings["clock"] == "fake":
@@ -107,11 +120,20 @@ class FakeSession:
         return float(self.settings[key])
 
     def spend(self, seconds: float) -> None:
-        """Let time pass, by this request's random factor slower or faster."""
+        """Let time pass, by this request's random factor and by planted faults slower or faster."""
+        seconds *= self._factor * (1 + self.number("slow") / 100)
+        if 0 < self.number("throttle_after") < self._requests:
+            seconds *= 1.3
         if self._clock is not None:
-            self._clock.advance(seconds * self._factor)
+            self._clock.advance(seconds)
         else:
-            time.sleep(seconds * self._factor)
+            time.sleep(seconds)
+
+    def begin_request(self) -> None:
+        """Count a request, and leave behind what the options say."""
+        self._requests += 1
+        # Written to, not only reserved: what is not touched is not resident.
+        self._leaked.append(b"\xff" * int(self.number("leak_kb") * 1024))
 
     def draw_factor(self, token_ids: Sequence[int]) -> None:
         """Draw the speed of a request: the launch's factor times its own, both from the seed."""
@@ -198,6 +220,7 @@ def cmp_engine() -> EngineInfo:
         max_concurrency=64,
         environment={"FAKE_THREADS": "{threads}"},
         exact_environment={"FAKE_EXACT": "1"},
+        operations=("tokenize", "sampling", "matmul", "profile"),
         limits=("computes nothing: its tokens are hashes",),
     )
 
@@ -230,6 +253,7 @@ def cmp_prefill(session: FakeSession, token_ids: Sequence[int], output_tokens: i
     if needed > session.context_tokens:
         msg = f"fake: request needs {needed} tokens, the context holds {session.context_tokens}; load with more"
         raise ContextOverflow(msg)
+    session.begin_request()
     session.draw_factor(token_ids)
     session.fault.maybe("prefill")
     session.spend(len(token_ids) * session.number("prefill_us") / 1e6)
@@ -280,6 +304,26 @@ def cmp_score(session: FakeSession, token_ids: Sequence[int]) -> NDArray[np.floa
 
     session.fault.maybe("score")
     return np.stack([session.logits(position, token) for position, token in enumerate(token_ids)])
+
+
+@hookimpl
+def cmp_operation(session: FakeSession, kind: str, parameters: Mapping[str, Any]) -> Callable[[], Any] | None:
+    """Return a single operation that takes `operation_us`; see `fake_operations`."""
+    from enginecmp.testing.fake_operations import operation
+
+    return operation(session, kind, parameters)
+
+
+@hookimpl
+def cmp_profile(session: FakeSession, token_ids: Sequence[int], n_tokens: int) -> dict[str, float]:
+    """Share the time of prompt and tokens out among the components, always alike."""
+    from enginecmp.testing.fake_operations import SHARES
+
+    session.draw_factor(token_ids)
+    start_ns = clock.now_ns()
+    session.spend((len(token_ids) * session.number("prefill_us") + n_tokens * session.number("decode_us")) / 1e6)
+    seconds = (clock.now_ns() - start_ns) / 1e9
+    return {component: share * seconds for component, share in SHARES.items()}
 
 
 @hookimpl

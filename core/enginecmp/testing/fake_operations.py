@@ -1,0 +1,88 @@
+"""The fake engine's single operations: right answers, made-up times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from enginecmp.testing.fake_engine import FakeSession
+
+SHARES = {
+    "embedding": 0.02,
+    "norm": 0.06,
+    "rope": 0.04,
+    "attention": 0.30,
+    "ffn": 0.45,
+    "lm_head": 0.10,
+    "sampling": 0.01,
+    "other": 0.02,
+}
+"""Of a profile's time, by component."""
+
+
+def operation(session: FakeSession, kind: str, parameters: Mapping[str, Any]) -> Callable[[], Any] | None:
+    """Return an operation that takes `operation_us` of the session's clock; None for kinds that do not exist."""
+    make = {"tokenize": _tokenize, "sampling": _sampling, "matmul": _matmul}.get(kind)
+    if make is None:
+        return None
+    session.draw_factor(parameters.get("token_ids", ()))
+    answer = make(session, parameters, session.settings["wrong"] == kind)
+    seconds = session.number("operation_us") / 1e6
+
+    def call() -> Any:
+        session.spend(seconds)
+        return answer()
+
+    return call
+
+
+def _tokenize(session: FakeSession, parameters: Mapping[str, Any], wrong: bool) -> Callable[[], Any]:
+    from enginecmp.models.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(session.path)
+    if parameters["direction"] == "decode":
+        text = tokenizer.decode(parameters["token_ids"])
+        return lambda: text + wrong * "!"
+    ids = tokenizer.encode(parameters["text"])
+    return lambda: ids + wrong * [0]
+
+
+def _sampling(session: FakeSession, parameters: Mapping[str, Any], wrong: bool) -> Callable[[], int]:
+    import numpy as np
+
+    token_ids = parameters["token_ids"]
+    logits = session.logits(len(token_ids) - 1, token_ids[-1])
+    if wrong:
+        logits = -logits
+    if parameters["temperature"] == 0:
+        return lambda: int(logits.argmax())
+    chances = _nucleus(logits, parameters)
+    random = np.random.default_rng(parameters["seed"])
+    return lambda: int(random.choice(len(chances), p=chances))
+
+
+def _nucleus(logits: NDArray[np.float32], parameters: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Return the probabilities that are left after temperature, top-k and top-p."""
+    import numpy as np
+
+    chances = np.exp((logits.astype(np.float64) - logits.max()) / parameters["temperature"])
+    order = np.argsort(-chances)
+    if parameters["top_k"]:
+        chances[order[parameters["top_k"] :]] = 0
+    chances /= chances.sum()
+    # The smallest set of the most likely ids that reaches top_p: the one that passes it belongs to it.
+    before = np.concatenate(([0.0], np.cumsum(chances[order])[:-1]))
+    chances[order[before >= parameters["top_p"]]] = 0
+    return np.asarray(chances / chances.sum())
+
+
+def _matmul(session: FakeSession, parameters: Mapping[str, Any], wrong: bool) -> Callable[[], Any]:
+    from enginecmp.kinds.operation import matrices
+
+    left, right = matrices(*(parameters[name] for name in ("rows", "inner", "columns", "seed")))
+    product = left @ right * (1.01 if wrong else 1.0)
+    return lambda: product
