@@ -13,7 +13,7 @@ from enginecmp_analysis.load import Run
 VOLATILE = frozenset({"available", "busy", "free", "hostname", "load", "mhz", "pid", "temperature", "time", "uptime"})
 
 # What a run saw of its machine, not what the machine is.
-SEEN = frozenset({"copy_bandwidth_bytes_per_second", "doctor", "sensors"})
+SEEN = frozenset({"copy_bandwidth", "copy_bandwidth_bytes_per_second", "doctor", "sensors"})
 
 # What does not touch a request that ended well: more blocks are more of the same measurement.
 FREE_IN_SCENARIO = frozenset({"blocks", "description", "deadlines", "give_up_after", "precision"})
