@@ -20,3 +20,11 @@ def only_run(results: Path) -> Path:
     runs = [path.parent for path in results.glob("*/manifest.json")]
     assert len(runs) == 1, runs
     return runs[0]
+
+
+def plant(root: Path, **files: str) -> None:
+    """Write files of a machine below a root; "__" in a name is "/"."""
+    for name, content in files.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)

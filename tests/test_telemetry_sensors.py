@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import plant
 
 from enginecmp.guardian import NAME as GUARDIAN
 from enginecmp.telemetry.cpu import CpuSensor
@@ -31,14 +32,6 @@ if len(sys.argv) > 2:
 print("ready", flush=True)
 time.sleep(60)
 """
-
-
-def plant(root: Path, **files: str) -> None:
-    """Write files below a root; "__" in a name is "/"."""
-    for name, content in files.items():
-        path = root / name.replace("__", "/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
 
 
 def stat(*cores: tuple[int, int, int]) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from enginecmp.cgroup import cpu_quota_cores
 
 _LIBRARIES = ("enginecmp", "numpy", "gguf", "tokenizers", "torch", "llama-cpp-python", "mistralrs")
 
@@ -44,10 +47,8 @@ def describe_environment(distributions: tuple[str, ...] = ()) -> dict[str, Any]:
 def usable_cores() -> int:
     """Return how many cores this process may use: affinity, and the container's quota rounded up."""
     cores = len(os.sched_getaffinity(0))
-    quota = _first_line("/sys/fs/cgroup/cpu.max")
-    if quota and (parts := quota.split())[0] != "max":
-        cores = min(cores, max(1, -(-int(parts[0]) // int(parts[1]))))
-    return cores
+    quota = cpu_quota_cores()
+    return cores if quota is None else min(cores, max(1, math.ceil(quota)))
 
 
 def _gpu() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from enginecmp import equivalence
+from enginecmp import doctor, equivalence
 from enginecmp.drive import Driver
 from enginecmp.environment import describe_environment
 from enginecmp.errors import CmpError, ModelError, ResultsError
@@ -225,6 +225,7 @@ def execute(
             if not manifest.equivalence:
                 manifest.equivalence = _gate(request, prompts, folder, say)
             manifest.environment["sensors"] = telemetry.facts()
+            manifest.environment["doctor"] = _examine(folder.parent, say)
             writer.write_manifest()
             outcome = _launches(request, prompts, writer, over, torn, telemetry, say)
         manifest.environment["sensors"] = telemetry.facts()
@@ -238,6 +239,14 @@ def execute(
     manifest.status = "complete"
     writer.write_manifest()
     return outcome
+
+
+def _examine(results: Path, say: Callable[[str], None]) -> list[dict[str, str]]:
+    """Look at the machine right before the first launch; return what the manifest keeps."""
+    findings = doctor.examine(results)
+    if bad := [finding.check for finding in findings if finding.severity == "warning"]:
+        say(f"warning: this will disturb the measurement: {', '.join(bad)}; `cmp doctor` says why and what mends it")
+    return doctor.short(findings)
 
 
 def _gate(request: RunRequest, prompts: PromptSet, folder: Path, say: Callable[[str], None]) -> list[Equivalence]:

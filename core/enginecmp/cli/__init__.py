@@ -17,9 +17,11 @@ from enginecmp.errors import CmpError, UsageError, did_you_mean
 VERBS = {
     "run": "Measure engines against each other.",
     "stats": "Turn samples into verdicts.",
+    "tune": "Find the best settings of an engine on this machine.",
     "compare": "Say whether a new run is slower than an old one.",
     "selftest": "Compare an engine with itself: the noise floor of this machine.",
     "import": "Bring results of other tools into this format.",
+    "doctor": "Say what on this machine will spoil a measurement, and what mends it.",
     "engines": "List engines, and what keeps the missing ones away.",
     "plugin": "Make, list, check and install engine plugins.",
     "model": "List, fetch, convert, describe or invent weights files.",
