@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from enginecmp_analysis.compare import NO_SPREAD, LogRatio, paired
+from enginecmp_analysis.compare import NO_SPREAD, LogRatio, by_block, paired
+from enginecmp_analysis.launches import Key, LaunchMeans
+from enginecmp_analysis.metrics import METRICS
 from enginecmp_analysis.student import t_upper_tail
 
 MIN_BLOCKS = 3
@@ -98,7 +100,7 @@ class Race:
             p = _one_sided_p(ratio)
             if p < level / self._rivals:
                 self.alive.remove(label)
-                self.dropped[label] = f"slower than {leader} after {ratio.n} blocks (p = {p:.1g})"
+                self.dropped[label] = f"worse than {leader} after {ratio.n} blocks (p = {p:.1g})"
             elif not _equivalence_p(ratio, self.margin) < level:
                 close = False
         self._end_if_one()
@@ -168,3 +170,26 @@ def _standing(label: str, ratio: LogRatio) -> Standing:
         ci_high=float(high),
         better_p=_one_sided_p(ratio),
     )
+
+
+def scores_of(means: Mapping[Key, LaunchMeans], metric: str) -> dict[str, dict[int, float]]:
+    """Return what a race judges: launch means turned so that larger is better, cells joined by geometric mean.
+
+    A block in which an engine lacks a cell is left out: a mean over other cells is another number.
+
+    Args:
+        means: of one run.
+        metric: what is raced for.
+    """
+    cells = {cell for _, cell, name in means if name == metric}
+    found: dict[str, dict[int, float]] = {}
+    for label in {label for label, _, name in means if name == metric}:
+        parts = [by_block(means[label, cell, metric]) for cell in cells if (label, cell, metric) in means]
+        whole = set.intersection(*(set(part) for part in parts)) if len(parts) == len(cells) else set()
+        sign = 1 if METRICS[metric].higher_is_better else -1
+        found[label] = {
+            block[1]: math.exp(sign * sum(math.log(part[block]) for part in parts) / len(parts))
+            for block in sorted(whole)
+            if all(part[block] > 0 for part in parts)
+        }
+    return found

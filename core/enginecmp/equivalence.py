@@ -106,7 +106,8 @@ class Gate(msgspec.Struct, frozen=True, kw_only=True):
         max_kl: largest mean KL, in nats, that passes on the timed file.
         max_nll_increase: largest mean increase of the negative log-likelihood, in nats, that passes on the timed
             file; None promises nothing.
-        timed_only: ask only the second question, e.g. of settings of one engine.
+        timed_only: ask only the second question, of settings of one engine; those that differ in nothing but threads
+            are asked once, since threads change the order of sums and no more.
     """
 
     reference: Plugin
@@ -225,6 +226,7 @@ def run_gate(contenders: Sequence[Contender], gate: Gate, say: Callable[[str], N
     where = f"in float32 on {gate.exact.quantization}, {len(gate.token_ids)} positions"
     say(f"gate: reference {gate.reference.name} {where}")
     entries: list[Equivalence] = []
+    asked: dict[bytes, Equivalence] = {}
     with tempfile.TemporaryDirectory(prefix="gate-", dir=gate.logs) as folder:
         wanted = _ask_reference(gate, exact_options, Path(folder))
         for contender in contenders:
@@ -239,7 +241,14 @@ def run_gate(contenders: Sequence[Contender], gate: Gate, say: Callable[[str], N
                 subject = msgspec.structs.replace(contender, options=careful)
                 entries.append(_check(subject, gate, wanted, exact=True))
                 say(describe(entries[-1], contender.options.device))
+            key = msgspec.json.encode((contender.plugin.origin, msgspec.structs.replace(plain, threads=1)))
+            if gate.timed_only and key in asked:
+                same = asked[key]
+                note = same.note or f"scored as {same.engine}, which differs in threads only"
+                entries.append(msgspec.structs.replace(same, engine=contender.label, note=note))
+                continue
             entries.append(_check(msgspec.structs.replace(contender, options=plain), gate, wanted, exact=False))
+            asked[key] = entries[-1]
             say(describe(entries[-1], contender.options.device))
         del wanted  # its memory map, before the file under it
     return entries
@@ -313,9 +322,9 @@ def describe(entry: Equivalence, device: str = "cpu") -> str:
     if entry.mean_kl is None:
         return f"{where}: {entry.verdict}: {entry.note}"
     bound = f" (limit {entry.threshold:g})" if entry.threshold is not None else ""
-    numbers = f"mean KL {entry.mean_kl:.1e} nats{bound}, top-1 {entry.top1:.2f}, perplexity {entry.perplexity:.2f}"
+    numbers = f"mean KL {entry.mean_kl:.1e} nats{bound}, top-1 {entry.top1:.2f}, perplexity {entry.perplexity:.4g}"
     why = f": {entry.note}" if entry.note else ""
-    return f"{where}: {numbers} (reference {entry.reference_perplexity:.2f}): {entry.verdict}{why}"
+    return f"{where}: {numbers} (reference {entry.reference_perplexity:.4g}): {entry.verdict}{why}"
 
 
 def not_checked(labels: Sequence[str]) -> list[Equivalence]:

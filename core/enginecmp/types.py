@@ -48,7 +48,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         tuned: what "tuned" means for this engine, in one sentence.
         tunables: option → values that `cmp tune` tries, the default first, e.g. {"flash_attn": ("auto", "off")}.
             The option "threads" is `LoadOptions.threads`, every other one a key of `LoadOptions.extra`;
-            "{cores}" is replaced by the number of usable cores.
+            "DEVICE:OPTION" is for that device alone. "{cores}" is replaced by the number of usable cores,
+            "{half_cores}" by half of it, and threads "auto" by what `cmp run` takes without `--threads`.
         operations: what it offers by itself: "tokenize", "sampling", "matmul" (`cmp_operation`), "profile"
             (`cmp_profile`). Scenarios of the others leave it out.
         limits: what its API gives less than the hooks ask, one sentence each; copied into every result.

@@ -65,6 +65,13 @@ def cmp_engine() -> EngineInfo:
             "what a llama.cpp user gets: a build for this CPU, repacked weights, F16 KV cache, flash attention "
             "where it applies, logical batches of 2048 tokens computed in pieces of 512"
         ),
+        tunables={
+            "cpu:threads": ("auto", "{cores}", "{half_cores}"),
+            "flash_attn": ("auto", "on", "off"),
+            "n_ubatch": ("512", "128", "2048"),
+            "kv_type": ("f16", "q8_0"),
+            "cpu:repack": ("1", "0"),
+        },
         homepage="https://github.com/ggml-org/llama.cpp",
     )
 

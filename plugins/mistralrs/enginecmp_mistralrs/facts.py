@@ -94,6 +94,12 @@ def cmp_engine() -> EngineInfo:
         exact_environment={KV_F32_VARIABLE: "1"},
         tuned="The wheel as published: it picks its AVX2 or AVX-512 kernels at run time; on CUDA the wheel built for "
         "the device's compute capability.",
+        tunables={
+            "cpu:threads": ("auto", "{cores}", "{half_cores}"),
+            "dtype": ("auto", "f32", "bf16"),
+            "cpu:kv": ("auto", "f32"),
+            "cuda:paged_attn": ("auto", "off"),
+        },
         limits=LIMITS,
         homepage=HOMEPAGE,
     )

@@ -39,7 +39,8 @@ def cmp_engine() -> EngineInfo:
         architectures=ARCHITECTURES,
         quantizations=QUANTIZATIONS,
         environment={"OMP_NUM_THREADS": "{threads}", "MKL_NUM_THREADS": "{threads}"},
-        tuned="reduced precision with -o pytorch_baseline.dtype=bfloat16; there is nothing else to tune on purpose",
+        tuned="threads, and reduced precision with -o pytorch_baseline.dtype=bfloat16; nothing else on purpose",
+        tunables={"cpu:threads": ("auto", "{cores}", "{half_cores}"), "dtype": ("float32", "bfloat16")},
         limits=(
             "every weight is dequantized to the compute dtype: a float32 run reads 4 bytes a weight at each token, "
             "whatever the file holds",
