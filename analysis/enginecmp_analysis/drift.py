@@ -86,7 +86,7 @@ def binned(columns: Columns, rows: Ints, begin_ns: int, end_ns: int) -> Floats:
     inside = (stamps > begin_ns) & (stamps <= end_ns)
     # Differences first: stamps since boot do not fit a float64 to the nanosecond.
     since = (stamps[inside] - begin_ns).astype(np.float64)
-    place = np.minimum((since / (end_ns - begin_ns) * BINS).astype(np.int64), BINS - 1)
+    place = np.clip((since / (end_ns - begin_ns) * BINS).astype(np.int64), 0, BINS - 1)
     return np.bincount(place, weights=weight[owner[inside]], minlength=BINS).astype(np.float64)
 
 

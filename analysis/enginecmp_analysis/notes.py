@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from enginecmp_analysis.cells import cell_name
 from enginecmp_analysis.columns import FAILED, KEPT, MEASURE, PHASES
 from enginecmp_analysis.launches import LaunchMeans
 from enginecmp_analysis.load import Run
@@ -42,6 +43,36 @@ def exclusions(runs: Iterable[Run], *, include_flagged: bool = False) -> list[st
         hint = "; --include-flagged shows the flagged ones" if count == total[label] and not include_flagged else ""
         notes.append(f"{label}: {count} of {total[label]} measured requests {verb}: {why}{hint}")
     return notes
+
+
+LATE = "late_dispatch"
+"""Flag of every request of a launch's cell whose load generator lagged."""
+
+
+def invalid_cells(runs: Iterable[Run]) -> list[str]:
+    """Return one sentence for every engine and cell that the load generator spoiled in every launch.
+
+    What is left out altogether has no table of its own, so it must be told apart from what was never measured.
+    """
+    late: dict[tuple[str, str], bool] = {}
+    runs = list(runs)
+    if not any(LATE in reason.split("+") for run in runs for reason in run.columns.reasons):
+        return []
+    for run in runs:
+        columns = run.columns
+        phase = columns.phase == MEASURE
+        spoilt = columns.flagged(LATE)
+        for code, label in enumerate(columns.engines):
+            for number, cell in enumerate(columns.cells):
+                mine = phase & (columns.engine == code) & (columns.cell == number)
+                if mine.any():
+                    key = (label, cell_name(cell))
+                    late[key] = late.get(key, True) and bool(spoilt[mine].all())
+    return [
+        f"{label}, {where}: invalid: the load generator lagged in every launch, so nothing is said of it"
+        for (label, where), all_late in late.items()
+        if all_late
+    ]
 
 
 def failed_launches(runs: Iterable[Run]) -> list[str]:

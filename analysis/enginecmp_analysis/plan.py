@@ -33,7 +33,7 @@ GRID = (MIN_REQUESTS, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, MOST_REQ
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a launch costs, in seconds.
+    """What a block of one engine costs, in seconds: one launch, or one for each cell.
 
     Attributes:
         launch: process start, load, warm-up, and the pause before the next launch.
@@ -159,12 +159,25 @@ def _within(launches: LaunchMeans) -> tuple[float, float]:
 
 
 def launch_costs(group: GroupResult, engine: str) -> Costs | None:
-    """Return what launches and requests of one engine have cost; None when none of it was measured."""
+    """Return what one block of an engine has cost; None when none of it was measured."""
     found = [cost for run in group.runs for cost in _costs(run.columns, engine)]
     if not found:
         return None
-    launches, requests = zip(*found, strict=True)
+    launches, requests = (np.array(part) for part in zip(*found, strict=True))
+    # With a launch for every cell a block takes all of them, and they cost differently.
+    each = sum(_launches_a_block(run.columns, engine) for run in group.runs) / len(group.runs)
+    if each > 1:
+        return Costs(float(launches.mean()) * each, float(requests.mean()) * each)
     return Costs(float(np.median(launches)), float(np.median(requests)))
+
+
+def _launches_a_block(columns: Columns, engine: str) -> float:
+    """Return the launches that an engine has in one of its blocks; 0 without any."""
+    if engine not in columns.engines:
+        return 0.0
+    mine = columns.engine == columns.engines.index(engine)
+    blocks = len(np.unique(columns.block[mine]))
+    return len(np.unique(columns.launch[mine])) / blocks if blocks else 0.0
 
 
 def _costs(columns: Columns, engine: str) -> Sequence[tuple[float, float]]:

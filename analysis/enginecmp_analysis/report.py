@@ -21,7 +21,7 @@ from enginecmp_analysis.launch_quantiles import quantile_launches
 from enginecmp_analysis.launches import Key, LaunchMeans, launch_means, measured, scenario_kind
 from enginecmp_analysis.load import Run
 from enginecmp_analysis.metrics import METRICS, find_metric, metric_of, steady_metric
-from enginecmp_analysis.notes import exclusions, failed_launches, launch_notes, steadiness_notes
+from enginecmp_analysis.notes import exclusions, failed_launches, invalid_cells, launch_notes, steadiness_notes
 from enginecmp_analysis.quantiles import quantiles_or_nan
 from enginecmp_analysis.schema import StatsReport, Summary
 from enginecmp_analysis.student import mean_interval
@@ -103,6 +103,7 @@ def _analyse_group(group: Group, scenario: str, options: Options, report: StatsR
     if found_more := find_all(result):
         report.findings = [*(report.findings or []), *found_more]
     report.warnings += failed_launches(group.runs)
+    report.warnings += [f"{scenario}: {note}" for note in invalid_cells(group.runs)]
     report.warnings += exclusions(group.runs, include_flagged=options.include_flagged) + context.warnings
     report.warnings += cell_notes(context)
     return result
