@@ -1,0 +1,234 @@
+"""A streamed answer, event by event: what tokens came, and whether the server's own count bears them out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from enginecmp import NO_ID, EngineError, RoundTripError
+
+from .sse import EventParser
+
+SHOWN = 160
+"""Characters of a server's words that a message repeats."""
+
+
+class Cached(msgspec.Struct, frozen=True):
+    """How much of a prompt came from a cache."""
+
+    cached_tokens: int | None = None
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """The server's own count."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: Cached | None = None
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What a chunk of a chat adds. Reasoning is generated text like any other."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """What a chunk adds to the one answer that is asked for."""
+
+    text: str | None = None
+    delta: Delta | None = None
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+
+    def has_content(self) -> bool:
+        """Say whether a caller got something out of this chunk; the chunk that only names a role has nothing."""
+        delta = self.delta
+        said = delta is not None and (delta.content or delta.reasoning_content or delta.reasoning)
+        return bool(self.text or said or self.token_ids)
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """One event of a stream."""
+
+    choices: list[Choice] | None = None
+    usage: Usage | None = None
+    error: Any = None
+    timings: dict[str, Any] | None = None
+
+
+_CHUNK = msgspec.json.Decoder(Chunk)
+_DONE = b"[DONE]"
+
+
+class Answer:
+    """Collects one request's stream.
+
+    Args:
+        prompt_tokens: ids that were sent.
+        output_tokens: tokens that were asked for.
+        expects_usage: the server counts its streams.
+        clean: takes secrets out of what a server said.
+
+    Attributes:
+        tokens: one entry per chunk with content that is not handed out yet: its id, or `NO_ID`.
+        chunks: chunks with content so far.
+        ids: token ids that the server named.
+        usage: the server's count, the last one it gave.
+        finish_reason: its reason to stop.
+        done: the stream said that it is over.
+        proven: the number of tokens is certain.
+    """
+
+    def __init__(
+        self, prompt_tokens: int, output_tokens: int, *, expects_usage: bool, clean: Callable[[str], str]
+    ) -> None:
+        self._prompt_tokens = prompt_tokens
+        self._output_tokens = output_tokens
+        self._expects_usage = expects_usage
+        self._clean = clean
+        self._parser = EventParser()
+        self.tokens: deque[int] = deque()
+        self.chunks = 0
+        self.ids = 0
+        self.usage: Usage | None = None
+        self.timings: Mapping[str, Any] = {}
+        self.finish_reason = ""
+        self.done = False
+        self.proven = False
+
+    def feed(self, piece: bytes) -> None:
+        """Take in what arrived.
+
+        Raises:
+            EngineError: an event that is no chunk of a completion, or that reports an error.
+        """
+        for event in self._parser.feed(piece):
+            self._take(event)
+
+    def finish(self) -> None:
+        """Take in the end of the stream; a last event may lack its empty line.
+
+        Raises:
+            EngineError: as `feed`.
+        """
+        for event in self._parser.finish():
+            self._take(event)
+
+    def _take(self, event: bytes) -> None:
+        if self.done:
+            return
+        if event == _DONE:
+            self.done = True
+            return
+        try:
+            chunk = _CHUNK.decode(event)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            said = self._clean(event[:SHOWN].decode("utf-8", "replace"))
+            msg = (
+                f"openai_server: expected a chunk of a completion after {self.chunks} others, got '{said}' "
+                f"({str(error)[:80]}); see the server's log"
+            )
+            raise EngineError(msg) from None
+        if chunk.error is not None:
+            said = self._clean(str(chunk.error))[:SHOWN]
+            msg = (
+                f"openai_server: expected {self._output_tokens} tokens, got an error after {self.chunks} chunks: "
+                f"{said}; see the server's log"
+            )
+            raise EngineError(msg)
+        self.usage = chunk.usage or self.usage
+        self.timings = chunk.timings or self.timings
+        for choice in chunk.choices or ():
+            self.finish_reason = choice.finish_reason or self.finish_reason
+            if choice.has_content():
+                self.chunks += 1
+                self.ids += len(choice.token_ids or ())
+                self.tokens.append(choice.token_ids[0] if choice.token_ids else NO_ID)
+
+    def check(self) -> None:
+        """Hold the finished stream to what was asked.
+
+        As many chunks with content as tokens asked for are proof by themselves: no chunk has less than one token, and
+        no more tokens were allowed.
+
+        Raises:
+            EngineError: it was cut, counted wrong or not at all, or is short.
+            RoundTripError: the server read another number of prompt tokens.
+        """
+        wanted = self._output_tokens
+        if not self.done:
+            msg = (
+                f"openai_server: expected the stream to end with [DONE], it ended without after {self.chunks} chunks; "
+                "was it cut by a proxy or a timeout? see the server's log"
+            )
+            raise EngineError(msg)
+        usage = self.usage
+        if usage is None or usage.completion_tokens is None or usage.prompt_tokens is None:
+            self._check_uncounted()
+            return
+        check_prompt(usage, self._prompt_tokens)
+        counted = usage.completion_tokens
+        if counted < max(self.chunks, self.ids):
+            msg = (
+                f"openai_server: expected a count of at least {max(self.chunks, self.ids)} tokens, which the stream "
+                f"had, the usage says {counted}; this server's counts cannot be relied on"
+            )
+            raise EngineError(msg)
+        if counted != wanted:
+            raise _short(wanted, f"the server counted {counted}", self.finish_reason)
+        self.proven = True
+
+    def _check_uncounted(self) -> None:
+        if self._expects_usage:
+            msg = (
+                "openai_server: expected the usage at the end of the stream, as this server sent it before, got none "
+                f"after {self.chunks} chunks; see the server's log"
+            )
+            raise EngineError(msg)
+        if self.finish_reason != "length":
+            raise _short(self._output_tokens, f"the stream ended after {self.chunks} chunks", self.finish_reason)
+        if self.chunks > self._output_tokens:
+            raise _short(self._output_tokens, f"{self.chunks} chunks came", self.finish_reason)
+        self.proven = self.chunks == self._output_tokens
+
+    def metrics(self) -> dict[str, float]:
+        """Return what the server said of its own work, names with units."""
+        found = {"stream_chunk_count": float(self.chunks)}
+        details = self.usage.prompt_tokens_details if self.usage else None
+        if details is not None and details.cached_tokens is not None:
+            found["cached_prompt_tokens"] = float(details.cached_tokens)
+        for name, key in (("engine_prefill_seconds", "prompt_ms"), ("engine_decode_seconds", "predicted_ms")):
+            if isinstance(self.timings.get(key), int | float):
+                found[name] = self.timings[key] / 1e3
+        return found
+
+
+def check_prompt(usage: Usage, prompt_tokens: int) -> None:
+    """Hold a server's count of prompt tokens to the ids that were sent.
+
+    Raises:
+        RoundTripError: they differ.
+    """
+    if usage.prompt_tokens == prompt_tokens:
+        return
+    msg = (
+        f"openai_server: expected a prompt of {prompt_tokens} tokens, the server counted {usage.prompt_tokens}; a "
+        "begin token or a chat template was added, or another tokenizer is at work: check the served model, or use "
+        "api=completions"
+    )
+    raise RoundTripError(msg)
+
+
+def _short(wanted: int, came: str, reason: str) -> EngineError:
+    """Return the error of an answer with another number of tokens."""
+    why = f", finish_reason '{reason}'" if reason else ""
+    return EngineError(
+        f"openai_server: expected {wanted} tokens, {came}{why}; make the server ignore end-of-sequence (option body or "
+        "server), and check its context length"
+    )

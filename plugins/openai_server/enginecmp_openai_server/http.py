@@ -1,0 +1,188 @@
+"""HTTP/1.1 over one non-blocking socket; h11 knows the protocol, this module moves its bytes.
+
+One thread reads every stream: a second one would have to wait for the interpreter's lock, and the moment at which a
+token arrived would be the moment at which its thread got it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import ssl
+import time
+from collections.abc import Sequence
+
+import h11
+
+from enginecmp import EngineError
+
+from .address import Address
+
+CONNECT_SECONDS = 10.0
+_PIECE_BYTES = 1 << 18
+_LONGEST_HEAD_BYTES = 1 << 20
+_QUIET = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError, InterruptedError)
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class Dropped(Exception):
+    """The other end went away before the first byte of its answer; internal, always caught."""
+
+    def __init__(self, how: str = "it closed the connection") -> None:
+        super().__init__(how)
+
+
+class Connection:
+    """One connection, kept for as many requests as the server allows.
+
+    Args:
+        address: where to.
+
+    Attributes:
+        status: of the answer, 0 before it.
+        headers: of the answer, names in lower case.
+        over: the answer is complete.
+        served: requests answered on this connection.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LONGEST_HEAD_BYTES)
+        self._socket = _open(address)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.over = False
+        self.served = 0
+
+    def fileno(self) -> int:
+        """Return the descriptor, for selectors; -1 when closed."""
+        return self._socket.fileno()
+
+    def reusable(self) -> bool:
+        """Make it ready for the next request; False where the server has closed it or will not keep it."""
+        if self._socket.fileno() < 0:
+            return False
+        if self._h11.our_state is h11.DONE and self._h11.their_state is h11.DONE:
+            self._h11.start_next_cycle()
+        # Anything to read from a silent connection is its end.
+        return self._h11.our_state is h11.IDLE and not self._poll.poll(0)
+
+    def send(self, method: str, target: str, headers: Headers, body: bytes = b"") -> None:
+        """Send one request.
+
+        Raises:
+            Dropped: the other end is gone.
+        """
+        self.status, self.headers, self.over = 0, {}, False
+        request = h11.Request(method=method, target=target, headers=list(headers))
+        pieces = [self._h11.send(request), self._h11.send(h11.Data(data=body)), self._h11.send(h11.EndOfMessage())]
+        self._write(b"".join(piece for piece in pieces if piece))
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep until there is something to read; False when there is nothing after that time."""
+        return bool(self._poll.poll(max(0.0, seconds) * 1000))
+
+    def receive(self) -> list[bytes]:
+        """Return the pieces of the body that are there; an empty list where there is nothing yet.
+
+        Raises:
+            Dropped: the other end is gone and has not answered a byte.
+            EngineError: it went away in the middle of its answer, or what came is no HTTP/1.1.
+        """
+        pieces: list[bytes] = []
+        try:
+            got = self._socket.recv(_PIECE_BYTES)
+            self._feed(got, pieces)
+            # TLS may hold more than the kernel tells.
+            while got and isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+                got = self._socket.recv(_PIECE_BYTES)
+                self._feed(got, pieces)
+        except _QUIET:
+            pass
+        except ssl.SSLError as error:
+            raise self._broken(str(error.reason), "TLS failed") from None
+        except OSError as error:
+            if not self.status:
+                raise Dropped(_reason(error)) from None
+            raise self._broken(_reason(error), "the connection broke") from None
+        return pieces
+
+    def close(self) -> None:
+        """Hang up."""
+        with contextlib.suppress(OSError):
+            self._socket.close()
+
+    def _feed(self, got: bytes, pieces: list[bytes]) -> None:
+        if not got and self._h11.trailing_data[0] == b"" and not self.status:
+            raise Dropped
+        try:
+            self._h11.receive_data(got)
+            while True:
+                event = self._h11.next_event()
+                if isinstance(event, h11.Data):
+                    pieces.append(bytes(event.data))
+                elif isinstance(event, h11.Response):
+                    self.status = event.status_code
+                    self.headers = dict(event.headers)
+                elif isinstance(event, h11.EndOfMessage):
+                    self.over = True
+                    self.served += 1
+                    return
+                elif event in (h11.NEED_DATA, h11.PAUSED) or isinstance(event, h11.ConnectionClosed):
+                    return
+        except h11.RemoteProtocolError as error:
+            if not got:
+                raise self._broken(None, "the connection closed early") from None
+            raise self._broken(str(error), "broken HTTP came") from None
+
+    def _broken(self, why: str | None, what: str) -> EngineError:
+        where = "in the middle of its answer" if self.status else "in front of its answer"
+        return EngineError(
+            f"openai_server: expected a whole HTTP/1.1 answer from {self._address}, {what} {where}"
+            f"{f' ({why})' if why else ''}; see the server's log"
+        )
+
+    def _write(self, content: bytes) -> None:
+        rest = memoryview(content)
+        until = time.monotonic() + CONNECT_SECONDS
+        while rest:
+            try:
+                rest = rest[self._socket.send(rest) :]
+            except _QUIET:
+                if time.monotonic() > until:
+                    msg = "it does not read"
+                    raise Dropped(msg) from None
+                select.select([], [self._socket], [], 1.0)
+            except OSError as error:
+                raise Dropped(_reason(error)) from None
+
+
+def _open(address: Address) -> socket.socket:
+    """Return a connected, non-blocking socket.
+
+    Raises:
+        EngineError: nobody answers there.
+    """
+    try:
+        plain = socket.create_connection((address.host, address.port), timeout=CONNECT_SECONDS)
+        # A request is one write and must not wait for the acknowledgement of the last one.
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connected = plain
+        if address.secure:
+            connected = ssl.create_default_context().wrap_socket(plain, server_hostname=address.host)
+        connected.setblocking(False)
+    except OSError as error:
+        msg = (
+            f"openai_server: expected a server at {address}, got: {_reason(error)}; start it, correct the address, or "
+            "let -o LABEL.start=COMMAND start it"
+        )
+        raise EngineError(msg) from None
+    return connected
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error) or type(error).__name__).lower()

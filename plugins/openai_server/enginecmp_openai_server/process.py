@@ -1,0 +1,103 @@
+"""A server of our own: started, waited for, and stopped with everything it started."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+
+import psutil
+
+from enginecmp import EngineError
+
+_POLL_SECONDS = 0.1
+_TERMINATE_SECONDS = 3.0
+
+
+def arguments_of(command: str, places: Mapping[str, str]) -> list[str]:
+    """Return a command's arguments, `{model}` and the like replaced.
+
+    Only known names are replaced, so that JSON in a command keeps its braces.
+
+    Raises:
+        EngineError: it cannot be split.
+    """
+    try:
+        parts = shlex.split(command)
+    except ValueError as error:
+        msg = f"openai_server: expected a command, got '{command}' ({error}); quote it as for a shell"
+        raise EngineError(msg) from error
+    for name, value in places.items():
+        parts = [part.replace(f"{{{name}}}", value) for part in parts]
+    return parts
+
+
+def start(arguments: list[str]) -> subprocess.Popen[bytes]:
+    """Start a server; it writes into the launch's log.
+
+    It stays in the worker's process group, which the host kills as a whole, whatever becomes of the worker.
+
+    Raises:
+        EngineError: there is no such command.
+    """
+    try:
+        return subprocess.Popen(arguments, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        msg = (
+            f"openai_server: expected a command that starts the server, got '{arguments[0]}': {error.strerror}; "
+            "correct it"
+        )
+        raise EngineError(msg) from error
+
+
+def wait_until(answers: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait until a started server answers.
+
+    Raises:
+        EngineError: it ended, or did not answer in that time.
+    """
+    until = time.monotonic() + seconds
+    while not answers():
+        if (code := process.poll()) is not None:
+            msg = f"openai_server: expected the started server to run, it ended with code {code}; see the launch's log"
+            raise EngineError(msg)
+        if time.monotonic() > until:
+            end(process)
+            msg = (
+                f"openai_server: expected the started server to answer within {seconds:g} s, it did not; see the "
+                "launch's log, or raise start_seconds"
+            )
+            raise EngineError(msg)
+        time.sleep(_POLL_SECONDS)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Stop a server and all that it started: politely, then not."""
+    try:
+        top = psutil.Process(process.pid)
+        family = [*top.children(recursive=True), top]
+    except psutil.NoSuchProcess:
+        family = []
+    for member in family:
+        _signal(member.terminate)
+    _, left = psutil.wait_procs(family, timeout=_TERMINATE_SECONDS)
+    for member in left:
+        _signal(member.kill)
+    process.wait()
+
+
+def run_once(arguments: list[str]) -> None:
+    """Run the command that stops a server; what it says goes to the launch's log."""
+    try:
+        subprocess.run(arguments, stdin=subprocess.DEVNULL, timeout=_TERMINATE_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        msg = f"openai_server: expected the stop command to succeed, got: {error}; stop the server by hand"
+        raise EngineError(msg) from error
+
+
+def _signal(send: Callable[[], None]) -> None:
+    try:
+        send()
+    except psutil.NoSuchProcess:
+        return

@@ -1,0 +1,146 @@
+"""Prompts for servers that take text only: the text that the server reads as exactly the given ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from enginecmp import EngineError, RoundTripError, load_tokenizer, read_gguf
+
+from .answer import SHOWN, Usage, check_prompt
+from .session import Session
+
+_END_KEYS = ("eos", "eot", "eom")
+_END_NAMES = frozenset(
+    ("</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>",
+     "<|endofprompt|>", "<EOT>", "<|return|>", "<|call|>")
+)  # fmt: skip
+_EVICTORS = ("0", "a")
+
+
+class Reader:
+    """Turns ids into text with the model file's tokenizer, and proves that the server turns it back.
+
+    Args:
+        session: whose server reads the text.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._tokenizer = load_tokenizer(session.model.path)
+        self._texts: dict[tuple[int, ...], str] = {}
+        self._adds_bos = False
+
+    def learn(self) -> None:
+        """Find out whether the server puts a begin token in front of a text; by its count, where nothing else tells.
+
+        Raises:
+            RoundTripError: its count fits neither way.
+        """
+        if self._session.kind.tokenize is not None:
+            return
+        text = "the end of the river"
+        tokens = len(self._tokenizer.encode(text))
+        usage = usage_of(self._session, text, 1)
+        self._adds_bos = self._tokenizer.bos_id is not None and usage.prompt_tokens == tokens + 1
+        check_prompt(usage, tokens + self._adds_bos)
+
+    def text_of(self, ids: tuple[int, ...]) -> str:
+        """Return the text of a prompt, proven once.
+
+        Raises:
+            RoundTripError: the server reads no text of these ids as these ids.
+        """
+        text = self._texts.get(ids)
+        if text is None:
+            text = self._texts[ids] = self._proven(ids)
+        return text
+
+    def _proven(self, ids: tuple[int, ...]) -> str:
+        wanted = list(ids)
+        bos = self._tokenizer.bos_id
+        # Without the begin token first: most servers add it to a text.
+        bodies = [wanted[1:], wanted] if bos is not None and wanted[0] == bos else [wanted]
+        read: list[int] = []
+        for body in bodies:
+            text = self._tokenizer.decode(body)
+            if not text:
+                continue
+            read = self._reading(text)
+            if read == wanted:
+                return text
+        raise RoundTripError(_difference(wanted, read))
+
+    def _reading(self, text: str) -> list[int]:
+        """Return the ids as which the server reads a text."""
+        session = self._session
+        tokenize = session.kind.tokenize
+        if tokenize is None:
+            bos = [self._tokenizer.bos_id] if self._adds_bos and self._tokenizer.bos_id is not None else []
+            return bos + self._tokenizer.encode(text)
+        answer: Any = session.ask("POST", tokenize.path, tokenize.fields(text, session.served_model), root=True)
+        try:
+            return [int(token) for token in tokenize.ids(answer)]
+        except (KeyError, TypeError, ValueError):
+            said = session.clean(str(answer))[:SHOWN]
+            msg = f"openai_server: expected token ids from {tokenize.path}, got '{said}'; is it {session.kind.title}?"
+            raise EngineError(msg) from None
+
+
+def end_tokens(path: str) -> tuple[int, ...]:
+    """Return the ids that end a text, by the model file's metadata and by the names that llama.cpp knows."""
+    metadata = read_gguf(path).metadata
+    found = {metadata.get(f"tokenizer.ggml.{key}_token_id") for key in _END_KEYS}
+    names = metadata.get("tokenizer.ggml.tokens", [])
+    found |= {token for token, name in enumerate(names) if name in _END_NAMES}
+    return tuple(sorted(token for token in found if isinstance(token, int)))
+
+
+def usage_of(session: Session, prompt: str | tuple[int, ...], output_tokens: int) -> Usage:
+    """Return the server's count of an unstreamed request.
+
+    Raises:
+        EngineError: it gives none.
+    """
+    import msgspec
+
+    answer = session.ask("POST", session.path, session.request(prompt, output_tokens, stream=False))
+    try:
+        usage = msgspec.convert(answer["usage"], Usage)
+    except (KeyError, TypeError, msgspec.ValidationError):
+        usage = Usage()
+    if usage.prompt_tokens is None or usage.completion_tokens is None:
+        msg = (
+            f"openai_server: expected the numbers of tokens in the usage of POST {session.path}, got none; without "
+            "them nothing can be compared: use a server that counts"
+        )
+        raise EngineError(msg)
+    return usage
+
+
+def settle(session: Session, before: str | Sequence[int] = "") -> None:
+    """Run one token of a prompt that shares nothing with what comes: the server is then free, and its cache evicted.
+
+    Args:
+        session: the server.
+        before: the prompt that comes next.
+    """
+    if session.takes_ids:
+        token = 1 + (bool(before) and before[0] == 1)
+        usage_of(session, (int(token),), 1)
+    else:
+        usage_of(session, next(text for text in _EVICTORS if not str(before).startswith(text)), 1)
+
+
+def _difference(wanted: Sequence[int], read: Sequence[int]) -> str:
+    pairs = zip(wanted, read, strict=False)
+    at = next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(wanted), len(read)))
+    return (
+        f"openai_server: the server takes text only, and this prompt of {len(wanted)} tokens reads back as "
+        f"{len(read)}: first difference at position {at}, expected {_id_at(wanted, at)}, got {_id_at(read, at)}; use "
+        "another prompt"
+    )
+
+
+def _id_at(ids: Sequence[int], at: int) -> str:
+    return str(ids[at]) if at < len(ids) else "the end"

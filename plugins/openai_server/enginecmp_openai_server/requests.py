@@ -1,0 +1,272 @@
+"""Requests: one after the other through cmp_prefill and cmp_decode, or many at once through cmp_submit and cmp_step."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator, Iterator, Sequence
+
+import msgspec
+
+from enginecmp import NO_ID, ContextOverflow, EngineError, Request, hookimpl
+
+from .answer import check_prompt
+from .flight import Flight
+from .prompts import settle, usage_of
+from .session import Session
+
+STEP_SECONDS = 1e-3
+"""Longest that cmp_step sleeps: whoever waits to be submitted waits so long."""
+
+
+@hookimpl
+def cmp_prepare(session: Session, token_ids: Sequence[int], output_tokens: int) -> None:
+    """Prove the prompt, empty the server's prefix cache as far as it can be, and have a connection open.
+
+    Raises:
+        RoundTripError: the server does not read the prompt as the same ids.
+        ContextOverflow: T + output_tokens - 1 does not fit, in tokens.
+    """
+    ids = tuple(token_ids)
+    body = _body(session, ids, output_tokens)
+    if session.kind.flush:
+        session.call("POST", session.kind.flush, root=True)
+    if session.kind.evict:
+        settle(session, _prompt(session, ids))
+    # The connection is the client's affair: it is open before the clock starts, unless the server will not keep it.
+    session.give_back(session.take_connection()[0])
+    session.prepared = (ids, output_tokens, body)
+
+
+@hookimpl
+def cmp_prefill(session: Session, token_ids: Sequence[int], output_tokens: int) -> int:
+    """Send the request; return when the first chunk with content is there.
+
+    Returns:
+        The chunk's first id where the server names ids, else `NO_ID`.
+
+    Raises:
+        EngineError: the request before was not ended by `cmp_reset`, or the server misbehaved.
+    """
+    if session.active is not None:
+        msg = "openai_server: expected an empty session, got one with a request in it; call cmp_reset first"
+        raise EngineError(msg)
+    prepared = session.prepared
+    if prepared is None or prepared[0] != tuple(token_ids) or prepared[1] != output_tokens:
+        cmp_prepare(session, token_ids, output_tokens)
+        prepared = session.prepared
+        assert prepared is not None
+    session.prepared = None
+    session.last = (prepared[0], output_tokens)
+    flight = session.active = Flight(session, prepared[2], len(prepared[0]), output_tokens)
+    while not flight.started:
+        flight.wait()
+    return flight.answer.tokens.popleft() if flight.answer.tokens else NO_ID
+
+
+@hookimpl
+def cmp_decode(session: Session, n_tokens: int) -> Iterator[int]:
+    """Yield once for every further chunk with content; the iterator returns the number of tokens after the first.
+
+    Raises:
+        EngineError: nothing was prefilled, another number of tokens was promised to `cmp_prefill`, or the server
+            misbehaved.
+    """
+    flight = session.active
+    if flight is None or flight.output_tokens == 1:
+        msg = "openai_server: expected a prompt to go on from, got none; call cmp_prefill with output_tokens > 1"
+        raise EngineError(msg)
+    if n_tokens != flight.output_tokens - 1:
+        msg = (
+            f"openai_server: generates in one call: cmp_prefill was told {flight.output_tokens} tokens in all, "
+            f"cmp_decode asks for {n_tokens} more; ask for {flight.output_tokens - 1}"
+        )
+        raise EngineError(msg)
+    return _chunks(session, flight)
+
+
+def _chunks(session: Session, flight: Flight) -> Generator[int, None, int]:
+    tokens = flight.answer.tokens
+    while True:
+        while tokens:
+            yield tokens.popleft()
+        if flight.over:
+            return flight.output_tokens - 1
+        if session.active is not flight:
+            msg = "openai_server: expected the request to go on, but cmp_reset ended it; call cmp_prefill again"
+            raise EngineError(msg)
+        flight.wait()
+
+
+@hookimpl
+def cmp_metrics(session: Session) -> dict[str, float]:
+    """Return what is known of the way to the last answer and of the server's own work.
+
+    A request for one token is read to its end here, and a number of tokens that the stream could not prove is proven by
+    the same request, unstreamed: both outside the measured window.
+
+    Raises:
+        EngineError: the answer turns out to be wrong.
+    """
+    flight = session.active
+    if flight is None:
+        return dict(session.metrics)
+    while not flight.over:
+        flight.wait()
+        flight.answer.tokens.clear()
+    session.active = None
+    if not flight.answer.proven and session.last is not None:
+        _prove(session, *session.last)
+    session.metrics = flight.metrics()
+    return dict(session.metrics)
+
+
+@hookimpl
+def cmp_submit(session: Session, request: Request) -> bool:
+    """Send a request at once, its connection watched from then on.
+
+    Raises:
+        ContextOverflow: it can never fit.
+        EngineError: nobody takes it.
+    """
+    if len(session.flights) >= session.max_sequences:
+        return False
+    ids = tuple(request.token_ids)
+    body = _body(session, ids, request.output_tokens)
+    session.flights[request.id] = Flight(
+        session, body, len(ids), request.output_tokens, name=request.id, selector=session.selector
+    )
+    return True
+
+
+@hookimpl
+def cmp_step(session: Session) -> Sequence[tuple[str, int]]:
+    """Return as soon as any stream has a new chunk with content, at most one pair for each.
+
+    Sleeps on the sockets for a millisecond at most, so that new requests are not kept waiting; an empty answer while
+    requests are in flight says that nothing came.
+
+    Raises:
+        EngineError: a server that misbehaves; names the request.
+    """
+    pairs = _hand_out(session)
+    until = time.monotonic() + STEP_SECONDS
+    while not pairs and session.flights:
+        left = until - time.monotonic()
+        if left <= 0:
+            break
+        arrived = session.selector.select(left)
+        for key, _ in arrived:
+            _advance(session, key.data)
+        if not arrived:
+            for flight in list(session.flights.values()):
+                _advance(session, flight, idle=True)
+        pairs = _hand_out(session)
+    return pairs
+
+
+def _advance(session: Session, flight: Flight, *, idle: bool = False) -> None:
+    try:
+        if not idle or flight.resume_at:
+            flight.pump()
+        else:
+            flight.require_sound()
+    except EngineError as error:
+        flight.abandon()
+        session.flights.pop(flight.name, None)
+        session.ready.pop(flight.name, None)
+        msg = str(error).replace("openai_server: ", f"openai_server: request {flight.name}: ", 1)
+        raise type(error)(msg) from None
+    if flight.started:
+        session.ready[flight.name] = flight
+
+
+def _hand_out(session: Session) -> list[tuple[str, int]]:
+    """Take one token from every stream that has one; the last of a request waits for the check of the count."""
+    pairs: list[tuple[str, int]] = []
+    for name, flight in list(session.ready.items()):
+        tokens = flight.answer.tokens
+        if tokens and (flight.over or flight.handed + 1 < flight.output_tokens):
+            flight.handed += 1
+            pairs.append((name, tokens.popleft()))
+        if not tokens:
+            del session.ready[name]
+        if flight.over and not tokens:
+            del session.flights[name]
+            session.metrics = flight.metrics()
+    return pairs
+
+
+@hookimpl
+def cmp_reset(session: Session) -> None:
+    """Forget the last request; one whose caller stopped early is hung up on and waited for."""
+    left = [*session.flights.values(), *([session.active] if session.active else [])]
+    cut = [flight for flight in left if not flight.over]
+    session.active = None
+    session.prepared = None
+    session.flights.clear()
+    session.ready.clear()
+    session.metrics = {}
+    for flight in cut:
+        flight.abandon()
+    if cut:
+        # A server notices a caller that is gone at its next token; an answered request says that it has.
+        settle(session)
+
+
+def _prompt(session: Session, ids: tuple[int, ...]) -> str | tuple[int, ...]:
+    """Return a prompt as the server takes it."""
+    return ids if session.reader is None else session.reader.text_of(ids)
+
+
+def _body(session: Session, ids: tuple[int, ...], output_tokens: int) -> bytes:
+    """Return the body of a streamed request whose prompt is proven."""
+    check_context(session, len(ids), output_tokens)
+    prompt = _prompt(session, ids)
+    if not session.counts_streams and not session.takes_ids and session.kind.tokenize is None:
+        _prove(session, ids, 1)
+    salt = os.urandom(16).hex()
+    return msgspec.json.encode(session.request(prompt, output_tokens, stream=True, salt=salt))
+
+
+def _prove(session: Session, ids: tuple[int, ...], output_tokens: int) -> None:
+    """Hold the server's counts of an unstreamed request to what was asked, once per prompt and number of tokens.
+
+    Raises:
+        RoundTripError: another number of prompt tokens.
+        EngineError: another number of generated ones.
+    """
+    if (ids, output_tokens) in session.counted:
+        return
+    usage = usage_of(session, _prompt(session, ids), output_tokens)
+    check_prompt(usage, len(ids))
+    if usage.completion_tokens != output_tokens:
+        msg = (
+            f"openai_server: expected {output_tokens} tokens, the server counted {usage.completion_tokens}; make it "
+            "ignore end-of-sequence (option body or server), and check its context length"
+        )
+        raise EngineError(msg)
+    session.counted.add((ids, output_tokens))
+
+
+def check_context(session: Session, prompt_tokens: int, output_tokens: int) -> None:
+    """Refuse what does not fit; a server may stop short without saying so.
+
+    Raises:
+        EngineError: nothing to do.
+        ContextOverflow: T + output_tokens - 1 is more than the context holds.
+    """
+    if prompt_tokens < 1 or output_tokens < 1:
+        msg = (
+            f"openai_server: expected at least 1 token in and out, got {prompt_tokens} and {output_tokens}; ask for "
+            "more"
+        )
+        raise EngineError(msg)
+    needed = prompt_tokens + output_tokens - 1
+    if needed > session.context_tokens:
+        msg = (
+            f"openai_server: {prompt_tokens} prompt and {output_tokens} output tokens need {needed} places, the "
+            f"context holds {session.context_tokens}; pass a larger --context, give the server a longer one, or a "
+            "shorter cell"
+        )
+        raise ContextOverflow(msg)

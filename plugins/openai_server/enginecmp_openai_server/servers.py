@@ -1,0 +1,145 @@
+"""What each kind of server needs to be told, and how to tell which one it is.
+
+Unknown fields are refused by some servers and ignored by others, so nothing beyond the API's own fields is sent to a
+server whose kind is not known. Every one of these fields keeps the promise that all engines get the same work: exactly
+the tokens asked for, the most likely one each time, nothing left over from the last request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+_NO_FIELDS: Mapping[str, Any] = {}
+
+
+class Tokenize(NamedTuple):
+    """A server's own tokenizer, by which a text prompt is proven.
+
+    Attributes:
+        path: endpoint, under the server's root.
+        fields: (text, model) → body.
+        ids: answer → ids.
+    """
+
+    path: str
+    fields: Callable[[str, str], Mapping[str, Any]]
+    ids: Callable[[Any], list[int]]
+
+
+class Kind(NamedTuple):
+    """One kind of server.
+
+    Attributes:
+        title: its name.
+        fields: sent with every request.
+        least_field: sent with the number of tokens asked for; empty where there is none.
+        salt_field: sent with a random text, so that no prefix is found in a cache; empty where there is none.
+        control_bias: end tokens are kept out by a logit bias, because nothing else does.
+        flush: endpoint under the root that empties the prefix cache between requests; empty where there is none.
+        evict: its cache holds the last prompt only, and another prompt evicts it.
+        tokenize: its own tokenizer, where it offers one.
+        score: how its whole distributions are had; empty where they are not.
+    """
+
+    title: str
+    fields: Mapping[str, Any] = _NO_FIELDS
+    least_field: str = ""
+    salt_field: str = ""
+    control_bias: bool = False
+    flush: str = ""
+    evict: bool = False
+    tokenize: Tokenize | None = None
+    score: str = ""
+
+
+KINDS: Mapping[str, Kind] = {
+    "vllm": Kind(
+        title="vLLM",
+        # It takes the model's own sampling defaults otherwise, a repetition penalty among them.
+        fields={"ignore_eos": True, "repetition_penalty": 1.0, "return_token_ids": True},
+        least_field="min_tokens",
+        salt_field="cache_salt",
+        tokenize=Tokenize(
+            "/tokenize", lambda text, model: {"model": model, "prompt": text}, lambda answer: answer["tokens"]
+        ),
+        score="prompt_logprobs",
+    ),
+    "sglang": Kind(
+        title="SGLang",
+        fields={"ignore_eos": True, "repetition_penalty": 1.0},
+        least_field="min_tokens",
+        flush="/flush_cache",
+        score="generate",
+    ),
+    "tensorrt_llm": Kind(
+        title="TensorRT-LLM",
+        fields={"ignore_eos": True, "repetition_penalty": 1.0},
+        least_field="min_tokens",
+    ),
+    "tgi": Kind(
+        title="Text Generation Inference",
+        tokenize=Tokenize(
+            "/tokenize", lambda text, _: {"inputs": text}, lambda answer: [token["id"] for token in answer]
+        ),
+    ),
+    "llama_server": Kind(
+        title="llama-server",
+        fields={"ignore_eos": True, "cache_prompt": False, "repeat_penalty": 1.0},
+        tokenize=Tokenize(
+            "/tokenize",
+            lambda text, _: {"content": text, "add_special": True, "parse_special": True},
+            lambda answer: answer["tokens"],
+        ),
+        score="completion",
+    ),
+    "llama_cpp_python": Kind(
+        title="llama-cpp-python",
+        # Its own default is 1.1, which is another choice than the most likely token.
+        fields={"repeat_penalty": 1.0},
+        control_bias=True,
+        evict=True,
+        tokenize=Tokenize("/extras/tokenize", lambda text, _: {"input": text}, lambda answer: answer["tokens"]),
+    ),
+    "mistralrs": Kind(title="mistral.rs"),
+    "openai": Kind(title="an OpenAI-compatible server"),
+}
+"""The kinds that are known, by the value of the option `server`."""
+
+_OWNERS = {
+    "vllm": "vllm",
+    "sglang": "sglang",
+    "tensorrt_llm": "tensorrt_llm",
+    "llamacpp": "llama_server",
+    "local": "mistralrs",
+}
+
+
+def recognize(model: Mapping[str, Any], headers: Mapping[bytes, bytes], ask: Callable[[str], Any]) -> str:
+    """Return the kind of a server.
+
+    Args:
+        model: the served model's entry in /models.
+        headers: of that answer.
+        ask: path under the root → decoded answer, None where there is none.
+
+    Returns:
+        A key of `KINDS`; "openai" where nothing tells.
+    """
+    if headers.get(b"server", b"").startswith(b"llama.cpp"):
+        return "llama_server"
+    owner = str(model.get("owned_by", ""))
+    if owner in _OWNERS:
+        return _OWNERS[owner]
+    described = ask("/openapi.json")
+    title = str(described.get("info", {}).get("title", "")) if isinstance(described, dict) else ""
+    if "llama.cpp Python" in title:
+        return "llama_cpp_python"
+    told = ask("/info")
+    if (
+        isinstance(told, dict)
+        and "model_id" in told
+        and str(told.get("router", "text-generation")).startswith("text-gen")
+    ):
+        return "tgi"
+    return "openai"
