@@ -59,6 +59,8 @@ class Header(IntEnum):
     """CPU time of the generator from its beginning to its last request."""
     ENDED_NS = 15
     """When the worker was through."""
+    REALTIME = 16
+    """1 where the kernel lets the generator go before everybody else."""
 
 
 class Stop(IntEnum):

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import time
 
 from enginecmp import clock
@@ -18,6 +19,23 @@ from enginecmp.loadgen.timer import Timer
 
 _HEADSTART_NS = 5_000_000
 """Between the worker's word that it is ready and the first request."""
+
+_MOST_MICROSECONDS = 1_000_000
+
+
+def go_first() -> bool:
+    """Ask the kernel to run this process whenever it has something to do; return whether it may.
+
+    With every core busy, p99 of the lag at 500 requests a second is 3.5 ms in the ordinary queue and 0.14 ms in this
+    one; a dispatch takes some 20 microseconds, so what runs instead loses little. The limit ends the process should
+    it ever run for a second without sleeping.
+    """
+    try:
+        resource.setrlimit(resource.RLIMIT_RTTIME, (_MOST_MICROSECONDS, _MOST_MICROSECONDS))
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class Dispatcher:
@@ -76,6 +94,7 @@ class Dispatcher:
             self._finish()
         elif not self._go_ns:
             if words[Header.READY]:
+                words[Header.REALTIME] = go_first()
                 self._cpu_ns = time.process_time_ns()
                 self._go_ns = words[Header.GO_NS] = clock.now_ns() + _HEADSTART_NS
                 self._timer.fire_at(self._go_ns)
