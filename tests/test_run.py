@@ -50,8 +50,9 @@ def test_a_run_writes_every_request_of_every_launch(cmp: CommandLine, line: list
     assert Counter((s.engine, s.phase) for s in samples) == {
         ("a", "load"): 3,
         ("b", "load"): 3,
-        ("a", "warmup"): 3,
-        ("b", "warmup"): 3,
+        # One a launch before the cell, and a prompt sent twice after it.
+        ("a", "warmup"): 9,
+        ("b", "warmup"): 9,
         ("a", "measure"): 12,
         ("b", "measure"): 12,
     }

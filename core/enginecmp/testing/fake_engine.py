@@ -5,13 +5,16 @@ Use it with `CMP_PLUGINS=enginecmp.testing.fake_engine cmp run --engines a=fake,
 Options (`-o LABEL.KEY=VALUE`):
     clock: "fake" (default) replaces the worker's clock by one that only this engine moves; "real" sleeps.
     load_ms, prefill_us, decode_us: time of a load, a prompt token and an output token.
+    batch_us: what each further request in a step of continuous batching adds to `decode_us`.
+    prefix_cache: "1" answers a prompt that it has had before without spending time on it.
     launch_sd, request_sd: standard deviations of lognormal factors per launch and per request.
     seed: of those factors.
     error: standard deviation of what is added to every logit: makes it another distribution.
     fault: KIND@PHASE[:TOKEN], KIND one of crash, hang, error, oom, exit, garbage, kill; PHASE one of probe,
-        load, prefill, decode, score; TOKEN the output token before which it happens in decode.
+        load, submit, prefill, decode, score; TOKEN the output token before which it happens in decode.
     once: path of a file; the fault happens only while it does not exist, and creates it.
     short, long: yield that many tokens fewer or more than asked.
+    stray: in each step of continuous batching "unknown" answers for a request that never was, "twice" one twice.
     nan: logits at this position are NaN.
     start_seconds: real seconds that loading takes.
     child: "1" starts a child process that never ends.
@@ -19,6 +22,8 @@ Options (`-o LABEL.KEY=VALUE`):
     operation_us: time of one call of a single operation (`cmp_operation`).
     wrong: name of an operation whose answers shall be wrong.
     slow: percent by which everything takes longer.
+    gear: a setting to tune: with "2" everything takes a fifth less time, with "3" half as much again, "1" and "4" tie.
+    lossy: another one: "1" takes 30 % less time and makes it another distribution.
     throttle_after: number of requests after which everything takes 30 % longer; 0 never.
     leak_kb: memory that every request leaves behind, really.
 """
@@ -36,8 +41,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginecmp import clock
-from enginecmp.errors import ContextOverflow, EngineError, UnknownOption, did_you_mean
+from enginecmp.errors import EngineError, UnknownOption, did_you_mean
 from enginecmp.hookspecs import hookimpl
+from enginecmp.testing.fake_batching import FakeBatch, require_room
 from enginecmp.types import EngineInfo, LoadOptions, ModelInfo, Probe, Request
 
 if TYPE_CHECKING:
@@ -49,6 +55,9 @@ _DEFAULTS: Mapping[str, str] = {
     "load_ms": "100",
     "prefill_us": "100",
     "decode_us": "1000",
+    "batch_us": "0",
+    "prefix_cache": "0",
+    "stray": "",
     "launch_sd": "0.01",
     "request_sd": "0.02",
     "seed": "0",
@@ -64,9 +73,12 @@ _DEFAULTS: Mapping[str, str] = {
     "operation_us": "50",
     "wrong": "",
     "slow": "0",
+    "gear": "1",
+    "lossy": "0",
     "throttle_after": "0",
     "leak_kb": "0",
 }
+_GEARS = {"1": 1.0, "2": 0.8, "3": 1.5, "4": 1.0}
 _FAULTS = ("crash", "hang", "error", "oom", "exit", "garbage", "kill")
 
 
@@ -105,8 +117,8 @@ class FakeSession:
         self.settings = settings
         self.fault = Fault(settings["fault"], settings["once"])
         self.prefix: list[int] = []
-        self.waiting: list[Request] = []
-        self.running: dict[str, tuple[Request, list[int]]] = {}
+        self.batch = FakeBatch(self)
+        self._cached: set[int] = set()
         self._requests = 0
         self._leaked: list[bytes] = []
         self._factor = 1.0
@@ -121,13 +133,34 @@ class FakeSession:
 
     def spend(self, seconds: float) -> None:
         """Let time pass, by this request's random factor and by planted faults slower or faster."""
-        seconds *= self._factor * (1 + self.number("slow") / 100)
+        seconds *= self._factor * (1 + self.number("slow") / 100) * _GEARS[self.settings["gear"]]
+        if self.settings["lossy"] == "1":
+            seconds *= 0.7
         if 0 < self.number("throttle_after") < self._requests:
             seconds *= 1.3
         if self._clock is not None:
             self._clock.advance(seconds)
-        else:
+        elif seconds > 0:
             time.sleep(seconds)
+
+    def require_room(self, prompt_tokens: int, output_tokens: int) -> None:
+        """Refuse what does not fit the context."""
+        require_room(self.context_tokens, prompt_tokens, output_tokens)
+
+    def cached(self, token_ids: Sequence[int]) -> bool:
+        """Say whether this prompt costs nothing, and remember it."""
+        if self.settings["prefix_cache"] != "1":
+            return False
+        name = hash(tuple(token_ids))
+        known = name in self._cached
+        self._cached.add(name)
+        return known
+
+    def end_request(self) -> None:
+        """Note the end of a request behind the host's back, where the options say so."""
+        if self.settings["journal"]:
+            with open(self.settings["journal"], "a", encoding="utf-8") as file:
+                file.write(f"{os.environ.get('CMP_LAUNCH', '')}\n")
 
     def begin_request(self) -> None:
         """Count a request, and leave behind what the options say."""
@@ -150,8 +183,9 @@ class FakeSession:
         import numpy as np
 
         row = np.random.default_rng(_number("logits", position, token)).standard_normal(self.vocabulary)
-        if self.number("error"):
-            row += np.random.default_rng(_number("error", position)).normal(0, self.number("error"), self.vocabulary)
+        error = self.number("error") + (3.0 if self.settings["lossy"] == "1" else 0.0)
+        if error:
+            row += np.random.default_rng(_number("error", position)).normal(0, error, self.vocabulary)
         if position == int(self.settings["nan"]):
             row[0] = np.nan
         return (8 * row).astype(np.float32)
@@ -221,6 +255,8 @@ def cmp_engine() -> EngineInfo:
         environment={"FAKE_THREADS": "{threads}"},
         exact_environment={"FAKE_EXACT": "1"},
         operations=("tokenize", "sampling", "matmul", "profile"),
+        tuned="gear 2, which is planted to be the fastest that computes the same",
+        tunables={"gear": tuple(_GEARS), "lossy": ("0", "1")},
         limits=("computes nothing: its tokens are hashes",),
     )
 
@@ -249,14 +285,12 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> FakeSession:
 @hookimpl
 def cmp_prefill(session: FakeSession, token_ids: Sequence[int], output_tokens: int) -> int:
     """Hash the prompt."""
-    needed = len(token_ids) + output_tokens - 1
-    if needed > session.context_tokens:
-        msg = f"fake: request needs {needed} tokens, the context holds {session.context_tokens}; load with more"
-        raise ContextOverflow(msg)
+    session.require_room(len(token_ids), output_tokens)
     session.begin_request()
     session.draw_factor(token_ids)
     session.fault.maybe("prefill")
-    session.spend(len(token_ids) * session.number("prefill_us") / 1e6)
+    if not session.cached(token_ids):
+        session.spend(len(token_ids) * session.number("prefill_us") / 1e6)
     session.prefix = list(token_ids)
     session.prefix.append(session.next_token(session.prefix))
     return session.prefix[-1]
@@ -270,31 +304,19 @@ def cmp_decode(session: FakeSession, n_tokens: int) -> Iterator[int]:
         session.spend(session.number("decode_us") / 1e6)
         session.prefix.append(session.next_token(session.prefix))
         yield session.prefix[-1]
-    if session.settings["journal"]:
-        with open(session.settings["journal"], "a", encoding="utf-8") as file:
-            file.write(f"{os.environ.get('CMP_LAUNCH', '')}\n")
+    session.end_request()
 
 
 @hookimpl
 def cmp_submit(session: FakeSession, request: Request) -> bool:
     """Queue a request."""
-    if len(session.running) >= session.max_sequences:
-        return False
-    session.running[request.id] = (request, list(request.token_ids))
-    return True
+    return session.batch.submit(request)
 
 
 @hookimpl
 def cmp_step(session: FakeSession) -> list[tuple[str, int]]:
     """Give every request one more token."""
-    session.spend(session.number("decode_us") / 1e6)
-    pairs = []
-    for name, (request, prefix) in list(session.running.items()):
-        prefix.append(session.next_token(prefix))
-        pairs.append((name, prefix[-1]))
-        if len(prefix) - len(request.token_ids) == request.output_tokens:
-            del session.running[name]
-    return pairs
+    return session.batch.step()
 
 
 @hookimpl
@@ -336,7 +358,7 @@ def cmp_metrics(session: FakeSession) -> dict[str, float]:
 def cmp_reset(session: FakeSession) -> None:
     """Forget the prompt."""
     session.prefix = []
-    session.running = {}
+    session.batch.clear()
 
 
 @hookimpl
