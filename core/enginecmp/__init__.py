@@ -25,6 +25,7 @@ _HOMES = {
         "did_you_mean",
     ),
     "enginecmp.models.gguf_file": ("GGUFFile", "TensorInfo", "read_gguf"),
+    "enginecmp.kinds.operation": ("matrices",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         did_you_mean,
     )
     from enginecmp.hookspecs import Session, hookimpl
+    from enginecmp.kinds.operation import matrices
     from enginecmp.models.gguf_file import GGUFFile, TensorInfo, read_gguf
     from enginecmp.types import NO_ID, EngineInfo, LoadOptions, ModelInfo, Probe, Request
 
@@ -63,6 +65,7 @@ __all__ = [
     "__version__",
     "did_you_mean",
     "hookimpl",
+    "matrices",
     "read_gguf",
 ]
 

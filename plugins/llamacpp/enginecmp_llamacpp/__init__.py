@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from enginecmp import EngineInfo, LoadOptions, ModelInfo, Probe, Request, hookimpl
 
@@ -72,6 +72,7 @@ def cmp_engine() -> EngineInfo:
             "kv_type": ("f16", "q8_0"),
             "cpu:repack": ("1", "0"),
         },
+        operations=("tokenize", "sampling", "matmul", "profile"),
         homepage="https://github.com/ggml-org/llama.cpp",
     )
 
@@ -148,6 +149,20 @@ def cmp_step(session: Session) -> Sequence[tuple[str, int]]:
 def cmp_score(session: Session, token_ids: Sequence[int]) -> NDArray[np.float32]:
     """Run the prompt with logits on every position."""
     return session.score(token_ids)
+
+
+@hookimpl
+def cmp_operation(session: Session, kind: str, parameters: Mapping[str, Any]) -> Callable[[], Any] | None:
+    """Return llama.cpp's tokenizer, a chain of its samplers, or ggml's product of two matrices."""
+    from .operations import operation
+
+    return operation(session, kind, parameters)
+
+
+@hookimpl
+def cmp_profile(session: Session, token_ids: Sequence[int], n_tokens: int) -> Mapping[str, float] | None:
+    """Return seconds per component, by llama.cpp's own callback where one ends and the next begins."""
+    return session.profile(token_ids, n_tokens)
 
 
 @hookimpl

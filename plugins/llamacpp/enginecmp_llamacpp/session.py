@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from enginecmp import ContextOverflow, EngineError, LoadOptions, ModelInfo, UnsupportedModel
 
-from . import native
+from . import ggml, native
 from .batching import Batching
 from .native import Batch, lib
 from .options import KV_TYPES, Settings
+from .profile import Profiler
 
 _CONTEXT_MULTIPLE = 256
 # enum ggml_type; llama-cpp-python leaves out BF16.
@@ -44,6 +45,8 @@ class Session:
         native.prepare(settings.verbose)
         self._model: Any = None
         self._context: Any = None
+        self._profiler: Profiler | None = None
+        self._options, self._settings = options, settings
         try:
             self._model = _load_model(model, options, settings)
             # Learned positions end where training ended: past that llama.cpp aborts the process.
@@ -56,7 +59,8 @@ class Session:
         except BaseException:
             self.close()
             raise
-        self.vocabulary: int = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model))
+        self.vocabulary_handle = lib.llama_model_get_vocab(self._model)
+        self.vocabulary: int = lib.llama_vocab_n_tokens(self.vocabulary_handle)
         # llama.cpp shrinks both to what the context can hold, and aborts the process on a larger batch.
         self.batch = Batch(lib.llama_n_batch(self._context))
         self._piece = lib.llama_n_ubatch(self._context)
@@ -209,8 +213,38 @@ class Session:
         self._position = 0
         self._token = None
 
+    @property
+    def context_handle(self) -> Any:
+        """The llama_context."""
+        return self._context
+
+    @property
+    def threads(self) -> int:
+        """Compute threads."""
+        return self._options.threads
+
+    def profile(self, token_ids: Sequence[int], n_tokens: int) -> dict[str, float] | None:
+        """Return seconds per component, in a second context that is kept; None where ggml cannot be reached.
+
+        Raises:
+            ContextOverflow: prompt and tokens do not fit.
+        """
+        self.check_room(token_ids, n_tokens + 1)
+        if ggml.functions() is None:
+            return None
+        if self._profiler is None:
+
+            def watched(observer: Any) -> Any:
+                return _make_context(self._model, self.context_tokens, self._options, self._settings, observer)
+
+            self._profiler = Profiler(watched, self.batch.capacity)
+        return self._profiler.profile(self, token_ids, n_tokens)
+
     def close(self) -> None:
-        """Free the context, then the model it points into. Safe to call twice."""
+        """Free the contexts, then the model they point into. Safe to call twice."""
+        profiler, self._profiler = self._profiler, None
+        if profiler is not None:
+            profiler.close()
         context, self._context = self._context, None
         model, self._model = self._model, None
         if context is not None:
@@ -243,8 +277,12 @@ def _load_model(model: ModelInfo, options: LoadOptions, settings: Settings) -> A
     return loaded
 
 
-def _make_context(model: Any, context_tokens: int, options: LoadOptions, settings: Settings) -> Any:
+def _make_context(
+    model: Any, context_tokens: int, options: LoadOptions, settings: Settings, observer: Any = None
+) -> Any:
     """Return a llama_context for `options.max_sequences` sequences of `context_tokens` each.
+
+    With an observer, llama.cpp calls it around the nodes of every graph (`ggml_backend_sched_eval_callback`).
 
     Raises:
         EngineError: llama.cpp cannot make it.
@@ -263,6 +301,8 @@ def _make_context(model: Any, context_tokens: int, options: LoadOptions, setting
     params.offload_kqv = params.op_offload = options.device != "cpu"
     # As in llama.cpp's own programs; the library's default keeps a full cache for sliding-window layers.
     params.swa_full = False
+    if observer is not None:
+        params.cb_eval = observer
     params.no_perf = False
     context = lib.llama_init_from_model(model, params)
     if context is None:

@@ -8,6 +8,7 @@ Importing this package imports nothing native; `mistralrs` is imported by `cmp_l
 from .facts import cmp_engine, cmp_probe
 from .generation import cmp_decode, cmp_metrics, cmp_prefill, cmp_prepare, cmp_reset
 from .loading import cmp_load, cmp_unload
+from .operations import cmp_operation
 from .scoring import cmp_score
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "cmp_engine",
     "cmp_load",
     "cmp_metrics",
+    "cmp_operation",
     "cmp_prefill",
     "cmp_prepare",
     "cmp_probe",

@@ -100,6 +100,7 @@ def cmp_engine() -> EngineInfo:
             "cpu:kv": ("auto", "f32"),
             "cuda:paged_attn": ("auto", "off"),
         },
+        operations=("tokenize",),
         limits=LIMITS,
         homepage=HOMEPAGE,
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from enginecmp import EngineError, EngineInfo, LoadOptions, ModelInfo, Probe, UnknownOption, did_you_mean, hookimpl
 
@@ -41,6 +41,7 @@ def cmp_engine() -> EngineInfo:
         environment={"OMP_NUM_THREADS": "{threads}", "MKL_NUM_THREADS": "{threads}"},
         tuned="threads, and reduced precision with -o pytorch_baseline.dtype=bfloat16; nothing else on purpose",
         tunables={"cpu:threads": ("auto", "{cores}", "{half_cores}"), "dtype": ("float32", "bfloat16")},
+        operations=("tokenize", "sampling", "matmul", "profile"),
         limits=(
             "every weight is dequantized to the compute dtype: a float32 run reads 4 bytes a weight at each token, "
             "whatever the file holds",
@@ -102,7 +103,8 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
 
     device = torch.device(options.device)
     limit, mend = config.position_limit(options.context_tokens)
-    session = Session(load_model(file, config, limit, device, getattr(torch, dtype_name)), device, limit, mend)
+    loaded = load_model(file, config, limit, device, getattr(torch, dtype_name))
+    session = Session(loaded, device, limit, mend, model.path, options.threads)
     session.synchronize()
     return session
 
@@ -132,6 +134,14 @@ def cmp_score(session: Session, token_ids: Sequence[int]) -> NDArray[np.float32]
 def cmp_metrics(session: Session) -> Mapping[str, float]:
     """Return weights_bytes and kv_cache_bytes, and with cuda device_prefill_seconds, device_decode_seconds."""
     return session.metrics()
+
+
+@hookimpl
+def cmp_operation(session: Session, kind: str, parameters: Mapping[str, Any]) -> Callable[[], Any] | None:
+    """Return the tokenizers library's tokenizer, a draw in torch, or a product of two float32 matrices."""
+    from .operations import operation
+
+    return operation(session, kind, parameters)
 
 
 @hookimpl

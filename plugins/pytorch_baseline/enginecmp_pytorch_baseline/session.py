@@ -24,12 +24,18 @@ class Session:
         device: where they are.
         limit: most tokens that the cache may hold.
         mend: what to do when that is not enough; "{needed}" becomes the number of tokens.
+        path: of the weights file.
+        threads: that compute.
     """
 
-    def __init__(self, model: Transformer, device: torch.device, limit: int, mend: str) -> None:
+    def __init__(
+        self, model: Transformer, device: torch.device, limit: int, mend: str, path: str, threads: int
+    ) -> None:
         self.model: Transformer | None = model
         self.device = device
         self.limit = limit
+        self.path = path
+        self.threads = threads
         self._mend = mend
         self._vocabulary = model.config.vocabulary
         self._layers = model.config.layers
@@ -108,6 +114,11 @@ class Session:
         """Return the greedy id of the last position's logits and keep it for the next step."""
         self._next = logits[:, -1].argmax(dim=-1, keepdim=True)  # (1, 1)
         return int(self._next)
+
+    def last_logits(self, token_ids: Sequence[int]) -> Tensor:
+        """Run a prompt into the empty cache and return the logits of its last position, (vocabulary,), float32."""
+        self.check_prompt(token_ids, len(token_ids))
+        return self.forward(torch.tensor([token_ids], device=self.device))[0, -1].float()
 
     def score(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Return logits at every position of a prompt, (T, vocabulary), and leave the cache empty."""
