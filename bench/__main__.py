@@ -1,4 +1,4 @@
-"""`python -m bench [PART ...]`: all of latency, silence, fidelity, killing and stats_speed without arguments.
+"""`python -m bench [PART ...]`: all of them without arguments.
 
 Each part prints its table and the line that the README quotes, and writes bench-results/PART.json. Run it on an
 idle machine: the parts say how busy it was.
@@ -14,7 +14,7 @@ from pathlib import Path
 from enginecmp.errors import CmpError
 from enginecmp.telemetry.idle import measure_busyness, wait_until_idle
 
-PARTS = ("latency", "silence", "fidelity", "killing", "stats_speed")
+PARTS = ("latency", "silence", "fidelity", "killing", "stats_speed", "load", "scenarios")
 
 
 def main(names: list[str]) -> int:
