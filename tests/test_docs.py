@@ -35,7 +35,7 @@ def test_hooks_md_names_every_field(kind: type) -> None:
     assert [field for field in kind.__struct_fields__ if f"| `{field}` |" not in text] == []
 
 
-@pytest.mark.parametrize("kind", [types.Manifest, types.Sample])
+@pytest.mark.parametrize("kind", [types.Manifest, types.Sample, types.TelemetryReading])
 def test_results_format_names_every_key(kind: type) -> None:
     text = read("results-format.md")
     assert [field for field in kind.__struct_fields__ if f"`{field}`" not in text and f'"{field}"' not in text] == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from enginecmp.errors import UsageError
-from enginecmp.plugins import discover, find
+from enginecmp.plugins import discover, find, sensor_modules
 
 GOOD = """
 from enginecmp import EngineInfo, hookimpl
@@ -84,3 +84,20 @@ def test_two_plugins_cannot_share_a_name(develop: Callable[..., None]) -> None:
 def test_an_unknown_engine_gets_the_nearest_name() -> None:
     with pytest.raises(UsageError, match="did you mean 'llamacpp'"):
         find("lamacpp", discover())
+
+
+SENSORS_ALONE = """
+from enginecmp import hookimpl
+
+@hookimpl
+def cmp_telemetry():
+    raise AssertionError("called in the sensors' process only")
+"""
+
+
+def test_a_plugin_of_sensors_alone_is_found_and_is_no_engine(develop: Callable[..., None]) -> None:
+    develop(cmp_test_meter=SENSORS_ALONE, cmp_test_fine=GOOD.format(name="fine"))
+    assert sensor_modules() == ["cmp_test_meter"]
+    assert [plugin for plugin in discover() if plugin.module == "cmp_test_meter"] == []
+    with pytest.raises(UsageError, match="unknown engine 'cmp_test_meter'"):
+        find("cmp_test_meter", discover())

@@ -159,3 +159,14 @@ def test_sensors_can_be_left_off(cmp: CommandLine, line: list[str], tmp_path: Pa
     run = only_run(tmp_path / "results")
     assert not (run / "telemetry.jsonl").exists()
     assert "--no-sensors" in read_manifest(run).environment["sensors"]["sensors"]["absent"]
+
+
+def test_the_list_of_engines_can_name_the_sensors(cmp: CommandLine, tmp_path: Path) -> None:
+    script = tmp_path / "sensors.json"
+    script.write_text(json.dumps([{"name": "meter"}, {"name": "gone", "absent": "gone: no meter; plug one in"}]))
+    env = {"CMP_PLUGINS": f"{FAKE_MODULE},enginecmp.testing.fake_sensors", "FAKE_SENSORS": str(script)}
+    document = json.loads(cmp("engines", "--sensors", "--json", env=env).stdout)
+    assert document["sensors"]["meter"] == {"facts": {}}
+    assert document["sensors"]["gone"] == {"absent": "gone: no meter; plug one in"}
+    assert "fake_sensors" not in {engine["name"] for engine in document["engines"]}
+    assert "gone: no meter; plug one in" in cmp("engines", "--sensors", env=env).stdout

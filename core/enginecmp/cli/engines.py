@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,34 @@ _PROBE_SECONDS = 20.0
 
 @click.command("engines", short_help="List engines.")
 @click.option("--device", help="Ask about this device; each engine's default without it.")
+@click.option("--sensors", is_flag=True, help="List the sensors too, and why the missing ones are absent.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(device: str | None, as_json: bool) -> None:
+def command(device: str | None, sensors: bool, as_json: bool) -> None:
     """List every engine: name, version, devices, and whether it can run here.
 
     An engine that cannot run shows the reason and the command that mends it. A plugin that fails to import is
     listed as broken with its error.
     """
     rows = [_row(plugin, probe) for plugin, probe in probe_all(discover(), device)]
+    readable = _sensors() if sensors else {}
     if as_json:
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode({"engines": rows}), indent=2) + b"\n")
+        document = {"engines": rows, **({"sensors": readable} if sensors else {})}
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
         return
     _print_table(rows)
+    if sensors:
+        _print_sensors(readable)
+
+
+def _sensors() -> dict[str, dict[str, Any]]:
+    """Start every sensor once; return facts, or the reason why it is absent."""
+    from enginecmp.plugins import sensor_modules
+    from enginecmp.telemetry.watch import Telemetry
+
+    with tempfile.TemporaryDirectory(prefix="cmp-sensors-") as folder:
+        say = partial(print, file=sys.stderr)
+        with Telemetry(Path(folder), say, sensor_modules()) as telemetry:
+            return telemetry.facts()
 
 
 def probe_all(plugins: list[Plugin], device: str | None = None) -> list[tuple[Plugin, Probe]]:
@@ -100,3 +117,11 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         if row["status"] != "available":
             mend = f"\n  mend: {row['mend']}" if row["mend"] else ""
             console.print(f"\n{row['name']}: {row['reason']}{mend}", markup=False, soft_wrap=True)
+
+
+def _print_sensors(readable: dict[str, dict[str, Any]]) -> None:
+    print("\nsensors")
+    for name, said in readable.items():
+        absent = said.get("facts", {}).get("absent", {})
+        parts = [f"not {value}: {reason}" for value, reason in absent.items()] if isinstance(absent, dict) else []
+        print(f"  {name}: {str(said.get('absent', '')).removeprefix(f'{name}: ') or '; '.join(['read', *parts])}")

@@ -17,7 +17,7 @@ from typing import Self
 CONDITIONS = 32
 """Conditions that fit, one slot for each sensor that reports one."""
 
-INTERVALS = 256
+INTERVALS = 1024
 """Latest intervals kept of each."""
 
 NAME_BYTES = 40

@@ -83,6 +83,11 @@ class Telemetry:
         self._channel = Channel(ours)
         self._socket = ours
 
+    @property
+    def pid(self) -> int:
+        """Process id of the sensors' process; 0 where there is none."""
+        return 0 if self._process is None else self._process.pid
+
     def facts(self) -> dict[str, dict[str, Any]]:
         """Return for each sensor {"facts": ...} or {"absent": reason}; waits until all have started or given up."""
         end = time.monotonic() + _START_SECONDS
