@@ -13,18 +13,20 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "enginecmp.hookspecs": ("Session", "hookimpl"),
-    "enginecmp.types": ("NO_ID", "EngineInfo", "LoadOptions", "ModelInfo", "Probe", "Request"),
+    "enginecmp.types": ("ENDED", "NO_ID", "EngineInfo", "LoadOptions", "ModelInfo", "Probe", "Request"),
     "enginecmp.errors": (
         "CmpError",
         "ContextOverflow",
         "EngineError",
         "ModelError",
+        "RequestFailed",
         "RoundTripError",
         "UnknownOption",
         "UnsupportedModel",
         "did_you_mean",
     ),
     "enginecmp.models.gguf_file": ("GGUFFile", "TensorInfo", "read_gguf"),
+    "enginecmp.models.tokenizer": ("load_tokenizer",),
     "enginecmp.kinds.operation": ("matrices",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         ContextOverflow,
         EngineError,
         ModelError,
+        RequestFailed,
         RoundTripError,
         UnknownOption,
         UnsupportedModel,
@@ -43,9 +46,11 @@ if TYPE_CHECKING:
     from enginecmp.hookspecs import Session, hookimpl
     from enginecmp.kinds.operation import matrices
     from enginecmp.models.gguf_file import GGUFFile, TensorInfo, read_gguf
-    from enginecmp.types import NO_ID, EngineInfo, LoadOptions, ModelInfo, Probe, Request
+    from enginecmp.models.tokenizer import load_tokenizer
+    from enginecmp.types import ENDED, NO_ID, EngineInfo, LoadOptions, ModelInfo, Probe, Request
 
 __all__ = [
+    "ENDED",
     "NO_ID",
     "CmpError",
     "ContextOverflow",
@@ -57,6 +62,7 @@ __all__ = [
     "ModelInfo",
     "Probe",
     "Request",
+    "RequestFailed",
     "RoundTripError",
     "Session",
     "TensorInfo",
@@ -65,6 +71,7 @@ __all__ = [
     "__version__",
     "did_you_mean",
     "hookimpl",
+    "load_tokenizer",
     "matrices",
     "read_gguf",
 ]

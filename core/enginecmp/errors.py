@@ -6,6 +6,7 @@ CmpError                    exit code 1
 │   └── UnsupportedModel    well-formed, but not for this engine
 ├── EngineError             an engine cannot do what was asked
 │   ├── UnknownOption       an engine option that the engine does not know
+│   ├── RequestFailed       one of several requests in flight; the others go on
 │   ├── ContextOverflow     more tokens than the session's context holds
 │   └── RoundTripError      a text-only engine does not read its prompt back as the same ids
 ├── LaunchError             a worker crashed, hung or broke the protocol
@@ -43,6 +44,18 @@ class EngineError(CmpError):
 
 class UnknownOption(EngineError):
     """An engine option that the engine does not know."""
+
+
+class RequestFailed(EngineError):
+    """One of several requests in flight cannot be finished; the engine has forgotten it, the others go on.
+
+    Attributes:
+        request_id: which.
+    """
+
+    def __init__(self, message: str, request_id: str) -> None:
+        super().__init__(message)
+        self.request_id = request_id
 
 
 class ContextOverflow(EngineError):

@@ -124,8 +124,13 @@ def cmp_submit(session: Session, request: Request) -> bool | None:
 def cmp_step(session: Session) -> Sequence[tuple[str, int]] | None:
     """Advance every submitted request by one step and return its new (request id, token id) pairs.
 
-    Timed by the worker like a yield. A request that has all its `output_tokens` leaves by itself. An empty
-    sequence means that nothing is in flight.
+    Timed by the worker like a yield. At most one pair a request. A request that has all its `output_tokens` leaves
+    by itself; one whose engine handed out several tokens at once ends with the pair (id, `ENDED`), and its per-token
+    gaps are reported as absent. An empty sequence means that nothing came, or that nothing is in flight.
+
+    Raises:
+        RequestFailed: one request failed and is forgotten; the others are still in flight. After any other error all
+            of them count as failed, and `cmp_reset` follows.
     """
 
 

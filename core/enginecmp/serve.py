@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from enginecmp import clock
-from enginecmp.errors import CmpError, EngineError
+from enginecmp.errors import CmpError, EngineError, RequestFailed
 from enginecmp.generate import generate
 from enginecmp.loadgen.board import FIELDS, Board, Field, Header, Stop
 from enginecmp.loadgen.desk import Desk, serve_queue
 from enginecmp.protocol import PHASES, Progress
 from enginecmp.telemetry.contention import ContentionSensor, between
-from enginecmp.types import Request
+from enginecmp.types import ENDED, Request
 
 _QUICK_NS = 100_000
 _EMPTY_STEPS = 100
@@ -78,6 +78,13 @@ def serve_batching(
             before_ns = now_ns()
             try:
                 pairs = hook.cmp_step(session=session)
+            except RequestFailed as raised:
+                if (failed := flying.pop(raised.request_id, None)) is None:
+                    msg = f"cmp_step failed request {raised.request_id!r}, which is not in flight: {raised}"
+                    raise EngineError(msg) from raised
+                desk.fail([failed.number], "step", raised)
+                desk.answer()
+                continue
             except BaseException as raised:
                 desk.fail([flight.number for flight in flying.values()], "step", raised)
                 desk.answer()
@@ -112,12 +119,17 @@ def _stamp(
     words = desk.words
     over = False
     seen: set[str] = set()
-    for name, _ in pairs:
+    for name, token in pairs:
         flight = flying.get(name)
         if flight is None or name in seen:
             raise EngineError(_wrong(name, flight is not None, seen, desk))
         seen.add(name)
         number, row = flight
+        if token == ENDED:
+            over = True
+            del flying[name]
+            desk.finish(number, step_ns, requests[number].output_tokens)
+            continue
         marked = words[row + Field.MARKED]
         words[row + FIELDS + marked] = step_ns
         words[row + Field.MARKED] = marked + 1
@@ -278,7 +290,8 @@ def batch(hook: Any, session: Any, message: dict[str, Any]) -> dict[str, list[in
     waiting = deque(msgspec.convert(request, Request) for request in message["requests"])
     every: int = message.get("every", 0)
     ids: dict[str, list[int]] = {request.id: [] for request in waiting}
-    wanted = sum(request.output_tokens for request in waiting)
+    asked = {request.id: request.output_tokens for request in waiting}
+    wanted = sum(asked.values())
     steps = submitted = 0
     while (had := sum(map(len, ids.values()))) < wanted:
         while waiting and submitted * every <= steps and hook.cmp_submit(session=session, request=waiting[0]):
@@ -290,5 +303,8 @@ def batch(hook: Any, session: Any, message: dict[str, Any]) -> dict[str, list[in
             msg = f"cmp_step gave {had} of {wanted} tokens and then nothing"
             raise CmpError(msg)
         for request_id, token in pairs:
-            ids[request_id].append(token)
+            if token == ENDED:
+                wanted -= asked[request_id] - len(ids[request_id])
+            else:
+                ids[request_id].append(token)
     return ids

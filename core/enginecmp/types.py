@@ -23,6 +23,9 @@ SCHEMA = "enginecmp/1"
 NO_ID = -1
 """Yielded by an engine whose API hands out text, not token ids."""
 
+ENDED = -2
+"""From `cmp_step`, in a token's place: the request has all its tokens, but fewer pairs, as some held several."""
+
 Device = Literal["cpu", "cuda", "metal", "vulkan", "rocm", "emulated"]
 Numerics = Literal["default", "exact"]
 Arrival = Literal["constant", "poisson", "gamma", "trace"]
