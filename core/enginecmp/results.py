@@ -22,6 +22,7 @@ from enginecmp.types import SCHEMA, Manifest, Sample
 MANIFEST = "manifest.json"
 SAMPLES = "samples.jsonl"
 LAUNCHES = "launches.jsonl"
+CALIBRATION = "calibration.jsonl"
 LOGS = "logs"
 
 TORN_LAUNCH = "torn_launch"

@@ -26,14 +26,17 @@ from enginecmp.plan import PlannedLaunch, plan_launches
 from enginecmp.plugins import Plugin, sensor_modules
 from enginecmp.prompts import PromptSet
 from enginecmp.results import (
+    CALIBRATION,
     LOGS,
     LaunchRecord,
     RunWriter,
     Torn,
     finished_launches,
     mark_torn,
+    write_atomically,
 )
 from enginecmp.scenarios import Scenario
+from enginecmp.sweep import calibrate, described
 from enginecmp.telemetry.watch import Telemetry
 from enginecmp.types import SCHEMA, Equivalence, LoadOptions, Manifest, ModelInfo, RunEngine, RunModel, Sample
 
@@ -226,6 +229,9 @@ def execute(
                 manifest.equivalence = _gate(request, prompts, folder, say)
             manifest.environment["sensors"] = telemetry.facts()
             manifest.environment["doctor"] = _examine(folder.parent, say)
+            if request.scenario.offered_load and not request.scenario.calibration:
+                request.scenario = _calibrated(request, prompts, folder, telemetry, say)
+                manifest.scenario = msgspec.to_builtins(request.scenario)
             writer.write_manifest()
             outcome = _launches(request, prompts, writer, over, torn, telemetry, say)
         manifest.environment["sensors"] = telemetry.facts()
@@ -247,6 +253,24 @@ def _examine(results: Path, say: Callable[[str], None]) -> list[dict[str, str]]:
     if bad := [finding.check for finding in findings if finding.severity == "warning"]:
         say(f"warning: this will disturb the measurement: {', '.join(bad)}; `cmp doctor` says why and what mends it")
     return doctor.short(findings)
+
+
+def _calibrated(
+    request: RunRequest, prompts: PromptSet, folder: Path, telemetry: Telemetry, say: Callable[[str], None]
+) -> Scenario:
+    """Return the scenario of a sweep with its rates fixed; what was measured for that is kept beside the samples."""
+
+    def drive(
+        scenario: Scenario, planned: PlannedLaunch, contender: Contender, keep: Callable[[Sample], None]
+    ) -> LaunchRecord:
+        driver = Driver(scenario, request.model, prompts, request.seed, folder / LOGS, telemetry)
+        return driver.run(planned, contender, f"calibration-{contender.label}", keep)
+
+    scenario, samples = calibrate(request.scenario, request.contenders, drive, say)
+    write_atomically(folder / CALIBRATION, b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples))
+    for line in described(scenario):
+        say(line)
+    return scenario
 
 
 def _gate(request: RunRequest, prompts: PromptSet, folder: Path, say: Callable[[str], None]) -> list[Equivalence]:
@@ -282,12 +306,13 @@ def _launches(
 ) -> Outcome:
     scenario, folder = request.scenario, writer.folder
     contenders = {contender.label: contender for contender in request.contenders}
+    labels = [label for label in contenders if any(scenario.offered(cell, label) for cell in scenario.cells)]
     plan = plan_launches(
-        list(contenders), scenario.blocks, request.seed, len(scenario.cells) if scenario.launch_per_cell else None
+        labels, scenario.blocks, request.seed, len(scenario.cells) if scenario.launch_per_cell else None
     )
     done = {record.key for record in over}
     driver = Driver(scenario, request.model, prompts, request.seed, folder / LOGS, telemetry)
-    pace = Pace(plan, over)
+    pace = Pace([planned for planned in plan if _offered(scenario, planned)], over)
     flags: Counter[str] = Counter()
     failed = [record for record in over if record.status != "ok"]
     given_up: list[str] = []
@@ -311,7 +336,7 @@ def _launches(
             if contenders.keys() <= set(retired):
                 writer.manifest.scenario["blocks"] = planned.block
                 break
-        if planned.engine in given_up or planned.engine in retired:
+        if planned.engine in given_up or planned.engine in retired or not _offered(scenario, planned):
             continue
         record = driver.run(planned, contenders[planned.engine], _name(planned, torn), keep)
         writer.end_launch(record)
@@ -331,6 +356,11 @@ def _launches(
         flagged=dict(flags),
         given_up=given_up,
     )
+
+
+def _offered(scenario: Scenario, planned: PlannedLaunch) -> bool:
+    """Say whether a launch has anything to measure: a sweep spares engines rates far beyond what they can do."""
+    return planned.cell is None or scenario.offered(scenario.cells[planned.cell], planned.engine)
 
 
 def _name(planned: PlannedLaunch, torn: Torn) -> str:

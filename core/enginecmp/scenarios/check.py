@@ -76,10 +76,14 @@ def _cell_problems(cell: Cell, scenario: Scenario) -> Iterator[tuple[str, object
         yield f'concurrency = 1 with kind = "{scenario.kind}"', cell.concurrency
     if scenario.kind == "operation" and cell.variant not in scenario.variants:
         yield f"a variant of {', '.join(scenario.variants) or '[variants]'} in every cell", repr(cell.variant or "")
+    if scenario.offered_load and scenario.arrival == "trace":
+        yield "arrival constant, poisson or gamma beside offered_load", "trace"
     if scenario.kind == "load" and not scenario.launch_per_cell:
         yield 'launch_per_cell = true with kind = "load"', "false"
     if scenario.kind == "load" and cell.variant not in ("cold", "warm"):
         yield 'variant = "cold" or "warm" in every cell', repr(cell.variant or "")
+    if scenario.offered_load and not scenario.calibration and (cell.arrival or scenario.kind != "requests"):
+        yield "cells without arrival of kind requests beside offered_load, which sets rates itself", "others"
     rate = cell.rate_per_second or 0.0
     if not cell.arrival and rate:
         yield "an arrival (constant, poisson, gamma) beside rate_per_second", "none"
