@@ -83,6 +83,15 @@ def test_fewer_than_ten_full_launches_leave_a_claim_open() -> None:
     assert row.status == "holds"
 
 
+def test_flagged_requests_refute_nothing() -> None:
+    run = simulate_run(TWICE)
+    run.manifest.scenario["expect"] = [{"engine": "engine", "metric": "e2e_seconds", "low": 1.0}]
+    (group,) = analyse([run]).groups
+    assert [row.status for row in expectations(group)] == ["refuted"]
+    (row,) = expectations(group, include_flagged=True)
+    assert (row.status, row.reason) == ("open", "flagged requests are counted")
+
+
 def test_a_claim_picks_its_cells() -> None:
     cells = (Cell(10, 4), Cell(50, 4))
     assert [row.cell for row in _claim(cells=cells, metric="ttft_seconds", high=1.0)] == list(cells)

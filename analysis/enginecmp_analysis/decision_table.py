@@ -29,7 +29,7 @@ from enginecmp_analysis.layout import (
     show_ratio,
     wrap,
 )
-from enginecmp_analysis.money import COSTS, SPLIT
+from enginecmp_analysis.money import COSTS, PRIMARY_COST, SPLIT, WHOLE
 from enginecmp_analysis.schema import StatsReport
 
 _MARKS = {"cheaper": "+", "more": "+", "dearer": "-", "fewer": "-", "equivalent": "="}
@@ -112,8 +112,9 @@ def actual_words(row: ExpectationRow) -> str:
     limits = "" if row.ci_low is None or not math.isfinite(row.ci_low) else f" [{row.ci_low:.4g}, {row.ci_high:.4g}]"
     text = f"{row.actual:.4g}{limits}"
     if row.status == "refuted":
-        below = row.low is not None and row.actual < row.low
-        text += f": at least {show_percent(row.off_by)} {'below' if below else 'above'}"
+        side = "below" if row.low is not None and row.actual < row.low else "above"
+        far = f"{show_percent(row.off_by)} {side}" if row.off_by < 1 else f"{row.off_by + 1:.3g} times the claim"
+        text += f": at least {far}"
     return text + (f": {row.reason}" if row.reason else "")
 
 
@@ -142,9 +143,11 @@ def _money(money: Money) -> Iterator[Line]:
     unit = money.currency or "unit of the price"
     prices = {row.engine: row.price_per_hour for row in money.rows}
     listed = ", ".join(f"{engine} {price:g}" for engine, price in prices.items())
-    yield from ((text, "bold") for text in wrap(f"money in {unit}; an hour of a machine: {listed}", ""))
+    hour = f"; an hour of a machine: {listed}" if listed else ""
+    yield from ((text, "bold") for text in wrap(f"money in {unit}{hour}", ""))
     for place in dict.fromkeys((row.scenario, row.cell) for row in money.rows):
         rows = [row for row in money.rows if (row.scenario, row.cell) == place]
+        yield "", ""
         yield from ((text, "bold") for text in wrap(f"{place[0]}, {cell_name(place[1])}", ""))
         for metric in dict.fromkeys(row.metric for row in rows):
             comparisons = [c for c in money.comparisons if (c.scenario, c.cell, c.metric) == (*place, metric)]
@@ -161,9 +164,10 @@ def _cost(rows: Sequence[CostRow], comparisons: Sequence[CostComparison]) -> Ite
         "higher is better" if kind.higher_is_better else "lower is better",
         charge_words(rows[0]),
     ]
-    yield "", ""
     yield from ((text, "bold") for text in wrap(f"{kind.name}  ({'; '.join(filter(None, notes))})", ""))
-    for c in comparisons:
+    # Where everything is charged to either side, both have the ratio of the whole, which is told above them.
+    apart = rows[0].charged != WHOLE or rows[0].metric == PRIMARY_COST
+    for c in comparisons if apart else ():
         mark = _MARKS.get(c.verdict, "~")
         yield from ((text, _STYLES[mark]) for text in wrap(cost_words(c), f"{mark} "))
         for text in c.warnings:
@@ -185,7 +189,7 @@ def charge_words(row: CostRow) -> str:
         return ""
     if row.charged == SPLIT:
         return "decode alone" if "output" in row.metric else "prefill alone"
-    return "everything: input and output are not to be added"
+    return "everything; not to be added to the other"
 
 
 def cost_words(c: CostComparison) -> str:

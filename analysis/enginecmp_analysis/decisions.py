@@ -41,7 +41,9 @@ def decide_more(analysis: Analysis, options: Options, questions: Questions) -> N
     """
     report, groups = analysis.report, analysis.groups
     add_quality(analysis)
-    report.expectations = [row for group in groups for row in expectations(group)] or report.expectations
+    report.expectations = [
+        row for group in groups for row in expectations(group, include_flagged=options.include_flagged)
+    ] or report.expectations
     if questions.promises:
         report.slos = [
             line
@@ -53,4 +55,6 @@ def decide_more(analysis: Analysis, options: Options, questions: Questions) -> N
     if questions.demand_per_second is not None or questions.budget_per_hour is not None:
         need = Need(questions.promises, questions.demand_per_second, questions.budget_per_hour, questions.prices)
         report.capacity = capacity(analysis, need)
+        if options.include_flagged:
+            report.warnings.append("machines: flagged requests are counted, so nothing is proven")
     report.pareto = [row for group in groups for row in pareto(group, options, questions.prices)] or report.pareto

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginecmp.types import Cell
-from enginecmp_analysis.cells import is_concurrent
+from enginecmp_analysis.cells import cell_order, is_concurrent
 from enginecmp_analysis.columns import MEASURE, Columns
 from enginecmp_analysis.decision_schema import CostComparison, CostRow, Money
 from enginecmp_analysis.judge import Options, candidates, judge
@@ -232,7 +232,7 @@ def money(analysis: Analysis, prices: Prices, options: Options) -> Money:
             report.absent.append(f"{group.context.scenario}: measures no requests, so nothing has a cost")
             continue
         found, charged = costs(group, prices)
-        cells = list(dict.fromkeys(cell for _, cell, _ in found if cell is not None))
+        cells = sorted({cell for _, cell, _ in found if cell is not None}, key=cell_order)
         found = {
             (engine, cell, name): found[engine, cell, name]
             for cell in cells
@@ -250,6 +250,10 @@ def money(analysis: Analysis, prices: Prices, options: Options) -> Money:
         )
         report.comparisons += [_worded(c) for c in judge(group.context.scenario, family, options)]
         report.absent += _absent(group, found, prices)
+        if not found:
+            report.absent.append(
+                f"{group.context.scenario}: no request ended well and unflagged, so nothing has a cost"
+            )
     report.comparisons.sort(key=lambda c: not c.primary)
     return report
 
