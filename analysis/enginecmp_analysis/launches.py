@@ -131,7 +131,7 @@ class _RunMeans:
         per_request = {
             name: request_values(name, columns, self.times) for name in self.wanted if METRICS[name].per == "request"
         }
-        steady: dict[str, dict[Cell, Windows]] = {}
+        steady: dict[str, list[Place]] = {}
         for place in places(columns, self.kept):
             engine, cell, members = place.engine, place.cell, place.rows
             for name, values in per_request.items():
@@ -144,10 +144,10 @@ class _RunMeans:
                 if len(present):
                     gaps, counts = gap_values(columns, present)
                     yield (engine, cell, "itl_seconds"), _reduce(self.number, columns, present, gaps, counts)
-            steady.setdefault(engine, {})[cell] = place.found
+            steady.setdefault(engine, []).append(place)
             yield from self._of_launches(place)
-        for engine, cells in steady.items():
-            yield from self._of_blocks(engine, cells)
+        for engine, of_engine in steady.items():
+            yield from self._of_blocks(engine, of_engine)
 
     def _loads(self) -> Found:
         """Yield what is measured before the first request: one value a launch, whatever its cells.
@@ -239,13 +239,13 @@ class _RunMeans:
             np.r_[found.requests, [len(part) for part in rows]].astype(np.int64),
         )
 
-    def _of_blocks(self, engine: str, cells: dict[Cell, Windows]) -> Found:
+    def _of_blocks(self, engine: str, of_engine: list[Place]) -> Found:
         """Yield what takes several cells of a block."""
         if "scaling_efficiency" in self.wanted:
-            for cell, (block, values, requests) in scaling(cells).items():
+            for cell, (block, values, requests) in scaling(of_engine).items():
                 yield from self._one_a_launch((engine, cell, "scaling_efficiency"), block, values, requests)
         if "saturation_requests_per_second" in self.wanted:
-            for cell, (block, values, requests) in saturation(cells)[0].items():
+            for cell, (block, values, requests) in saturation(self.columns, of_engine)[0].items():
                 yield from self._one_a_launch((engine, cell, "saturation_requests_per_second"), block, values, requests)
         if "kv_bytes_per_token" in self.wanted and "kv_cache_bytes" in self.columns.metrics:
             rows = np.flatnonzero(self.kept & (self.columns.engine == self.columns.engines.index(engine)))

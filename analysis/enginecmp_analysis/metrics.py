@@ -128,7 +128,7 @@ _RATES = (
     Metric(
         "requests_per_second",
         True,
-        "requests that ended inside the steady window / its length, one value a launch",
+        "requests served inside the steady window, those at its ends in part / its length, one value a launch",
         per="launch",
         aliases={"vllm": "request_throughput", "aiperf": "request_throughput", "guidellm": "requests_per_second"},
     ),
@@ -152,7 +152,8 @@ _RATES = (
     Metric(
         "saturation_requests_per_second",
         True,
-        "capacity C of a sweep, fitted to completed = min(offered, C), one value a launch; absent if never reached",
+        "requests served a second in an open loop while others wait for the engine, one value a launch; absent where "
+        "it kept up with every rate of the sweep",
         per="launch",
         better="more",
         worse="less",

@@ -60,7 +60,8 @@ def invalid_cells(runs: Iterable[Run]) -> list[str]:
         return []
     for run in runs:
         columns = run.columns
-        phase = columns.phase == MEASURE
+        # A request that was never answered carries its status, whatever the generator did.
+        phase = (columns.phase == MEASURE) & ~columns.failed()
         spoilt = columns.flagged(LATE)
         for code, label in enumerate(columns.engines):
             for number, cell in enumerate(columns.cells):

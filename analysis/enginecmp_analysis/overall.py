@@ -15,7 +15,7 @@ from enginecmp_analysis.launches import Block
 from enginecmp_analysis.schema import Finding
 from enginecmp_analysis.student import mean_interval
 from enginecmp_analysis.sweep import saturation
-from enginecmp_analysis.windows import Place, Windows
+from enginecmp_analysis.windows import Place
 
 
 def geometric_means(group: GroupResult) -> Iterator[Finding]:
@@ -61,12 +61,10 @@ def geometric_means(group: GroupResult) -> Iterator[Finding]:
 def missed_saturation(group: GroupResult, steady: Sequence[Sequence[Place]]) -> Iterator[Finding]:
     """Yield for every sweep that did not reach saturation how much the engine kept up with."""
     missed: dict[tuple[str, Cell], list[float]] = {}
-    for places in steady:
-        cells: dict[str, dict[Cell, Windows]] = {}
-        for place in places:
-            cells.setdefault(place.engine, {})[place.cell] = place.found
-        for engine, found in cells.items():
-            for sweep, top in saturation(found)[1].items():
+    for run, places in zip(group.runs, steady, strict=True):
+        for engine in dict.fromkeys(place.engine for place in places):
+            mine = [place for place in places if place.engine == engine]
+            for sweep, top in saturation(run.columns, mine)[1].items():
                 missed.setdefault((engine, sweep), []).append(top)
     for (engine, sweep), tops in missed.items():
         top = float(np.median(tops))

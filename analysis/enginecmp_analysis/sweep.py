@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from enginecmp.types import Cell
-from enginecmp_analysis.windows import Windows
+from enginecmp_analysis.columns import MEASURE, Columns
+from enginecmp_analysis.stamps import NS
+from enginecmp_analysis.windows import Place, served_inside
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-KEEPS_UP = 0.95
-"""An engine that completes this share of what it is offered keeps up: the rest is what is still in flight."""
-
 LEAST_RATES = 3
-"""A knee takes one rate below it, one above it, and one more."""
+"""Fewer rates are no sweep."""
+
+SATURATED = 0.5
+"""A rate saturates an engine when some request waits for it during more than this share of the time."""
 
 REACHED_SHARE = 0.8
 """Share of the launches that must have reached saturation before a capacity is given."""
@@ -27,12 +30,13 @@ Values = tuple[Ints, Floats, Ints]
 """Block, value and number of requests of each launch."""
 
 
-def scaling(cells: Mapping[Cell, Windows]) -> dict[Cell, Values]:
+def scaling(places: Iterable[Place]) -> dict[Cell, Values]:
     """Return throughput of c users / (c x throughput of one user) for closed loops, launch by launch.
 
     Args:
-        cells: windows of one engine.
+        places: cells of one engine.
     """
+    cells = {place.cell: place.found for place in places}
     found: dict[Cell, Values] = {}
     for cell, many in cells.items():
         one = cells.get(msgspec.structs.replace(cell, concurrency=1))
@@ -47,72 +51,109 @@ def scaling(cells: Mapping[Cell, Windows]) -> dict[Cell, Values]:
     return found
 
 
-def saturation(cells: Mapping[Cell, Windows]) -> tuple[dict[Cell, Values], dict[Cell, float]]:
-    """Return the capacity of one engine in each of its sweeps, block by block.
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One launch at one rate.
 
-    A sweep is three or more rates of cells that are alike otherwise; it is named by their cell without a rate.
+    Attributes:
+        share: of the time in which some request waited in front of the engine.
+        seconds: that time.
+        served: requests served in it.
+        offered: requests sent a second.
+    """
+
+    share: float
+    seconds: float
+    served: float
+    offered: float
+
+
+def waiting(columns: Columns, rows: Ints, well: Ints) -> Waiting:
+    """Return how long requests waited in one launch of an open loop, and what was served meanwhile.
+
+    As long as somebody waits, the engine has as much work as it takes: what it serves then is its capacity, for
+    engines that queue and for those that batch alike. Outside of these times it may idle, or work on half a batch.
 
     Args:
-        cells: windows of one engine.
+        columns: the run.
+        rows: measured requests of the launch, failed ones included; those never started wait until they are refused.
+        well: its requests that ended well, warm-up included.
+    """
+    sent = columns.intended_ns[rows]
+    begin, last = int(sent.min()), int(sent.max())
+    if last <= begin:
+        return Waiting(np.nan, 0.0, 0.0, np.nan)
+    edges = merged(np.maximum(sent, begin), np.minimum(columns.start_ns[rows], last))
+    spent = sum(high - low for low, high in edges)
+    served = sum(served_inside(columns, well, low, high) for low, high in edges)
+    return Waiting(spent / (last - begin), spent * NS, served, (len(rows) - 1) / ((last - begin) * NS))
+
+
+def merged(begins: Ints, ends: Ints) -> list[tuple[int, int]]:
+    """Return the union of intervals as intervals that do not overlap; empty ones are dropped."""
+    some = ends > begins
+    order = np.argsort(begins[some], kind="stable")
+    begins, ends = begins[some][order], np.maximum.accumulate(ends[some][order])
+    if len(begins) == 0:
+        return []
+    first = np.flatnonzero(np.r_[True, begins[1:] > ends[:-1]])
+    return list(zip(begins[first].tolist(), ends[np.r_[first[1:] - 1, len(ends) - 1]].tolist(), strict=True))
+
+
+def saturation(columns: Columns, places: Iterable[Place]) -> tuple[dict[Cell, Values], dict[Cell, float]]:
+    """Return the capacity of one engine in each of its sweeps, block by block.
+
+    A sweep is three or more rates of cells that are alike otherwise; it is named by their cell without a rate. A
+    launch reached saturation when requests waited most of the time at its largest rate; its capacity is what was
+    served a second while requests waited, over all rates at which they did so most of the time.
+
+    Args:
+        columns: the run.
+        places: cells of one engine.
 
     Returns:
         Capacities of sweeps that reached saturation, and of the others the largest rate offered.
     """
-    sweeps: dict[Cell, list[Windows]] = {}
-    for cell, window in cells.items():
-        if cell.arrival:
-            sweeps.setdefault(msgspec.structs.replace(cell, rate_per_second=msgspec.UNSET), []).append(window)
+    sweeps: dict[Cell, list[Place]] = {}
+    for place in places:
+        if place.cell.arrival:
+            sweeps.setdefault(msgspec.structs.replace(place.cell, rate_per_second=msgspec.UNSET), []).append(place)
     reached: dict[Cell, Values] = {}
     missed: dict[Cell, float] = {}
     for sweep, parts in sweeps.items():
         if len(parts) < LEAST_RATES:
             continue
-        blocks = np.unique(np.concatenate([part.block for part in parts]))
-        offered, completed, requests = (np.full((len(blocks), len(parts)), np.nan) for _ in range(3))
-        for column, part in enumerate(parts):
-            for i, block in enumerate(part.block.tolist()):
-                at = int(np.searchsorted(blocks, block))
-                offered[at, column] = part.sent_per_second[i]
-                completed[at, column] = part.completed[i] / part.seconds[i]
-                requests[at, column] = part.requests[i]
-        values = np.array([capacity(x, y) for x, y in zip(offered, completed, strict=True)])
-        usable = np.isfinite(offered + completed).sum(axis=1) >= LEAST_RATES
-        top = np.nanmax(np.where(np.isfinite(offered), offered, 0), axis=1)
-        if usable.any() and np.isfinite(values[usable]).mean() >= REACHED_SHARE:
-            # A launch that kept up with everything has at least the capacity that it was offered.
-            capped = np.where(np.isfinite(values), values, top)[usable]
-            reached[sweep] = (blocks[usable], capped, np.nansum(requests[usable], axis=1).astype(np.int64))
-        elif usable.any():
-            missed[sweep] = float(np.median(top[usable]))
+        blocks: dict[int, list[Waiting]] = {}
+        requests: dict[int, int] = {}
+        for place in parts:
+            for rows in _launches(columns, place):
+                block = int(columns.block[rows[0]])
+                well = place.well[columns.launch[place.well] == columns.launch[rows[0]]]
+                blocks.setdefault(block, []).append(waiting(columns, rows, well))
+                requests[block] = requests.get(block, 0) + len(rows)
+        whole = {block: found for block, found in blocks.items() if len(found) >= LEAST_RATES}
+        found = {block: capacity for block, rates in whole.items() if np.isfinite(capacity := _capacity(rates))}
+        if whole and len(found) >= REACHED_SHARE * len(whole):
+            counts = np.array([requests[block] for block in found], dtype=np.int64)
+            reached[sweep] = (np.array(list(found)), np.array(list(found.values())), counts)
+        elif whole:
+            missed[sweep] = float(np.median([max(rate.offered for rate in rates) for rates in whole.values()]))
     return reached, missed
 
 
-def capacity(offered: ArrayLike, completed: ArrayLike) -> float:
-    """Return the capacity C that fits completed = min(offered, C) best; NaN where saturation was not reached.
-
-    Least squares on logarithms, solved for every number of saturated rates. The utilization law bounds the
-    throughput of a server by the offered rate below its capacity and by the capacity above (Denning & Buzen 1978);
-    rates are those that the drawn arrivals really had, so chance in the arrivals is no error of the fit.
-
-    Args:
-        offered: (k,) requests sent a second.
-        completed: (k,) requests completed a second while they were sent.
-    """
-    x, y = np.asarray(offered, dtype=np.float64), np.asarray(completed, dtype=np.float64)
-    known = np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > 0)
-    order = np.argsort(x[known])
-    x, y = np.log(x[known][order]), np.log(y[known][order])
-    n = len(x)
-    if n < LEAST_RATES:
+def _capacity(rates: list[Waiting]) -> float:
+    """Return the capacity of one block; NaN where the largest rate did not saturate the engine."""
+    if max(rates, key=lambda rate: rate.offered).share <= SATURATED:
         return np.nan
-    best, found = float(((y - x) ** 2).sum()), np.nan
-    for first in range(n):
-        # Rates from `first` on are saturated: their mean, held between the last rate below and the first above.
-        level = min(max(float(y[first:].mean()), x[first - 1] if first else -np.inf), x[first])
-        error = float(((y[:first] - x[:first]) ** 2).sum() + ((y[first:] - level) ** 2).sum())
-        if error < best:
-            best, found = error, level
-    return float(np.exp(found)) if found < x[-1] + np.log(KEEPS_UP) else np.nan
+    full = [rate for rate in rates if rate.share > SATURATED]
+    return sum(rate.served for rate in full) / sum(rate.seconds for rate in full)
+
+
+def _launches(columns: Columns, place: Place) -> list[Ints]:
+    """Return the measured requests of each launch that has a valid window, failed ones included."""
+    mine = place.everyone[columns.phase[place.everyone] == MEASURE]
+    valid = place.found.launch[np.isfinite(place.found.seconds)]
+    return [mine[columns.launch[mine] == launch] for launch in valid]
 
 
 def _by_block(blocks: Ints, values: Floats) -> dict[int, float]:

@@ -33,7 +33,7 @@ class Windows:
         end_ns: where it ends.
         seconds: its length, less what does not count; NaN where the launch has no valid window.
         tokens: output tokens inside it.
-        completed: requests that ended inside it.
+        completed: requests served inside it; of one that lies in it in part, the share of its service.
         sent_per_second: rate at which requests were sent in it.
         full: whether it lies inside the time of full load, so that it holds parts of requests at both ends.
     """
@@ -59,10 +59,9 @@ def windows(columns: Columns, rows: Ints, everyone: Ints, failed: Bools) -> Wind
 
     Several in flight: from the sending of the first measured request to the sending of the last one, while the
     load is full. What is in the window counts by its stamps, whoever began it: at the beginning tokens of warm-up
-    requests still under way, at the end not those yet to come. Both ends are sendings, so whole rounds are counted
-    without a bias. No slot can be taken out: a request that failed costs its tokens, as it does a user, and a launch
-    with a flagged request has no window. With fewer than two rounds, or without warm-up before it, the window is
-    from the first start to the last end.
+    requests still under way, at the end not those yet to come. No slot can be taken out: a request that failed costs
+    its tokens, as it does a user, and a launch with a flagged request has no window. With fewer than two rounds, or
+    without warm-up before it, the window is from the first start to the last end.
 
     Args:
         columns: the run.
@@ -173,10 +172,9 @@ def _overlapping(
     rate = (len(sent) - 1) / ((last - begin) * NS) if last > begin else np.nan
     spoilt = len(np.setdiff1d(flagged, rows)) > 0
     warm = bool((columns.intended_ns[mine] < begin).any())
-    if end > begin and warm and len(sent) >= ROUNDS * _in_flight(columns, cell, sent, last - begin):
+    if end > begin and warm and _long_enough(columns, cell, sent, end - begin):
         spent = (end - begin) * NS
-        ends = columns.end_ns[well]
-        completed = float(((ends > begin) & (ends <= end)).sum())
+        completed = served_inside(columns, well, begin, end)
         tokens = tokens_inside(columns, well, begin, end)
         full = True
     else:
@@ -186,11 +184,24 @@ def _overlapping(
     return begin, end, np.nan if spoilt or spent <= 0 else spent, tokens, completed, rate, full
 
 
-def _in_flight(columns: Columns, cell: Cell, sent: Ints, window_ns: int) -> float:
-    """Return how many requests were under way on average: users, or Little's law where there are none."""
+def _long_enough(columns: Columns, cell: Cell, sent: Ints, window_ns: int) -> bool:
+    """Return whether a window holds two rounds: of users, or of services where there are none."""
     if not cell.arrival:
-        return float(cell.concurrency)
-    return float((columns.end_ns[sent] - columns.intended_ns[sent]).sum()) / window_ns
+        return len(sent) >= ROUNDS * cell.concurrency
+    service = columns.end_ns[sent] - columns.start_ns[sent]
+    # What was never started took no service.
+    return window_ns >= ROUNDS * float(np.median(service[service > 0]))
+
+
+def served_inside(columns: Columns, rows: Ints, begin_ns: int, end_ns: int) -> float:
+    """Return the requests served in (begin, end]: of each one the share of its service that lies inside.
+
+    Over any window this is the rate of completions in the long run (Little's law), also where requests that are
+    batched together all end at once.
+    """
+    start, end = columns.start_ns[rows], columns.end_ns[rows]
+    inside = np.minimum(end, end_ns) - np.maximum(start, begin_ns)
+    return float((np.maximum(inside, 0) / np.maximum(end - start, 1)).sum())
 
 
 def tokens_inside(columns: Columns, rows: Ints, begin_ns: int, end_ns: int) -> float:
