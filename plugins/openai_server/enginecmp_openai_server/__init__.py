@@ -1,27 +1,106 @@
 """enginecmp engine `openai_server`: any server with an OpenAI-compatible endpoint.
 
-The hooks, one module a concern: `facts` (what it is), `loading` (find or start the server, learn what it can do),
-`requests` (one request or many at once), `scoring` (teacher-forced distributions where the server names token ids).
-Below them: `options` and `address` (what the user says), `servers` (what each kind of server needs to be told),
-`process` (a server of our own), `http` (HTTP/1.1 over h11), `sse` and `answer` (a streamed answer, piece by piece).
+This module holds the hooks and imports next to nothing, because the host imports it for every command. What they do is
+in `loading` (find or start the server, learn what it can do), `requests` (one request or many at once) and `scoring`
+(teacher-forced distributions where the server names token ids). Below them: `options` and `address` (what the user
+says), `servers` (what each kind of server needs to be told), `process` (a server of our own), `http` (HTTP/1.1 over
+h11), `sse` and `answer` (a streamed answer, piece by piece), `prompts` (ids as text, and the proof of it).
 """
 
-from .facts import cmp_engine, cmp_probe
-from .loading import cmp_load, cmp_unload
-from .requests import cmp_decode, cmp_metrics, cmp_prefill, cmp_prepare, cmp_reset, cmp_step, cmp_submit
-from .scoring import cmp_score
+from __future__ import annotations
 
-__all__ = [
-    "cmp_decode",
-    "cmp_engine",
-    "cmp_load",
-    "cmp_metrics",
-    "cmp_prefill",
-    "cmp_prepare",
-    "cmp_probe",
-    "cmp_reset",
-    "cmp_score",
-    "cmp_step",
-    "cmp_submit",
-    "cmp_unload",
-]
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from enginecmp import LoadOptions, ModelInfo, Request, hookimpl
+
+from .facts import cmp_engine, cmp_probe
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .session import Session
+
+__all__ = ["cmp_engine", "cmp_probe"]
+
+
+@hookimpl
+def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
+    """Start the server where a command says how, wait for it, and learn what it can do."""
+    # The requests' modules too: nothing is left to import when the first one is timed.
+    from . import loading, requests  # noqa: F401
+
+    return loading.load(model, options)
+
+
+@hookimpl
+def cmp_prepare(session: Session, token_ids: Sequence[int], output_tokens: int) -> None:
+    """Prove the prompt, empty the server's prefix cache as far as it can be, and have a connection open."""
+    from . import requests
+
+    requests.prepare(session, token_ids, output_tokens)
+
+
+@hookimpl
+def cmp_prefill(session: Session, token_ids: Sequence[int], output_tokens: int) -> int:
+    """Send the request; return when the first chunk with content is there."""
+    from . import requests
+
+    return requests.prefill(session, token_ids, output_tokens)
+
+
+@hookimpl
+def cmp_decode(session: Session, n_tokens: int) -> Iterator[int]:
+    """Yield once for every further chunk with content; the iterator returns the number of tokens after the first."""
+    from . import requests
+
+    return requests.decode(session, n_tokens)
+
+
+@hookimpl
+def cmp_submit(session: Session, request: Request) -> bool:
+    """Send a request at once, its connection watched from then on."""
+    from . import requests
+
+    return requests.submit(session, request)
+
+
+@hookimpl
+def cmp_step(session: Session) -> Sequence[tuple[str, int]]:
+    """Return as soon as any stream has a new chunk with content, at most one pair for each."""
+    from . import requests
+
+    return requests.step(session)
+
+
+@hookimpl
+def cmp_score(session: Session, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    """Return log-probabilities at every position, from the servers that name the whole vocabulary by id."""
+    from . import scoring
+
+    return scoring.score(session, token_ids)
+
+
+@hookimpl
+def cmp_metrics(session: Session) -> Mapping[str, float]:
+    """Return what is known of the way to the last answer and of the server's own work."""
+    from . import requests
+
+    return requests.metrics(session)
+
+
+@hookimpl
+def cmp_reset(session: Session) -> None:
+    """Forget the last request; one whose caller stopped early is hung up on and waited for."""
+    from . import requests
+
+    requests.reset(session)
+
+
+@hookimpl
+def cmp_unload(session: Session) -> None:
+    """Hang up, and stop a server that was started here."""
+    from . import loading
+
+    loading.unload(session)

@@ -181,7 +181,7 @@ class Answer:
             )
             raise EngineError(msg)
         if counted != wanted:
-            raise _short(wanted, f"the server counted {counted}", self.finish_reason)
+            raise unlike(wanted, f"the server counted {counted}", self.finish_reason)
         self.proven = True
 
     def _check_uncounted(self) -> None:
@@ -191,11 +191,16 @@ class Answer:
                 f"after {self.chunks} chunks; see the server's log"
             )
             raise EngineError(msg)
-        if self.finish_reason != "length":
-            raise _short(self._output_tokens, f"the stream ended after {self.chunks} chunks", self.finish_reason)
-        if self.chunks > self._output_tokens:
-            raise _short(self._output_tokens, f"{self.chunks} chunks came", self.finish_reason)
+        if self.chunks > self._output_tokens or self.finish_reason != "length":
+            raise unlike(self._output_tokens, f"the stream ended after {self.chunks} chunks", self.finish_reason)
         self.proven = self.chunks == self._output_tokens
+
+    def unproven(self) -> EngineError:
+        """Return the error of an answer whose number of tokens nothing proves."""
+        return EngineError(
+            f"openai_server: expected a count of the {self._output_tokens} tokens in the stream's usage, got none, and "
+            f"{self.chunks} chunks prove nothing; measure this server with one request at a time"
+        )
 
     def metrics(self) -> dict[str, float]:
         """Return what the server said of its own work, names with units."""
@@ -225,10 +230,10 @@ def check_prompt(usage: Usage, prompt_tokens: int) -> None:
     raise RoundTripError(msg)
 
 
-def _short(wanted: int, came: str, reason: str) -> EngineError:
+def unlike(wanted: int, came: str, reason: str) -> EngineError:
     """Return the error of an answer with another number of tokens."""
     why = f", finish_reason '{reason}'" if reason else ""
     return EngineError(
-        f"openai_server: expected {wanted} tokens, {came}{why}; make the server ignore end-of-sequence (option body or "
-        "server), and check its context length"
+        f"openai_server: expected {wanted} tokens, {came}{why}; a server must be made to ignore end-of-sequence "
+        "(options server and body), have room in its context, and keep to max_tokens"
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from enginecmp import EngineError, LoadOptions, ModelInfo, UnsupportedModel, did_you_mean, hookimpl
+from enginecmp import EngineError, LoadOptions, ModelInfo, UnsupportedModel, did_you_mean
 
 from . import process
 from .flight import Flight
@@ -24,8 +24,7 @@ _NOT_ABOUT_IDS = (401, 403, 404, 429, 503)
 _FIELD_REFUSED = (400, 422)
 
 
-@hookimpl
-def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
+def load(model: ModelInfo, options: LoadOptions) -> Session:
     """Start the server where a command says how, wait for it, and learn what it can do.
 
     Raises:
@@ -46,14 +45,13 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
             process.wait_until(lambda: _answers(session), session.process, settings.start_seconds)
         _learn(session)
     except BaseException:
-        cmp_unload(session)
+        unload(session)
         raise
     print(_introduction(session), file=sys.stderr, flush=True)
     return session
 
 
-@hookimpl
-def cmp_unload(session: Session) -> None:
+def unload(session: Session) -> None:
     """Hang up, and stop a server that was started here."""
     for connection in session.idle:
         connection.close()
@@ -107,6 +105,8 @@ def _learn(session: Session) -> None:
     found = recognize(served, reply.headers, ask) if settings.server == "auto" else settings.server
     session.kind = KINDS[found]
     _compare_model(session, ask("/props") if found == "llama_server" else None, served)
+    if session.kind.alone:
+        session.max_sequences = 1
     session.takes_ids = _takes_ids(session)
     if not session.takes_ids:
         if session.kind.control_bias:

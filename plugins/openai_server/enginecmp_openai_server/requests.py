@@ -8,9 +8,9 @@ from collections.abc import Generator, Iterator, Sequence
 
 import msgspec
 
-from enginecmp import NO_ID, ContextOverflow, EngineError, Request, hookimpl
+from enginecmp import ENDED, NO_ID, ContextOverflow, EngineError, Request, RequestFailed
 
-from .answer import check_prompt
+from .answer import check_prompt, unlike
 from .flight import Flight
 from .prompts import settle, usage_of
 from .session import Session
@@ -19,8 +19,7 @@ STEP_SECONDS = 1e-3
 """Longest that cmp_step sleeps: whoever waits to be submitted waits so long."""
 
 
-@hookimpl
-def cmp_prepare(session: Session, token_ids: Sequence[int], output_tokens: int) -> None:
+def prepare(session: Session, token_ids: Sequence[int], output_tokens: int) -> None:
     """Prove the prompt, empty the server's prefix cache as far as it can be, and have a connection open.
 
     Raises:
@@ -38,8 +37,7 @@ def cmp_prepare(session: Session, token_ids: Sequence[int], output_tokens: int) 
     session.prepared = (ids, output_tokens, body)
 
 
-@hookimpl
-def cmp_prefill(session: Session, token_ids: Sequence[int], output_tokens: int) -> int:
+def prefill(session: Session, token_ids: Sequence[int], output_tokens: int) -> int:
     """Send the request; return when the first chunk with content is there.
 
     Returns:
@@ -53,7 +51,7 @@ def cmp_prefill(session: Session, token_ids: Sequence[int], output_tokens: int) 
         raise EngineError(msg)
     prepared = session.prepared
     if prepared is None or prepared[0] != tuple(token_ids) or prepared[1] != output_tokens:
-        cmp_prepare(session, token_ids, output_tokens)
+        prepare(session, token_ids, output_tokens)
         prepared = session.prepared
         assert prepared is not None
     session.prepared = None
@@ -64,8 +62,7 @@ def cmp_prefill(session: Session, token_ids: Sequence[int], output_tokens: int) 
     return flight.answer.tokens.popleft() if flight.answer.tokens else NO_ID
 
 
-@hookimpl
-def cmp_decode(session: Session, n_tokens: int) -> Iterator[int]:
+def decode(session: Session, n_tokens: int) -> Iterator[int]:
     """Yield once for every further chunk with content; the iterator returns the number of tokens after the first.
 
     Raises:
@@ -98,8 +95,7 @@ def _chunks(session: Session, flight: Flight) -> Generator[int, None, int]:
         flight.wait()
 
 
-@hookimpl
-def cmp_metrics(session: Session) -> dict[str, float]:
+def metrics(session: Session) -> dict[str, float]:
     """Return what is known of the way to the last answer and of the server's own work.
 
     A request for one token is read to its end here, and a number of tokens that the stream could not prove is proven by
@@ -121,8 +117,7 @@ def cmp_metrics(session: Session) -> dict[str, float]:
     return dict(session.metrics)
 
 
-@hookimpl
-def cmp_submit(session: Session, request: Request) -> bool:
+def submit(session: Session, request: Request) -> bool:
     """Send a request at once, its connection watched from then on.
 
     Raises:
@@ -139,15 +134,14 @@ def cmp_submit(session: Session, request: Request) -> bool:
     return True
 
 
-@hookimpl
-def cmp_step(session: Session) -> Sequence[tuple[str, int]]:
+def step(session: Session) -> Sequence[tuple[str, int]]:
     """Return as soon as any stream has a new chunk with content, at most one pair for each.
 
     Sleeps on the sockets for a millisecond at most, so that new requests are not kept waiting; an empty answer while
     requests are in flight says that nothing came.
 
     Raises:
-        EngineError: a server that misbehaves; names the request.
+        RequestFailed: a server that misbehaves; the other requests go on.
     """
     pairs = _hand_out(session)
     until = time.monotonic() + STEP_SECONDS
@@ -171,12 +165,14 @@ def _advance(session: Session, flight: Flight, *, idle: bool = False) -> None:
             flight.pump()
         else:
             flight.require_sound()
+        if flight.over and not flight.answer.proven:
+            raise flight.answer.unproven()
     except EngineError as error:
         flight.abandon()
         session.flights.pop(flight.name, None)
         session.ready.pop(flight.name, None)
         msg = str(error).replace("openai_server: ", f"openai_server: request {flight.name}: ", 1)
-        raise type(error)(msg) from None
+        raise RequestFailed(msg, flight.name) from None
     if flight.started:
         session.ready[flight.name] = flight
 
@@ -189,16 +185,18 @@ def _hand_out(session: Session) -> list[tuple[str, int]]:
         if tokens and (flight.over or flight.handed + 1 < flight.output_tokens):
             flight.handed += 1
             pairs.append((name, tokens.popleft()))
-        if not tokens:
-            del session.ready[name]
-        if flight.over and not tokens:
-            del session.flights[name]
+        elif flight.over and not tokens:
+            pairs.append((name, ENDED))
+            flight.handed = flight.output_tokens
+        if flight.over and flight.handed == flight.output_tokens:
+            del session.flights[name], session.ready[name]
             session.metrics = flight.metrics()
+        elif not flight.over and (not tokens or flight.handed + 1 == flight.output_tokens):
+            del session.ready[name]
     return pairs
 
 
-@hookimpl
-def cmp_reset(session: Session) -> None:
+def reset(session: Session) -> None:
     """Forget the last request; one whose caller stopped early is hung up on and waited for."""
     left = [*session.flights.values(), *([session.active] if session.active else [])]
     cut = [flight for flight in left if not flight.over]
@@ -241,11 +239,7 @@ def _prove(session: Session, ids: tuple[int, ...], output_tokens: int) -> None:
     usage = usage_of(session, _prompt(session, ids), output_tokens)
     check_prompt(usage, len(ids))
     if usage.completion_tokens != output_tokens:
-        msg = (
-            f"openai_server: expected {output_tokens} tokens, the server counted {usage.completion_tokens}; make it "
-            "ignore end-of-sequence (option body or server), and check its context length"
-        )
-        raise EngineError(msg)
+        raise unlike(output_tokens, f"the server counted {usage.completion_tokens}", "")
     session.counted.add((ids, output_tokens))
 
 

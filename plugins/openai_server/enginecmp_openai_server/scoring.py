@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from enginecmp import EngineError, hookimpl
+from enginecmp import EngineError
 
 from .requests import check_context
 from .session import Session
@@ -22,8 +22,7 @@ SUM_TOLERANCE = 1e-2
 """How far a row's probabilities may sum from 1; llama-server's float32 sums over 49152 ids are off by 1e-4."""
 
 
-@hookimpl
-def cmp_score(session: Session, token_ids: Sequence[int]) -> NDArray[np.float32]:
+def score(session: Session, token_ids: Sequence[int]) -> NDArray[np.float32]:
     """Return log-probabilities of the next token after every prefix.
 
     Returns:
@@ -50,6 +49,9 @@ def _llama_server(session: Session, ids: list[int]) -> NDArray[np.float32]:
     """Ask for one token after every prefix; the answer's probabilities are those before any sampler."""
     import numpy as np
 
+    # Where the token that it draws is part of a character, the answer has no probabilities; so it draws a letter. They
+    # are read from the logits themselves, which a bias leaves alone.
+    letter = _at(session.ask("POST", "/tokenize", {"content": "a"}, root=True), "tokens", -1)
     rows = np.empty((len(ids), session.model.vocabulary), np.float32)  # (T, vocabulary)
     for position in range(len(ids)):
         fields = {
@@ -57,6 +59,7 @@ def _llama_server(session: Session, ids: list[int]) -> NDArray[np.float32]:
             "n_predict": 1,
             "n_probs": session.model.vocabulary,
             "temperature": 0,
+            "logit_bias": [[letter, 1e4]],
             "post_sampling_probs": False,
             # Every prefix goes on where the last one ended; what it computes is the same, for a T-th of the work.
             "cache_prompt": True,

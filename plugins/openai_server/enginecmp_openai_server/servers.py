@@ -37,6 +37,7 @@ class Kind(NamedTuple):
         salt_field: sent with a random text, so that no prefix is found in a cache; empty where there is none.
         control_bias: end tokens are kept out by a logit bias, because nothing else does.
         flush: endpoint under the root that empties the prefix cache between requests; empty where there is none.
+        alone: it cuts an answer short when another request comes, or serves them one after the other.
         evict: its cache holds the last prompt only, and another prompt evicts it.
         tokenize: its own tokenizer, where it offers one.
         score: how its whole distributions are had; empty where they are not.
@@ -48,6 +49,7 @@ class Kind(NamedTuple):
     salt_field: str = ""
     control_bias: bool = False
     flush: str = ""
+    alone: bool = False
     evict: bool = False
     tokenize: Tokenize | None = None
     score: str = ""
@@ -98,6 +100,7 @@ KINDS: Mapping[str, Kind] = {
         # Its own default is 1.1, which is another choice than the most likely token.
         fields={"repeat_penalty": 1.0},
         control_bias=True,
+        alone=True,
         evict=True,
         tokenize=Tokenize("/extras/tokenize", lambda text, _: {"input": text}, lambda answer: answer["tokens"]),
     ),
