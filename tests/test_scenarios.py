@@ -5,9 +5,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from enginecmp.drive import room_for
 from enginecmp.errors import UsageError
 from enginecmp.scenarios import Scenario, available, load_scenario
-from enginecmp.types import Cell
+from enginecmp.scenarios.fit import fit
+from enginecmp.types import Cell, LoadOptions, ModelInfo
 
 GOOD = """
 name = "mine"
@@ -27,12 +29,15 @@ def write(folder: Path, text: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("name", ["single", "sustained"])
+@pytest.mark.parametrize("name", available())
 @pytest.mark.parametrize("profile", ["full", "quick"])
 def test_shipped_scenarios_give_at_least_100_samples_a_cell(name: str, profile: str) -> None:
     scenario = load_scenario(name, profile)
+    assert scenario.name == name
+    assert scenario.description
     assert scenario.blocks >= 10
-    assert scenario.requests >= 10
+    # A launch loads once.
+    assert scenario.requests == 1 if scenario.kind == "load" else scenario.requests >= 10
     assert scenario.warmup_requests >= 1
 
 
@@ -84,6 +89,91 @@ def test_a_wrong_key_or_value_names_the_right_one(tmp_path: Path, change: tuple[
     with pytest.raises(UsageError, match=r"mine\.toml") as error:
         load_scenario(write(tmp_path, GOOD.replace(*change)), "full")
     assert expected in str(error.value)
+
+
+OPERATION = """
+name = "mine"
+primary_metric = "operation_seconds"
+kind = "operation"
+operation = "sampling"
+cells = [{ prompt_tokens = 8, output_tokens = 0, variant = "hot" }]
+[variants.hot]
+temperature = 1.5
+top_k = 4
+[profile.full]
+blocks = 2
+requests = 3
+"""
+
+
+def test_a_scenario_of_an_operation_needs_engines_that_offer_it(tmp_path: Path) -> None:
+    assert load_scenario(write(tmp_path, OPERATION), "full").needs == "sampling"
+    assert load_scenario(write(tmp_path, GOOD), "full").needs == ""
+    assert load_scenario("components", "full").needs == "profile"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("top_k", "topk"), "did you mean 'top_k'"),
+        (("1.5", '"warm"'), "Expected `float`"),
+        (("top_k = 4", "top_p = 1.5"), "<= 1"),
+        (('operation = "sampling"', 'operation = "sample"'), "one of tokenize, sampling, matmul"),
+        (('operation = "sampling"', ""), "an operation exactly where"),
+        (("[variants.hot]", "[variants.cold]"), "a variant of cold in every cell, got 'hot'"),
+        (('kind = "operation"\noperation = "sampling"', 'kind = "load"'), "launch_per_cell = true"),
+    ],
+)
+def test_a_wrong_variant_names_the_right_one(tmp_path: Path, change: tuple[str, str], expected: str) -> None:
+    with pytest.raises(UsageError, match=r"mine\.toml") as error:
+        load_scenario(write(tmp_path, OPERATION.replace(*change)), "full")
+    assert expected in str(error.value)
+
+
+LENGTHS = """
+name = "mine"
+primary_metric = "ttft_seconds"
+cells = [
+    { prompt_tokens = 60, output_tokens = 4 },
+    { prompt_tokens = 61, output_tokens = 4, concurrency = 3, variant = "long" },
+]
+[profile.full]
+blocks = 2
+requests = 3
+"""
+
+
+def holds(tokens: int) -> ModelInfo:
+    return ModelInfo(
+        name="m", path="m.gguf", sha256="", architecture="llama", parameters=1, quantization="F32", bytes=4,
+        context_tokens=tokens, vocabulary=8,
+    )  # fmt: skip
+
+
+def test_cells_that_the_model_cannot_hold_are_left_out_said_and_kept_with_the_reason(tmp_path: Path) -> None:
+    said: list[str] = []
+    scenario = fit(load_scenario(write(tmp_path, LENGTHS), "full"), holds(64), said.append)
+    assert scenario.cells == (Cell(60, 4),)
+    reason = "needs 65 tokens of context, m was made for 64"
+    assert scenario.left_out == {"prompt 61, output 4, 3 at once, long": reason}
+    assert said == [f"left out: prompt 61, output 4, 3 at once, long: {reason}"]
+
+
+def test_nothing_is_left_out_where_everything_fits(tmp_path: Path) -> None:
+    scenario = load_scenario(write(tmp_path, LENGTHS), "full")
+    assert fit(scenario, holds(65), lambda line: pytest.fail(line)) == scenario
+
+
+def test_a_scenario_of_which_nothing_fits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs 64 tokens of context, m was made for 63"):
+        fit(load_scenario(write(tmp_path, LENGTHS), "full"), holds(63), print)
+
+
+def test_a_launch_of_one_cell_has_room_for_that_cell_alone() -> None:
+    options = LoadOptions(context_tokens=4096, max_sequences=8)
+    assert room_for(Cell(60, 4, 2), options) == LoadOptions(context_tokens=64, max_sequences=2)
+    # An engine that takes one request at a time is given no more, however many wait.
+    assert room_for(Cell(60, 4, 2), LoadOptions(max_sequences=1)).max_sequences == 1
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:

@@ -17,6 +17,7 @@ from enginecmp.types import ModelInfo
 _GUESS_READ_BYTES_PER_SECOND = 4e9
 _GUESS_START_SECONDS = 3.0
 _GUESS_PREFILL_SPEEDUP = 8.0
+_GUESS_OPERATION_SECONDS = 0.01
 _SHAPE = ("name", "profile", "cells", "requests", "seconds", "warmup_requests", "spare_requests", "requests_of")
 
 
@@ -89,7 +90,10 @@ def _guess(scenario: Scenario, model: ModelInfo) -> float:
     token_seconds = model.bytes / _GUESS_READ_BYTES_PER_SECOND
     seconds = _GUESS_START_SECONDS
     for cell in scenario.cells:
-        request = token_seconds * (cell.prompt_tokens / _GUESS_PREFILL_SPEEDUP + cell.output_tokens)
+        if scenario.kind == "operation":
+            request = _GUESS_OPERATION_SECONDS
+        else:
+            request = token_seconds * (cell.prompt_tokens / _GUESS_PREFILL_SPEEDUP + cell.output_tokens)
         measured = max(scenario.requests_in(cell) * request, scenario.seconds or 0.0)
         if scenario.launch_per_cell:
             seconds += _GUESS_START_SECONDS

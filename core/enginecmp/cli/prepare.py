@@ -196,8 +196,9 @@ def print_plan(request: RunRequest, seconds: float, basis: str) -> None:
     click.echo(f"seed {request.seed}, baseline {request.baseline}, gate {'on' if scenario.gate else 'off'}")
     for cell in scenario.cells:
         click.echo(f"cell: {describe(cell)}")
-    plan = plan_launches([contender.label for contender in request.contenders], scenario.blocks, request.seed)
+    cells = len(scenario.cells) if scenario.launch_per_cell else None
+    plan = plan_launches([contender.label for contender in request.contenders], scenario.blocks, request.seed, cells)
     for block in range(scenario.blocks):
-        order = "  ".join(planned.engine for planned in plan if planned.block == block)
+        order = "  ".join(planned.name.partition("-")[2] for planned in plan if planned.block == block)
         click.echo(f"block {block + 1:>3}: {order}")
     click.echo(f"about {duration(seconds)} of launches ({basis}), and the gate before them")

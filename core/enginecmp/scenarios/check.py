@@ -55,6 +55,8 @@ def _problems(scenario: Scenario) -> Iterator[tuple[str, object]]:
         yield 'an operation exactly where kind = "operation"', f'kind = "{scenario.kind}"'
     if scenario.operation and scenario.operation not in VARIANTS:
         yield f"operation one of {', '.join(VARIANTS)}", repr(scenario.operation)
+    if scenario.kind == "load" and not scenario.launch_per_cell:
+        yield 'launch_per_cell = true with kind = "load"', "false"
     for variant, number in scenario.requests_of.items():
         if variant not in {cell.variant for cell in scenario.cells}:
             yield f'a cell with variant = "{variant}", as requests_of names it', "none"
@@ -78,8 +80,6 @@ def _cell_problems(cell: Cell, scenario: Scenario) -> Iterator[tuple[str, object
         yield f"a variant of {', '.join(scenario.variants) or '[variants]'} in every cell", repr(cell.variant or "")
     if scenario.offered_load and scenario.arrival == "trace":
         yield "arrival constant, poisson or gamma beside offered_load", "trace"
-    if scenario.kind == "load" and not scenario.launch_per_cell:
-        yield 'launch_per_cell = true with kind = "load"', "false"
     if scenario.kind == "load" and cell.variant not in ("cold", "warm"):
         yield 'variant = "cold" or "warm" in every cell', repr(cell.variant or "")
     if scenario.offered_load and not scenario.calibration and (cell.arrival or scenario.kind != "requests"):
