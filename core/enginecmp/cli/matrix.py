@@ -164,6 +164,7 @@ def _summarize(done: list[MatrixRun], arguments: dict[str, Any]) -> None:
 
 def _rows(run: MatrixRun) -> list[dict[str, Any]]:
     """Return one row an engine and cell of a run: mean of the primary metric, and the verdict on it."""
+    from enginecmp_analysis.cells import short_name
     from enginecmp_analysis.load import load_runs
     from enginecmp_analysis.report import analyse
 
@@ -182,7 +183,7 @@ def _rows(run: MatrixRun) -> list[dict[str, Any]]:
             {
                 "model": run.model,
                 "folder": str(Path(run.folder)),
-                "cell": "" if cell is None else f"{cell.prompt_tokens}+{cell.output_tokens} ×{cell.concurrency}",
+                "cell": short_name(cell),
                 "engine": summary.engine,
                 "metric": metric,
                 "mean": summary.mean,

@@ -70,7 +70,7 @@ def with_tuned(
         if not both:
             chosen.append(tuned)
         elif tuned.options == contender.options:
-            say(f"{contender.label}: its default is what tuning found best, so it runs once")
+            say(f"{contender.label}: the tuned settings are those it has anyway, so it runs once")
             chosen.append(contender)
         else:
             chosen += [contender, tuned]
