@@ -119,12 +119,64 @@ def test_readings_carry_the_launch_the_clock_and_every_finite_value(
     assert before < found[0].time_ns < found[-1].time_ns < clock.now_ns()
 
 
-def test_no_more_than_ten_readings_a_second(tmp_path: Path, script: Callable[..., None]) -> None:
-    script({"name": "fake", "period_seconds": 0.001, "readings": [{"values": {"a_watts": 1.0}}]})
-    with Telemetry(tmp_path, print, [FAKE_SENSORS]):
-        wait_for(lambda: len(readings(tmp_path, "fake")) >= 6)
-    found = [reading.time_ns for reading in readings(tmp_path, "fake")]
+METER = """
+from enginecmp import hookimpl
+
+class Meter:
+    name = "meter"
+    period_seconds = 0.001
+
+    def start(self):
+        {start}
+        return {{}}
+
+    def read(self, pids):
+        {read}
+        return {{"a_watts": 1.0}}, ()
+
+    def close(self):
+        pass
+
+@hookimpl
+def cmp_telemetry():
+    return [Meter()]
+"""
+
+
+@pytest.fixture
+def meter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Write a plugin with one sensor and return its module."""
+
+    def write(read: str, start: str = "pass") -> str:
+        (tmp_path / "one_meter.py").write_text(METER.format(read=read, start=start))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        return "one_meter"
+
+    return write
+
+
+def test_no_more_than_ten_readings_a_second(tmp_path: Path, meter: Callable[..., str]) -> None:
+    with Telemetry(tmp_path, print, [meter("pass")]):
+        wait_for(lambda: len(readings(tmp_path, "meter")) >= 6)
+    found = [reading.time_ns for reading in readings(tmp_path, "meter")]
     assert (found[-1] - found[0]) / (len(found) - 1) > 0.09e9
+
+
+def test_a_costly_sensor_is_read_less_often(tmp_path: Path, meter: Callable[..., str]) -> None:
+    # 0.8 ms of CPU time are 0.08 % of a core when they come once a second.
+    costly = "import time; end = time.thread_time() + 0.0008\n        while time.thread_time() < end: pass"
+    with Telemetry(tmp_path, print, [meter(costly)]):
+        wait_for(lambda: len(readings(tmp_path, "meter")) >= 3)
+    # The first wait may be shorter: all sensors wake on one grid.
+    _, second, third = [reading.time_ns for reading in readings(tmp_path, "meter")][:3]
+    assert third - second > 0.9e9
+
+
+def test_a_sensor_that_does_not_start_in_time_is_absent(tmp_path: Path, meter: Callable[..., str]) -> None:
+    with Telemetry(tmp_path, print, [meter("pass", "import time; time.sleep(60)")]) as telemetry:
+        facts = telemetry.facts()
+    assert facts["meter"] == {"absent": "meter: did not start within 3 s"}
+    assert "facts" in facts["cpu"]
 
 
 def test_a_condition_becomes_a_flag_and_ends(tmp_path: Path, script: Callable[..., None]) -> None:
@@ -223,17 +275,21 @@ HOST = """
 import os, sys, time
 from pathlib import Path
 from enginecmp.telemetry.watch import Telemetry
-with Telemetry(Path(sys.argv[1]), print) as telemetry:
+with Telemetry(Path(sys.argv[1]), print, sys.argv[2:]) as telemetry:
     telemetry.facts()
     print(telemetry.pid, flush=True)
     time.sleep(60)
 """
 
 
-def test_the_sampler_dies_with_the_host(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOST, str(tmp_path)], stdout=subprocess.PIPE, text=True) as host:
+def test_the_sampler_dies_with_the_host_whatever_a_sensor_does(tmp_path: Path, meter: Callable[..., str]) -> None:
+    # PyDLL keeps the interpreter's lock: no other thread of the sampler ever runs again.
+    module = meter("import ctypes; open('stuck', 'w').close(); ctypes.PyDLL(None).sleep(60)")
+    command = [sys.executable, "-c", HOST, str(tmp_path), module]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as host:
         assert host.stdout is not None
         sampler = psutil.Process(int(host.stdout.readline()))
+        wait_for((tmp_path / "stuck").exists)
         host.send_signal(signal.SIGKILL)
     wait_for(lambda: not sampler.is_running() or sampler.status() == psutil.STATUS_ZOMBIE)
 

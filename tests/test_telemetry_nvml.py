@@ -168,6 +168,12 @@ def test_a_number_from_outside_a_container_that_comes_with_the_launch_is_its_own
     assert said[2][1] == ["gpu_foreign_process"], "the launch uses this GPU, and so does what was there before"
 
 
+def test_a_process_of_this_machine_that_comes_during_a_launch_is_foreign(replay: Replay) -> None:
+    said = replay([[], [1]], {PROCESSES: f"1 0\n{PROCESSES} 3 0 {os.getppid()}"})
+    assert [reading["gpu0_foreign_processes"] for reading, _ in said[1:]] == [0, 1]
+    assert said[2][1] == [], "the launch does not use this GPU"
+
+
 def test_the_manifest_names_the_gpu_and_the_driver(library: Path, tmp_path: Path) -> None:
     ask = "import json; from enginecmp.environment import describe_environment as d; print(json.dumps(d()))"
     environments = [nvml_replay.environment(library, tmp_path / "one")]
