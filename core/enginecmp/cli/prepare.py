@@ -50,7 +50,8 @@ def make_scenario(arguments: dict[str, Any], plugins: list[Plugin]) -> Scenario:
         if arguments["no_gate"] or arguments["adaptive"]:
             msg = "--quality-only: is the gate without launches; leave --no-gate and --adaptive out"
             raise UsageError(msg)
-        changes["blocks"] = 0
+        # Nothing that only launches need.
+        changes |= {"blocks": 0, "offered_load": (), "copy_bandwidth": False}
     return msgspec.structs.replace(scenario, **changes)
 
 
