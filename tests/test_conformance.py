@@ -41,6 +41,9 @@ def test_an_engine_of_ours_conforms(engine: str, tmp_path: Path) -> None:
         ("long=1", "test_a_request_gives_exactly_the_tokens_asked_for"),
         ("nan=2", "test_logits_have_one_finite_row_per_position"),
         ("fault=crash@decode", "test_stamps_rise_inside_the_request"),
+        ("wrong=tokenize", "test_text_becomes_the_reference_tokenizers_ids"),
+        ("wrong=sampling", "test_draws_follow_the_distribution_that_is_left"),
+        ("wrong=matmul", "test_products_are_those_of_float64"),
     ],
 )
 def test_the_suite_fails_an_engine_that_misbehaves(fault: str, caught_by: str, tmp_path: Path) -> None:

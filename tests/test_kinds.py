@@ -303,3 +303,43 @@ def test_the_fake_engine_throttles_after_a_number_of_requests(run: Run) -> None:
     assert e2e_ns[:6] == [5_000_000] * 6
     assert len(e2e_ns) > 6
     assert e2e_ns[6:] == [pytest.approx(6_500_000, rel=1e-6)] * (len(e2e_ns) - 6)
+
+
+CONTEXTS = (
+    """
+primary_metric = "ttft_seconds"
+copy_bandwidth = true
+cells = [
+    { prompt_tokens = 8, output_tokens = 2 },
+    { prompt_tokens = 600, output_tokens = 2 },
+]
+[profile.full]
+blocks = 1
+requests = 1
+"""
+    + CALM
+)
+
+
+def test_a_cell_too_long_for_the_model_is_left_out_and_the_run_goes_on(run: Run, tiny: ModelInfo) -> None:
+    assert tiny.context_tokens == 512
+    samples = run(CONTEXTS, "--engines", "fake")
+    assert {s.cell.prompt_tokens for s in samples} == {8}
+    reason = "needs 602 tokens of context, tiny-llama was made for 512"
+    assert f"left out: prompt 600, output 2: {reason}" in run.said
+    assert read_manifest(run.folder).scenario["left_out"] == {"prompt 600, output 2": reason}
+
+
+def test_the_manifest_tells_the_models_shape_and_what_the_memory_copies(run: Run) -> None:
+    run(CONTEXTS, "--engines", "fake")
+    manifest = read_manifest(run.folder)
+    # Of tiny-llama, as the inventor of its weights states it.
+    assert manifest.model.shape == {
+        "layers": 2, "hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "value_dim": 16,
+        "feed_forward": 128, "vocabulary": 314,
+    }  # fmt: skip
+    probe = manifest.environment["copy_bandwidth"]
+    assert manifest.environment["copy_bandwidth_bytes_per_second"] == probe["bytes_per_second"]
+    # Between a very old disk and more than any memory of today.
+    assert 1e8 < probe["bytes_per_second"] < 1e13
+    assert probe["repeats"] == 10
