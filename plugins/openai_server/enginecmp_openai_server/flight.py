@@ -83,10 +83,15 @@ class Flight:
                 self._send()
             return
         try:
-            pieces = connection.receive()
+            self._take_in(connection)
         except Dropped as dropped:
             self._dropped(dropped)
-            return
+        except BaseException:
+            self.abandon()
+            raise
+
+    def _take_in(self, connection: Connection) -> None:
+        pieces = connection.receive()
         if not connection.status:
             return
         self._heard = time.monotonic()
@@ -209,7 +214,6 @@ class Flight:
         kind = connection.headers.get(b"content-type", b"")
         if kind.startswith(b"text/event-stream"):
             return
-        self.abandon()
         came = self._session.clean(kind.decode("latin-1"))[:60] or "no content type"
         msg = f"openai_server: expected a stream of events (text/event-stream), got {came}; does this server stream?"
         raise EngineError(msg)

@@ -53,6 +53,8 @@ def load(model: ModelInfo, options: LoadOptions) -> Session:
 
 def unload(session: Session) -> None:
     """Hang up, and stop a server that was started here."""
+    for flight in [*session.flights.values(), *([session.active] if session.active else [])]:
+        flight.abandon()
     for connection in session.idle:
         connection.close()
     session.idle.clear()
