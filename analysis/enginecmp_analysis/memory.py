@@ -77,29 +77,36 @@ def _highest(values: Floats) -> float:
 def leaks(columns: Columns, parts: list[Ints]) -> Floats:
     """Return the lasting growth of resident memory in bytes a request; NaN for launches that are too short.
 
-    Allocators grow in steps and fall back, which is no leak. A leak goes on: after the first fifth of a launch, the
-    growth of the typical tenth of the rest and the growth over all of it both show it, so the smaller of the two is
-    taken. A few large steps leave the typical tenth flat; a sawtooth leaves the whole flat.
-
     Args:
         columns: the run.
         parts: requests of each launch, in the order of time.
     """
     memory = columns.metric("rss_bytes")
-    return np.array([_growth(memory[part]) for part in parts])
+    return np.array([lasting_growth(memory[part])[0] for part in parts])
 
 
-def _growth(memory: Floats) -> float:
+def lasting_growth(memory: Floats) -> tuple[float, float]:
+    """Return the growth of resident memory in bytes a request that goes on, and how much of it most parts show.
+
+    Allocators grow in steps and fall back, which is no leak. A leak goes on: after the first fifth of a launch, the
+    growth of the typical tenth of the rest and the growth over all of it both show it, so the smaller of the two is
+    the estimate. A few large steps leave the typical tenth flat, a sawtooth leaves the whole flat. The second number
+    is what three quarters of the tenths exceed: noise between a few steps up makes the typical tenth rise a little,
+    but not this one.
+
+    Args:
+        memory: (n,) resident memory after each request of a launch; NaN where it was not read.
+    """
     held = memory[np.isfinite(memory)]
     if len(held) < LEAK_REQUESTS:
-        return np.nan
+        return np.nan, np.nan
     held = held[int(SETTLING * len(held)) :]
     size = len(held) // SEGMENTS
     # Medians of segments: a peak that is given back at once is no growth.
     levels = np.median(held[: size * SEGMENTS].reshape(SEGMENTS, size), axis=1)
-    typical = float(np.median(np.diff(levels))) / size
+    steps = np.diff(levels) / size
     whole = float(levels[-1] - levels[0]) / (size * (SEGMENTS - 1))
-    return min(typical, whole)
+    return min(float(np.median(steps)), whole), float(np.quantile(steps, 0.25))
 
 
 def leak_resolution(requests: int) -> float:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from enginecmp.types import Cell
 from enginecmp_analysis.context import GroupResult
-from enginecmp_analysis.memory import leak_resolution
+from enginecmp_analysis.memory import lasting_growth, leak_resolution
 from enginecmp_analysis.schema import Finding
 from enginecmp_analysis.student import mean_interval
+from enginecmp_analysis.windows import Place
 
 MATCHES = 0.02
 """A measured size this close to a formula's agrees with it: caches are padded to blocks of tokens."""
@@ -24,25 +26,28 @@ WIDTHS = {4.0: "float32", 2.0: "float16", 34 / 32: "Q8_0", 18 / 32: "Q4_0"}
 """Bytes a value of the usual cache types; the quantized ones hold 32 values and a float16 scale."""
 
 
-def leak_findings(group: GroupResult) -> Iterator[Finding]:
-    """Yield for every engine and cell with launches long enough whether resident memory goes on growing.
-
-    A leak is called when the whole 95 % interval of the growth over launches is above zero and above what whole
-    pages can show; everything else is no proof of a leak.
-    """
-    for (engine, cell, metric), launches in group.means.items():
-        if metric != "leak_bytes_per_request":
-            continue
-        n, requests = len(launches.means), int(np.median(launches.requests))
-        mean, low, high = (float(x) for x in mean_interval(launches.means))
+def leak_findings(group: GroupResult, steady: Sequence[Sequence[Place]]) -> Iterator[Finding]:
+    """Yield for every engine and cell with launches long enough whether resident memory goes on growing."""
+    grown: dict[tuple[str, Cell], list[tuple[float, float]]] = {}
+    lengths: dict[tuple[str, Cell], list[int]] = {}
+    for run, places in zip(group.runs, steady, strict=True):
+        memory = run.columns.metric("rss_bytes")
+        for place in places if "rss_bytes" in run.columns.metrics else []:
+            for part in place.parts(run.columns):
+                found = lasting_growth(memory[part])
+                if math.isfinite(found[0]):
+                    grown.setdefault((place.engine, place.cell), []).append(found)
+                    lengths.setdefault((place.engine, place.cell), []).append(len(part))
+    for (engine, cell), launches in grown.items():
+        n, requests = len(launches), int(np.median(lengths[engine, cell]))
+        verdict, mean, low, high = judge_leak(launches, requests)
         resolution = leak_resolution(requests)
-        if n < LEAST_LAUNCHES:
-            verdict, text = "open", f"growth {mean:,.0f} bytes a request; it takes {LEAST_LAUNCHES} launches to tell"
-        elif low > resolution:
-            verdict, text = "leaks", f"leaks {mean:,.0f} bytes a request [{low:,.0f}, {high:,.0f}]"
+        if verdict == "open":
+            text = f"growth {mean:,.0f} bytes a request; it takes {LEAST_LAUNCHES} launches to tell"
+        elif verdict == "leaks":
+            text = f"leaks {mean:,.0f} bytes a request [{low:,.0f}, {high:,.0f}]"
         else:
-            most = max(high, resolution)
-            verdict, text = "no leak", f"no leak seen: at most {most:,.0f} bytes a request"
+            text = f"no leak seen: at most {max(high, resolution):,.0f} bytes a request"
         yield Finding(
             scenario=group.context.scenario,
             topic="leak",
@@ -57,6 +62,25 @@ def leak_findings(group: GroupResult) -> Iterator[Finding]:
             notable=verdict == "leaks" or requests >= LONG,
             details={"resolution_bytes_per_request": resolution},
         )
+
+
+def judge_leak(launches: Sequence[tuple[float, float]], requests: int) -> tuple[str, float, float, float]:
+    """Return the verdict on the growth of some launches, its mean, and its 95 % limits.
+
+    A leak is called when the whole interval of the growth is above what whole pages can show, and the whole
+    interval of what most parts of a launch show is above half of it: a leak goes on evenly. Everything else is no
+    proof of one.
+
+    Args:
+        launches: from `lasting_growth`, one a launch.
+        requests: of a launch.
+    """
+    growth, most = np.array(launches).T
+    mean, low, high = (float(x) for x in mean_interval(growth))
+    if len(growth) < LEAST_LAUNCHES:
+        return "open", mean, low, high
+    leaking = low > leak_resolution(requests) and float(mean_interval(most - growth / 2)[1]) > 0
+    return "leaks" if leaking else "no leak", mean, low, high
 
 
 def kv_caches(group: GroupResult) -> Iterator[Finding]:
