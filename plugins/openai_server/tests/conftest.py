@@ -64,15 +64,25 @@ def stub() -> Iterator[Any]:
 
 
 @pytest.fixture
-def drive(stub: Any, tiny: ModelInfo) -> Iterator[Callable[..., Driver]]:
-    """Return the function that loads a session on the stub; keywords are engine options, and max_sequences."""
+def drive_on() -> Iterator[Callable[[ModelInfo, LoadOptions], Driver]]:
+    """Return the function that loads a session; it ends with the test."""
     drivers: list[Driver] = []
 
-    def load(*, max_sequences: int = 1, model: ModelInfo = tiny, **extra: str) -> Driver:
-        options = LoadOptions(context_tokens=64, max_sequences=max_sequences, extra={"url": stub.url, **extra})
+    def load(model: ModelInfo, options: LoadOptions) -> Driver:
         drivers.append(Driver(model, options))
         return drivers[-1]
 
     yield load
     for driver in drivers:
         driver.close()
+
+
+@pytest.fixture
+def drive(stub: Any, tiny: ModelInfo, drive_on: Callable[[ModelInfo, LoadOptions], Driver]) -> Callable[..., Driver]:
+    """Return the function that loads a session on the stub; keywords are engine options, and max_sequences."""
+
+    def load(*, max_sequences: int = 1, **extra: str) -> Driver:
+        extra = {"url": stub.url, **extra}
+        return drive_on(tiny, LoadOptions(context_tokens=64, max_sequences=max_sequences, extra=extra))
+
+    return load
