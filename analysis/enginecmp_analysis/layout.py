@@ -41,6 +41,15 @@ def decimals_for(smallest: float) -> int | None:
     return max(0, decimals) if decimals <= 6 else None
 
 
+def unit_for(metric: str, largest: float) -> tuple[float, str]:
+    """Return by what bytes are divided to be readable, and that unit's name; 1 and "" for everything else."""
+    if "bytes" in metric:
+        for size, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+            if largest >= size:
+                return size, name
+    return 1.0, ""
+
+
 def show_interval(mean: float, low: float, high: float, decimals: int | None) -> str:
     """Write a mean and its limits with the same decimals, so that they can be compared by eye."""
     form = ".3e" if decimals is None else f".{decimals}f"

@@ -20,6 +20,7 @@ from enginecmp_analysis.layout import (
     show_percent,
     show_quantile,
     show_ratio,
+    unit_for,
     wrap,
 )
 from enginecmp_analysis.metrics import METRICS, metric_of, verdict_word
@@ -130,21 +131,23 @@ def _in_order(metrics: list[str], context: Context) -> list[str]:
 def _metric(metric: str, comparisons: list[Comparison], summaries: list[Summary], context: Context) -> Iterator[Line]:
     kind = "primary" if metric == context.primary_metric else "exploratory"
     better = "higher is better" if metric_of(metric).higher_is_better else "lower is better"
+    unit, name = unit_for(metric, max((abs(s.mean) for s in summaries), default=0.0))
     yield "", ""
-    yield f"{metric}  ({kind}; {better})", "bold"
+    yield f"{metric}  ({kind}; {better}{f'; shown in {name}' if name else ''})", "bold"
     for c in comparisons:
         yield from _comparison(c, context)
     if not summaries:
         return
-    decimals = decimals_for(min(abs(s.mean) for s in summaries))
-    intervals = [show_interval(s.mean, s.ci_low, s.ci_high, decimals) for s in summaries]
+    decimals = decimals_for(min(abs(s.mean) for s in summaries) / unit)
+    intervals = [show_interval(s.mean / unit, s.ci_low / unit, s.ci_high / unit, decimals) for s in summaries]
     column = max(len(text) for text in intervals)
     # Whatever the names are, the line must fit.
     width = min(max(len(s.engine) for s in summaries), WIDTH - column - len("  " * 5) - 9 - 9 - 6)
     yield f"  {'':{width}}  {'mean [95 % CI]':<{column}}  {'p50':>9}  {'p90':>9}  {'CV':>6}", "dim"
     for s, interval in zip(summaries, intervals, strict=True):
         margin = "! " if s.engine in context.not_comparable else "  "
-        numbers = f"{show_quantile(s.p50, 0.5):>9}  {show_quantile(s.p90, 0.9):>9}  {show_percent(s.cv_launches):>6}"
+        quantiles = f"{show_quantile(s.p50 / unit, 0.5):>9}  {show_quantile(s.p90 / unit, 0.9):>9}"
+        numbers = f"{quantiles}  {show_percent(s.cv_launches):>6}"
         yield f"{margin}{shorten(s.engine, width):<{width}}  {interval:<{column}}  {numbers}", ""
 
 
