@@ -165,7 +165,9 @@ def test_no_block_is_begun_that_would_not_end_in_time(cmp: CommandLine, line: li
 def test_too_little_time_to_tell_anything_stores_nothing(cmp: CommandLine, line: list[str], tmp_path: Path) -> None:
     done = cmp(*line, "fake", "--no-gate", "--budget", "0.1s")
     assert done.returncode == 1
+    assert "that may be too little" in done.stderr
     assert "nothing is stored: 1 blocks tell nothing" in done.stderr
+    assert "best" not in done.stdout
     assert stored(tmp_path) == []
 
 

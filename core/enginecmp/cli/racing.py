@@ -31,12 +31,14 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
         alpha: largest probability that the best candidate is dropped.
         margin: candidates that differ by less than this share are equivalent.
         seconds: time for the launches; a block that would not end within it is not begun.
+        most_seconds: the same while there are too few blocks to tell anything.
     """
 
     metric: str
     alpha: float
     margin: float
     seconds: float
+    most_seconds: float
 
 
 class RaceResult(msgspec.Struct, kw_only=True):
@@ -107,8 +109,9 @@ def race(base: RunRequest, candidates: Sequence[Candidate], default: str, folder
             state.look(_scores(run, rules.metric))
             for label in state.dropped.keys() - dropped:
                 say(f"dropped: {label}: {state.dropped[label]}")
-            if time.monotonic() - began + _block_seconds(run, state.alive) > rules.seconds:
-                state.stop(f"its time of {duration(rules.seconds)} is over")
+            limit = rules.seconds if block >= MIN_BLOCKS else rules.most_seconds
+            if time.monotonic() - began + _block_seconds(run, state.alive) > limit:
+                state.stop(f"its time of {duration(limit)} is over")
         return list(by_label) if state.ended else list(state.dropped)
 
     request.retire = retire
@@ -123,16 +126,17 @@ def race(base: RunRequest, candidates: Sequence[Candidate], default: str, folder
     winner = state.winner(scores)
     launches = Counter(record.engine for record in finished_launches(run))
     blocks = max(launches.values(), default=0)
+    decided = len(state.alive) <= 1 or max(map(len, scores.values()), default=0) >= MIN_BLOCKS
     return RaceResult(
         folder=run,
         candidates=by_label,
         winner=winner,
         ended=state.ended,
-        outcomes={label: _outcome(label, winner, state) for label in by_label},
+        outcomes={label: _outcome(label, winner if decided else "", state) for label in by_label},
         standings={s.label: s for s in Race([default, *(x for x in by_label if x != default)]).standings(scores)},
         launches={label: launches[label] for label in by_label},
         blocks=blocks,
-        decided=len(state.alive) <= 1 or max(map(len, scores.values()), default=0) >= MIN_BLOCKS,
+        decided=decided,
         seconds=seconds,
     )
 
@@ -185,7 +189,7 @@ def _block_seconds(run: Path, alive: Sequence[str]) -> float:
 def _outcome(label: str, winner: str, state: Race) -> str:
     if label == winner:
         return "best"
-    return state.dropped.get(label, "kept, not shown to be better")
+    return state.dropped.get(label, "not shown to be better" if winner else "nothing can be told")
 
 
 def in_terms_of(metric: str, value: float) -> float:

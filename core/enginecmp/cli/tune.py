@@ -82,7 +82,8 @@ def _tune(engine: str, arguments: dict[str, Any]) -> int:
         msg = f"{engine}: has nothing to tune here: its plugin names no values to try that are not set already"
         raise CmpError(msg)
     metric = find_metric(arguments["metric"] or request.scenario.primary_metric).name
-    rules = Rules(metric=metric, alpha=_ALPHA, margin=arguments["margin"], seconds=arguments["budget"])
+    budget = arguments["budget"]
+    rules = Rules(metric=metric, alpha=_ALPHA, margin=arguments["margin"], seconds=budget, most_seconds=budget)
     _announce(request, sweep, rules, arguments["out"])
     if arguments["dry_run"]:
         for candidate in sweep.candidates:
@@ -126,6 +127,7 @@ def _prepare(engine: str, arguments: dict[str, Any]) -> RunRequest:
 
 def _announce(request: RunRequest, sweep: Sweep, rules: Rules, out: Path) -> None:
     from enginecmp.estimate import duration, expected_seconds
+    from enginecmp_analysis.race import MIN_BLOCKS
 
     (contender,) = request.contenders
     one = msgspec.structs.replace(request.scenario, blocks=1)
@@ -135,11 +137,14 @@ def _announce(request: RunRequest, sweep: Sweep, rules: Rules, out: Path) -> Non
         if sweep.kind == "grid"
         else f"{len(sweep.candidates) - 1} single changes of {sweep.combinations} combinations, then the best together"
     )
+    block_seconds = seconds * len(sweep.candidates)
     say(
         f"{contender.label} on {request.model.name} ({contender.options.device}): {how}, for {rules.metric} in "
-        f"{one.name}/{one.profile}; a block takes about {duration(seconds * len(sweep.candidates))} ({basis}), "
+        f"{one.name}/{one.profile}; a block takes about {duration(block_seconds)} ({basis}), "
         f"at most {duration(rules.seconds)} of launches, and the gate before them"
     )
+    if MIN_BLOCKS * block_seconds > rules.seconds:
+        say(f"that may be too little: {MIN_BLOCKS} blocks must be run before anything can be told; see --budget")
 
 
 def _races(request: RunRequest, sweep: Sweep, folder: Path, rules: Rules) -> list[RaceResult]:
@@ -158,7 +163,8 @@ def _races(request: RunRequest, sweep: Sweep, folder: Path, rules: Rules) -> lis
         return [first]
     second = _second_candidates(first, together)
     say(f"together: {together.label}, against {' and '.join(c.label for c in second if c != together)}")
-    left = msgspec.structs.replace(half, seconds=rules.seconds - first.seconds)
+    rest = rules.seconds - first.seconds
+    left = msgspec.structs.replace(half, seconds=rest, most_seconds=rest)
     return [first, race(msgspec.structs.replace(request, seed=request.seed + 1), second, DEFAULT, folder, left)]
 
 
