@@ -371,6 +371,11 @@ def test_the_mean_ratio_over_cells_covers_the_truth_and_is_missing_where_a_cell_
     assert _findings(dataclasses.replace(run, columns=columns), "geometric mean") == []
 
 
+def test_there_is_no_mean_over_rates_that_were_offered() -> None:
+    cells = (Cell(50, 8, 1), Cell(50, 8, 4, "poisson", 2.0))
+    assert _findings(simulate_run(cells=cells), "geometric mean") == []
+
+
 def test_one_cell_needs_no_mean() -> None:
     assert _findings(simulate_run(), "geometric mean") == []
 

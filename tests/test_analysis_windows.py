@@ -131,6 +131,24 @@ def test_requests_that_failed_or_never_started_count_against_goodput() -> None:
     assert found["goodput_requests_per_second"].means.tolist() == [pytest.approx(8 / 11 * 1.0)]
 
 
+@pytest.mark.parametrize("total", [32, 40, 43])
+def test_users_in_step_have_the_goodput_of_what_they_get(total: int) -> None:
+    rows = batching_server(8, total, 16).samples(0, "engine", USERS, warmups=8)
+    found = _means(rows, USERS, goodput={"e2e_seconds": 100.0})
+    # Eight are sent at once, so one more or less in the window would be an eighth of a round.
+    assert found["goodput_requests_per_second"].means == pytest.approx(found["requests_per_second"].means)
+
+
+def test_failures_of_users_cost_goodput_their_time() -> None:
+    rows = queueing_server(8, 72, 16, lambda: 0.5).samples(0, "engine", USERS, warmups=8)
+    for row in rows:
+        # Every fourth request takes its time and fails.
+        if row.phase == "measure" and row.index % 4 == 0:
+            row.status, row.token_ns, row.output_tokens = "error", [], 0
+    found = _means(rows, USERS, goodput={"e2e_seconds": 100.0})
+    assert found["goodput_requests_per_second"].means == pytest.approx(2.0 * 3 / 4, rel=0.05)
+
+
 def test_a_launch_that_answered_nothing_has_a_goodput_of_zero_not_none() -> None:
     cell = Cell(10, 5, 1)
     good = [sample(0, "engine", cell, i, i, i + 1) for i in range(4)]

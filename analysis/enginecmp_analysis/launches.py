@@ -198,8 +198,7 @@ class _RunMeans:
             yield from self._one_a_launch((place.engine, place.cell, name), found.block, values[name], found.requests)
         if self.limits and "goodput_requests_per_second" in self.wanted:
             good = good_requests(columns, self.limits)
-            rates = goodput(columns, found, place.rows, place.everyone, place.failed, good)
-            block, rates, requests = self._with_lost(place, rates)
+            block, rates, requests = self._with_lost(place, goodput(columns, place, good))
             yield from self._one_a_launch(
                 (place.engine, place.cell, "goodput_requests_per_second"), block, rates, requests
             )

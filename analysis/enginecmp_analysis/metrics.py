@@ -270,8 +270,8 @@ _RESOURCES = (
     Metric(
         "joules_per_token",
         False,
-        "energy of all counters that can be read (CPU packages, GPUs), idle share included, over the steady window / "
-        "its output tokens",
+        "energy of all counters that can be read (CPU packages, memory, GPUs), idle share included, over the steady "
+        "window / its output tokens",
         per="launch",
         better="less",
         worse="more",

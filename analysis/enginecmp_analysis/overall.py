@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from enginecmp.types import Cell
+from enginecmp_analysis.cells import is_open
 from enginecmp_analysis.columns import COMPONENTS
 from enginecmp_analysis.compare import by_block
 from enginecmp_analysis.context import GroupResult
@@ -17,16 +18,20 @@ from enginecmp_analysis.student import mean_interval
 from enginecmp_analysis.sweep import saturation
 from enginecmp_analysis.windows import Place
 
+OFFERED = frozenset({"throughput_tokens_per_second", "requests_per_second", "goodput_requests_per_second"})
+"""Rates that no engine can raise above what it is offered."""
+
 
 def geometric_means(group: GroupResult) -> Iterator[Finding]:
     """Yield the geometric mean over cells of each engine's primary ratio to the baseline.
 
     Only with several cells, and only if every cell has a ratio: a mean over other cells would be another number.
-    One mean log ratio a block, a t over the blocks that hold all cells.
+    Rates in an open loop are those of the arrivals, whatever the engine, so there is none over such cells. One mean log ratio a block, a t over the blocks that hold all cells.
     """
     metric, means = group.context.primary_metric, group.means
     cells = list(dict.fromkeys(cell for _, cell, name in means if name == metric))
-    if len(cells) < 2:
+    offered = metric in OFFERED and any(cell is not None and is_open(cell) for cell in cells)
+    if len(cells) < 2 or offered:
         return
     for baseline, engine in group.context.pairs(every=False):
         if not all((label, cell, metric) in means for label in (baseline, engine) for cell in cells):

@@ -19,10 +19,10 @@ Ints = NDArray[np.int64]
 
 TELEMETRY = "telemetry.jsonl"
 
-ENERGY = re.compile(r"(cpu|gpu\d+)_energy_joules")
-"""Counters of energy: of all CPU packages together, and of each GPU."""
+ENERGY = re.compile(r"(cpu|dram|gpu\d+)_energy_joules")
+"""Counters of energy: of all CPU packages together, of their memory, which no package counts, and of each GPU."""
 
-KEPT = re.compile(r"(cpu|gpu\d+)_(busy_cores|busy_share|mhz|sm_mhz|celsius|watts|energy_joules)")
+KEPT = re.compile(r"(cpu|dram|gpu\d+)_(busy_cores|busy_share|mhz|sm_mhz|celsius|watts|energy_joules)")
 """Values that something is derived from; those of single cores stay in the file."""
 
 LEAST_READINGS = 3

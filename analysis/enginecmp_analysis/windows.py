@@ -265,27 +265,31 @@ def good_requests(columns: Columns, limits: Mapping[str, float]) -> Bools:
     return good
 
 
-def goodput(columns: Columns, found: Windows, rows: Ints, everyone: Ints, failed: Bools, good: Bools) -> Floats:
-    """Return good requests a second of each launch: their share of those sent, times the rate of sending.
+def goodput(columns: Columns, place: Place, good: Bools) -> Floats:
+    """Return the requests a second that kept every limit, of each launch.
 
-    Sending, not ending, decides whether a request belongs to the window, so that one that never ended counts as
-    what it is to its user.
+    In an open loop it is their share of the requests sent, times the rate of sending: sending, not ending, decides
+    whether a request belongs to the window, so that one that never ended counts as what it is to its user. In a
+    closed loop users send when they are answered: it is the share of the answered ones times the rate of answers,
+    in a window that failures have lengthened; of one user alone the window is without them, and the share with them.
 
     Args:
         columns: the run.
-        found: from `windows`.
-        rows: as given to `windows`.
-        everyone: likewise.
-        failed: likewise.
+        place: engine and cell.
         good: from `good_requests`.
     """
+    found, rows = place.found, place.rows
     rates = np.full(len(found.launch), np.nan)
-    lost = everyone[failed[everyone] & (columns.phase[everyone] == MEASURE)]
+    lost = place.everyone[place.failed[place.everyone] & (columns.phase[place.everyone] == MEASURE)]
     for i, launch in enumerate(found.launch.tolist()):
         mine = rows[columns.launch[rows] == launch]
         begin = columns.intended_ns[mine].min()
-        gone = lost[(columns.launch[lost] == launch) & (columns.intended_ns[lost] >= begin)]
-        share = good[mine].sum() / (len(mine) + len(gone))
-        rate = found.sent_per_second[i] if found.full[i] else found.completed[i] / found.seconds[i]
-        rates[i] = share * rate if np.isfinite(found.seconds[i]) else np.nan
+        gone = int(((columns.launch[lost] == launch) & (columns.intended_ns[lost] >= begin)).sum())
+        rate = found.completed[i] / found.seconds[i]
+        if place.cell.arrival and found.full[i]:
+            rate = found.sent_per_second[i]
+        elif is_concurrent(place.cell):
+            gone = 0
+        if np.isfinite(found.seconds[i]):
+            rates[i] = good[mine].sum() / (len(mine) + gone) * rate
     return rates
