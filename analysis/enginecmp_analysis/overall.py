@@ -26,7 +26,8 @@ def geometric_means(group: GroupResult) -> Iterator[Finding]:
     """Yield the geometric mean over cells of each engine's primary ratio to the baseline.
 
     Only with several cells, and only if every cell has a ratio: a mean over other cells would be another number.
-    Rates in an open loop are those of the arrivals, whatever the engine, so there is none over such cells. One mean log ratio a block, a t over the blocks that hold all cells.
+    Rates in an open loop are those of the arrivals, whatever the engine, so there is none over such cells. One mean
+    log ratio a block, a t over the blocks that hold all cells.
     """
     metric, means = group.context.primary_metric, group.means
     cells = list(dict.fromkeys(cell for _, cell, name in means if name == metric))
