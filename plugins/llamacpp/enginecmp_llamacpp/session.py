@@ -289,10 +289,12 @@ def _make_context(
     """
     native.log.errors.clear()
     params = lib.llama_context_default_params()
-    # llama.cpp rounds each sequence's share up to this multiple, with a warning where it has to.
-    params.n_ctx = -(-context_tokens // _CONTEXT_MULTIPLE) * _CONTEXT_MULTIPLE * options.max_sequences
     params.n_seq_max = options.max_sequences
     params.kv_unified = settings.kv_unified and options.max_sequences > 1
+    # llama.cpp rounds a cache up to this multiple, with a warning where it has to: each sequence's, or the shared one.
+    caches = 1 if params.kv_unified else options.max_sequences
+    tokens = context_tokens * options.max_sequences // caches
+    params.n_ctx = -(-tokens // _CONTEXT_MULTIPLE) * _CONTEXT_MULTIPLE * caches
     params.n_batch = settings.n_batch
     params.n_ubatch = settings.n_ubatch
     params.n_threads = params.n_threads_batch = options.threads

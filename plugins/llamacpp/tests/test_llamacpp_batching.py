@@ -130,3 +130,41 @@ def test_an_empty_prompt_is_refused_before_it_takes_a_sequence(tiny: ModelInfo, 
     with pytest.raises(EngineError, match="at least one token"):
         cmp_submit(session, Request(id="empty", token_ids=[], output_tokens=1))
     assert cmp_submit(session, Request(id="next", token_ids=token_ids, output_tokens=1))
+
+
+def test_a_shared_cache_without_a_token_to_spare_never_runs_out(
+    tiny: ModelInfo, load: Any, token_ids: list[int]
+) -> None:
+    # 4 x 64 tokens are one multiple of 256, so the cache holds exactly what four full requests need.
+    session = load(tiny, context_tokens=64, max_sequences=4)
+    shapes = [(3 + 7 * number % 55, 65 - (3 + 7 * number % 55)) for number in range(24)]
+    requests = [
+        Request(id=f"r{number}", token_ids=(token_ids * 2)[number:][:length], output_tokens=wanted)
+        for number, (length, wanted) in enumerate(shapes)
+    ]
+    assert {name: len(ids) for name, ids in together(session, requests).items()} == {
+        request.id: request.output_tokens for request in requests
+    }
+
+
+def test_batching_takes_fewer_steps_than_a_queue(tiny: ModelInfo, load: Any, token_ids: list[int]) -> None:
+    requests = [Request(id=str(n), token_ids=token_ids[n:][:10], output_tokens=8) for n in range(12)]
+    session = load(tiny, max_sequences=4)
+    waiting, steps, given = list(requests), 0, 0
+    while given < 12 * 8:
+        while waiting and cmp_submit(session, waiting[0]):
+            waiting.pop(0)
+        given += len(cmp_step(session))
+        steps += 1
+    # Three rounds of four requests take 8 steps each; one request after the other would take 12 x 8.
+    assert steps == 24
+
+
+def test_a_request_that_can_never_fit_leaves_the_others_alone(tiny: ModelInfo, load: Any, token_ids: list[int]) -> None:
+    session = load(tiny, context_tokens=32, max_sequences=2)
+    assert cmp_submit(session, Request(id="a", token_ids=token_ids[:8], output_tokens=4))
+    with pytest.raises(ContextOverflow, match="holds 32"):
+        cmp_submit(session, Request(id="b", token_ids=token_ids[:30], output_tokens=4))
+    assert cmp_submit(session, Request(id="c", token_ids=token_ids[:8], output_tokens=4))
+    assert [sorted(name for name, _ in cmp_step(session)) for _ in range(4)] == [["a", "c"]] * 4
+    assert cmp_step(session) == []
