@@ -6,6 +6,7 @@ import importlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -55,6 +56,13 @@ def _file_cache(scenario: Scenario, cell: Cell, model: ModelInfo) -> dict[str, f
     except OSError:
         return {}
     return {} if share is None else {"page_cache_share": share}
+
+
+def _load_flags(scenario: Scenario, loaded: dict[str, Any]) -> list[str]:
+    """Return what disturbed a load, where loads are what is measured; elsewhere its sizes count, whatever its time."""
+    if scenario.kind != "load":
+        return []
+    return scenario.validity.flags(loaded["metrics"], (loaded["end_ns"] - loaded["start_ns"]) / 1e9)
 
 
 class Driver:
@@ -132,6 +140,7 @@ class Driver:
                         start_ns=loaded["start_ns"],
                         end_ns=loaded["end_ns"],
                         status="ok",
+                        flags=_load_flags(scenario, loaded),
                         metrics={**cached, **loaded["metrics"]},
                     )
                 )

@@ -103,6 +103,7 @@ class Launch:
         launched_ns: when the process was started.
         ready_ns: when it had imported its plugin; 0 before.
         memory: reads what the process holds.
+        loaded: what `load` returned; empty before.
     """
 
     def __init__(
@@ -134,6 +135,7 @@ class Launch:
             python = plugin.python or sys.executable
             command = [python, "-P", "-m", "enginecmp.worker", *ends, str(guard_read), plugin.module]
         self.ready_ns = 0
+        self.loaded: dict[str, Any] = {}
         try:
             with open(log, "ab") as output:
                 self.launched_ns = clock.now_ns()
@@ -241,7 +243,8 @@ class Launch:
         answer = self.call(
             "load", deadline_seconds, model=msgspec.to_builtins(model), options=msgspec.to_builtins(self.options)
         )
-        return {**answer, "metrics": {**metrics, **self.memory.read(), **answer["metrics"]}}
+        self.loaded = {**answer, "metrics": {**metrics, **self.memory.read(), **answer["metrics"]}}
+        return self.loaded
 
     def request(self, token_ids: tuple[int, ...], output_tokens: int, deadlines: Deadlines) -> dict[str, Any]:
         """Run one request; return the worker's stamps, ids and metrics.

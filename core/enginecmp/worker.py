@@ -70,18 +70,20 @@ class Worker:
         model = msgspec.convert(message["model"], ModelInfo)
         options = msgspec.convert(message["options"], LoadOptions)
         self._progress.set(_PHASE["load"])
+        self._sensor = ContentionSensor()
+        before = self._sensor.read()
         start_ns = clock.now_ns()
         self._session = self._hook.cmp_load(model=model, options=options)
         end_ns = clock.now_ns()
+        disturbed = between(before, self._sensor.read())
         if self._session is None:
             msg = "cmp_load returned nothing, expected a session"
             raise CmpError(msg)
         self._progress.set(_PHASE["idle"])
-        self._sensor = ContentionSensor()
         # What loading left behind is permanent: keep the collector from walking it between requests.
         gc.collect()
         gc.freeze()
-        return {"start_ns": start_ns, "end_ns": end_ns, "metrics": self._metrics()}
+        return {"start_ns": start_ns, "end_ns": end_ns, "metrics": disturbed | self._metrics()}
 
     def request(self, message: dict[str, Any]) -> dict[str, Any]:
         """Run one request and time it: the measured window is between the two sensor readings."""

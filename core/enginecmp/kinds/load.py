@@ -71,7 +71,12 @@ def measure(task: Task) -> None:
     sample = request(task, task.prompt(0))
     if sample.token_ns:
         since_start = (sample.token_ns[0] - task.launched_ns) / 1e9
+        loaded = task.launch.loaded
+        disturbed = task.scenario.validity.flags(loaded["metrics"], (loaded["end_ns"] - loaded["start_ns"]) / 1e9)
         sample = msgspec.structs.replace(
-            sample, metrics={**sample.metrics, "first_token_from_start_seconds": since_start}
+            sample,
+            # What disturbed the load disturbed this time as well.
+            flags=sorted({*sample.flags, *disturbed}),
+            metrics={**sample.metrics, "first_token_from_start_seconds": since_start},
         )
     task.keep(sample)
