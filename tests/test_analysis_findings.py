@@ -249,6 +249,21 @@ def test_drifts_of_their_own_are_not_taken_for_the_clock(
     assert not found.notable
 
 
+@pytest.mark.parametrize(("degree", "least", "most"), [(3, 0, 3), (1, 15, 30)], ids=["cubic", "control: a line"])
+def test_two_series_that_settle_look_like_the_clock_if_only_a_line_is_taken_out(
+    monkeypatch: pytest.MonkeyPatch, degree: int, least: int, most: int
+) -> None:
+    monkeypatch.setattr("enginecmp_analysis.clocks.TREND_DEGREE", degree)
+    rng = np.random.default_rng(13)
+    at = np.arange(30) / 30
+    called = 0
+    for _ in range(30):
+        clocks = [0.1 * np.exp(-at / 0.2) + 0.005 * rng.standard_normal(30) for _ in range(10)]
+        speeds = [0.1 * np.exp(-at / 0.3) + 0.05 * rng.standard_normal(30) for _ in range(10)]
+        called += correlated(clocks, speeds)[1] < 0.01
+    assert least <= called <= most
+
+
 def test_independent_series_are_called_related_as_rarely_as_promised() -> None:
     rng = np.random.default_rng(8)
     p = []
