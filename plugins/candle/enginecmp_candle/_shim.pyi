@@ -1,5 +1,7 @@
 from collections.abc import Sequence
 
+COMPILED_FOR: str
+
 class Session:
     def __init__(self, path: str, device: str, context_tokens: int, prompt_chunk: int) -> None: ...
     @property

@@ -14,7 +14,11 @@ CANDLE_VERSION = "0.11.1"
 """The version of candle-core that Cargo.lock pins."""
 
 INSTALL = "pip install ./plugins/candle (needs cargo)"
-INSTALL_CUDA = "pip install ./plugins/candle --config-settings build-args='--features cuda'"
+INSTALL_PORTABLE = "RUSTFLAGS='-C target-cpu=x86-64' pip install --force-reinstall --no-deps ./plugins/candle"
+INSTALL_CUDA = "pip install ./plugins/candle --config-settings build-args='--features python,cuda'"
+
+COMPILED_FOR_V3 = b"enginecmp-candle compiled for x86-64-v3"
+"""In the extension's file where it needs more than the baseline (`src/python.rs`)."""
 
 CPUINFO = Path("/proc/cpuinfo")
 # What rustc's target-cpu=x86-64-v3 assumes beyond the baseline, as Linux spells it (lzcnt is part of abm).
@@ -45,7 +49,10 @@ def cmp_engine() -> EngineInfo:
         max_concurrency=1,
         # The first sets the pool of Candle's own kernels, the second the float32 matrix product's and other loops'.
         environment=dict.fromkeys(THREAD_VARIABLES, "{threads}"),
-        tuned="compiled for x86-64-v3, kernels for AVX2 or AVX-512 chosen at run time; float32 activations and KV cache",
+        tuned=(
+            "compiled for x86-64-v3, kernels for AVX2 or AVX-512 chosen at run time; float32 activations and KV cache; "
+            "prompts in pieces of 512 tokens"
+        ),
         limits=LIMITS,
         homepage="https://github.com/huggingface/candle",
     )
@@ -54,13 +61,15 @@ def cmp_engine() -> EngineInfo:
 @hookimpl
 def cmp_probe(options: LoadOptions) -> Probe:
     """Look for the extension and the processor's instructions, then for the device in the extension."""
-    if importlib.util.find_spec("enginecmp_candle._shim") is None:
+    spec = importlib.util.find_spec("enginecmp_candle._shim")
+    if spec is None or spec.origin is None:
         return Probe(ok=False, reason="its Rust extension is not built", mend=INSTALL)
-    if missing := missing_flags():
+    # An instruction that the CPU does not have would end the process, so this is settled before the import.
+    if (missing := missing_flags()) and COMPILED_FOR_V3 in Path(spec.origin).read_bytes():
         return Probe(
             ok=False,
             reason=f"the extension is compiled for x86-64-v3 and this CPU has no {', '.join(missing)}",
-            mend="leave this engine out with --engines, or build it here without plugins/candle/.cargo/config.toml",
+            mend=INSTALL_PORTABLE,
         )
     if options.device == "cpu":
         return Probe(ok=True)

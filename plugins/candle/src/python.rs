@@ -125,8 +125,17 @@ fn features() -> Vec<&'static str> {
     .collect()
 }
 
+/// What this build needs of a processor. Python looks for these very bytes in the file, which it must not import on a
+/// processor that does not have it.
+const COMPILED_FOR: &str = if cfg!(all(target_arch = "x86_64", target_feature = "avx2", target_feature = "fma")) {
+    "enginecmp-candle compiled for x86-64-v3"
+} else {
+    "enginecmp-candle compiled for the baseline"
+};
+
 #[pymodule]
 fn _shim(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("COMPILED_FOR", COMPILED_FOR)?;
     module.add_class::<PySession>()?;
     module.add_function(wrap_pyfunction!(features, module)?)?;
     Ok(())

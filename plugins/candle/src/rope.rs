@@ -98,7 +98,7 @@ mod tests {
         let rope = Rope::new(&scaled, 4, Some(&[1.0, 8.0]), &Device::Cpu).unwrap();
         let (cos, _) = rope.angles(3, 1).unwrap();
         let found: Vec<f32> = cos.flatten_all().unwrap().to_vec1().unwrap();
-        for (found, frequency) in found.iter().zip([1.0, 0.01 / 8.0]) {
+        for (found, frequency) in found.iter().zip([1.0_f64, 0.01 / 8.0]) {
             assert!((f64::from(*found) - 2.0 * (3.0 * 0.5 * frequency).cos()).abs() < 1e-6);
         }
     }
