@@ -1,7 +1,8 @@
 """Is an engine driven by `cmp` as fast as the same engine driven by itself?
 
-llama.cpp against its own llama-bench, PyTorch against a bare loop over the same module: same file, same threads,
-same context lengths, fresh processes, in turn (A B B A ...), decode rate only. The ratio is taken round by round,
+llama.cpp against its own llama-bench, PyTorch against a bare loop over the same module, Candle against a bare Rust
+loop over the same crate: same file, same threads, same context lengths, fresh processes, in turn (A B B A ...),
+decode rate only. The ratio is taken round by round,
 because these machines drift; its mean and t interval are on logs.
 """
 
@@ -32,7 +33,8 @@ BAND = (0.99, 1.01)
 
 
 def measure() -> dict[str, Any]:
-    """Return rates and ratios of both comparisons."""
+    """Return rates and ratios of every comparison; Candle's only where its plugin is installed."""
+    from bench import candle_loop
     from bench.llama_bench import build, run_llama_bench
 
     model = resolve("smollm2-135m-instruct:q8_0", fetch=True)
@@ -59,7 +61,10 @@ def measure() -> dict[str, Any]:
         "llamacpp / llama-bench": (lambda: through_cmp(llamacpp, model, prompt, threads, 64, REPETITIONS), llama_bench),
         "pytorch_baseline / bare loop": (lambda: through_cmp(pytorch, model, prompt, threads, 16, 4), bare_loop),
     }
-    result = {name: _compare(name, *pair) for name, pair in pairs.items()}
+    if any(plugin.name == "candle" for plugin in plugins):
+        sides = candle_loop.pair(find("candle", plugins), model, prompt, 64, REPETITIONS)
+        pairs["candle / bare Rust loop"] = sides
+    result = {name: compare(name, *pair) for name, pair in pairs.items()}
     return {
         "target": f"decode rate through cmp over its own: {BAND[0]} to {BAND[1]}",
         "met": all(BAND[0] <= found["ratio"] <= BAND[1] for found in result.values()),
@@ -83,7 +88,8 @@ def through_cmp(
     return float(statistics.median(rates))
 
 
-def _compare(name: str, ours: Callable[[], float], theirs: Callable[[], float]) -> dict[str, Any]:
+def compare(name: str, ours: Callable[[], float], theirs: Callable[[], float]) -> dict[str, Any]:
+    """Run both sides in turn, print one line and return ratio, interval and rates."""
     rates: list[tuple[float, float]] = []
     for number in range(ROUNDS):
         if number % 2:
