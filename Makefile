@@ -3,7 +3,12 @@ PYTHON  ?= python3
 UV      := 0.13.8
 BIN     := .venv/bin
 PLUGINS := $(sort $(wildcard plugins/*/pyproject.toml))
-EDITABLE := -e . $(foreach p,$(PLUGINS),-e $(dir $(p)))
+# Compiled by cargo, which not every machine has: built by itself, after everything else.
+CANDLE  := plugins/candle
+EDITABLE := -e . $(foreach p,$(filter-out $(CANDLE)/%,$(PLUGINS)),-e $(dir $(p)))
+CARGO   := $(shell command -v cargo 2>/dev/null)
+# Beside the models, not in the clone: Candle compiles for minutes, and the next clone takes what this one built.
+export CARGO_TARGET_DIR ?= $(or $(ENGINECMP_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/enginecmp)/cargo
 
 .DEFAULT_GOAL := help
 .PHONY: help setup model run test lint format bench calibrate constraints clean
@@ -11,7 +16,7 @@ EDITABLE := -e . $(foreach p,$(PLUGINS),-e $(dir $(p)))
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-setup: .venv/.ready ## create .venv with the host, every plugin and the pinned dependencies
+setup: .venv/.ready .venv/.candle ## create .venv with the host, every plugin and the pinned dependencies
 
 # Offline first: what an earlier set-up left in uv's cache is taken as it is, where a network round trip could
 # call llama.cpp's sources changed and compile them again for minutes.
@@ -29,7 +34,16 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-byteco
 	$(BIN)/python -m compileall -q core analysis plugins
 	@touch $@
 
-model: .venv/.ready ## fetch the embedded model and derive its Q8_0 and F32 files
+.venv/.candle: .venv/.ready $(CANDLE)/Cargo.toml $(CANDLE)/Cargo.lock $(wildcard $(CANDLE)/src/*.rs)
+ifdef CARGO
+	@echo "building the engine candle (about 4 minutes on 2 cores the first time on this machine)"
+	@if $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e $(CANDLE); \
+	then touch $@; else echo "the engine candle is left out: its build failed, see above (it needs Rust 1.88)"; fi
+else
+	@echo "the engine candle is left out: no cargo here; install Rust 1.88 or newer and run make setup again"
+endif
+
+model: setup ## fetch the embedded model and derive its Q8_0 and F32 files
 	$(BIN)/cmp model pull smollm2-135m-instruct
 	$(BIN)/cmp model quantize smollm2-135m-instruct f32
 	$(BIN)/cmp model quantize smollm2-135m-instruct q8_0
@@ -40,11 +54,15 @@ run: model ## measure every engine on the embedded model (about 5 minutes) and g
 
 test: model ## the whole test suite
 	$(BIN)/python -m pytest
+	test ! -e .venv/.candle || (cd $(CANDLE) && cargo test --quiet --release --locked)
 
-lint: .venv/.ready ## ruff and mypy --strict
+lint: .venv/.ready ## ruff and mypy --strict; rustfmt and clippy where they are installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy core analysis bench $(wildcard plugins/*/enginecmp_*)
+ifneq ($(shell command -v cargo-clippy 2>/dev/null),)
+	cd $(CANDLE) && cargo fmt --check && cargo clippy --quiet --release --locked --all-targets --features python -- -D warnings
+endif
 
 format: .venv/.ready ## apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix .
