@@ -164,9 +164,10 @@ def cmp_metrics(session: Session) -> Mapping[str, float] | None:
 
 @hookspec(firstresult=True)
 def cmp_profile(session: Session, token_ids: Sequence[int], n_tokens: int) -> Mapping[str, float] | None:
-    """Return seconds per component for a prompt and `n_tokens` decoded tokens. Optional, never compared.
+    """Return seconds per component for a prompt and `n_tokens` steps after its first token. Optional, never compared.
 
-    Keys: embedding, norm, rope, attention, ffn, lm_head, sampling, other.
+    Called several times with the same lengths, the first time not kept. The components may not add up to more than the
+    call took. Keys: embedding, norm, rope, attention, ffn, lm_head, sampling, other.
     """
 
 
@@ -184,9 +185,9 @@ def cmp_operation(session: Session, kind: str, parameters: Mapping[str, Any]) ->
         parameters: for "tokenize" {"direction": "encode", "text": str} (return a list of ids, no special ids
             added) or {"direction": "decode", "token_ids": [...]} (return str); for "sampling" {"token_ids": [...],
             "temperature": float, "top_k": int, "top_p": float, "seed": int} (draw one id from the distribution
-            after these ids, computed once beforehand; temperature 0 is greedy, top_k 0 and top_p 1 are off); for
-            "matmul" {"rows": m, "inner": k, "columns": n, "method": "naive" | "parallel" | "library", "seed": int}
-            (return the (m, n) product of the float32 matrices that `enginecmp.kinds.operation.matrices` makes).
+            after these ids, computed once beforehand: temperature first, then top-k, then top-p; temperature 0 is
+            greedy, top_k 0 and top_p 1 are off); for "matmul" {"rows": m, "inner": k, "columns": n, "method":
+            "naive" | "parallel" | "library", "seed": int} (return the (m, n) product of the float32 matrices that `enginecmp.matrices` makes).
 
     Returns:
         A callable without arguments, or None where the engine does not offer this operation.

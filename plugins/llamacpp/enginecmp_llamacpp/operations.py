@@ -24,7 +24,8 @@ def operation(session: Session, kind: str, parameters: Mapping[str, Any]) -> Cal
         return _decode(session, parameters["token_ids"])
     if kind == "sampling":
         return _sampling(session, parameters)
-    if kind == "matmul" and parameters["method"] != "naive":
+    # ggml's backends choose their product kernels by weight type and shape; only the CPU's is built by hand here.
+    if kind == "matmul" and parameters["method"] != "naive" and session.device == "cpu":
         threads = session.threads if parameters["method"] == "parallel" else 1
         rows, inner, columns, seed = (parameters[name] for name in ("rows", "inner", "columns", "seed"))
         return ggml.product(rows, inner, columns, seed, threads)

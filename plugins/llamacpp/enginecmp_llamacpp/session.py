@@ -219,6 +219,11 @@ class Session:
         return self._context
 
     @property
+    def device(self) -> str:
+        """Where the model computes: "cpu" or "cuda"."""
+        return self._options.device
+
+    @property
     def threads(self) -> int:
         """Compute threads."""
         return self._options.threads
