@@ -158,7 +158,9 @@ def cmp_metrics(session: Session) -> Mapping[str, float] | None:
     """Return what only the engine knows of the request that just ended, names with units.
 
     Called after every request, outside its timed window. Known names: `weights_bytes`, `kv_cache_bytes`,
-    `device_prefill_seconds`, `device_decode_seconds`. Others are kept as they are.
+    `device_prefill_seconds`, `device_decode_seconds`. Others are kept as they are. `engine_cpu_seconds`, the CPU time
+    of the engine's other processes since `cmp_prepare` (or `cmp_reset`, with several in flight), is taken out of
+    `foreign_cpu_seconds`.
     """
 
 
@@ -187,7 +189,8 @@ def cmp_operation(session: Session, kind: str, parameters: Mapping[str, Any]) ->
             "temperature": float, "top_k": int, "top_p": float, "seed": int} (draw one id from the distribution
             after these ids, computed once beforehand: temperature first, then top-k, then top-p; temperature 0 is
             greedy, top_k 0 and top_p 1 are off); for "matmul" {"rows": m, "inner": k, "columns": n, "method":
-            "naive" | "parallel" | "library", "seed": int} (return the (m, n) product of the float32 matrices that `enginecmp.matrices` makes).
+            "naive" | "parallel" | "library", "seed": int} (return the (m, n) product of the float32 matrices that
+            `enginecmp.matrices` makes).
 
     Returns:
         A callable without arguments, or None where the engine does not offer this operation.

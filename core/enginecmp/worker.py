@@ -26,7 +26,7 @@ from enginecmp.guardian import guard, prefer_for_oom
 from enginecmp.operations import Operations, profile
 from enginecmp.plugins import load_object, manager_with
 from enginecmp.protocol import PHASES, Channel, Progress, describe
-from enginecmp.telemetry.contention import ContentionSensor, between
+from enginecmp.telemetry.contention import ContentionSensor, between, without_engine
 from enginecmp.types import LoadOptions, ModelInfo
 
 _PHASE = {name: number for number, name in enumerate(PHASES)}
@@ -123,7 +123,7 @@ class Worker:
         progress.set(_PHASE["metrics"], len(token_ns))
         metrics = between(before, after)
         if error is None:
-            metrics |= self._metrics()
+            metrics = without_engine(metrics | self._metrics())
         progress.set(_PHASE["idle"])
         return {
             "start_ns": start_ns,

@@ -19,7 +19,7 @@ from enginecmp.loadgen.board import FIELDS, Board, Field, Header, State, Stop
 from enginecmp.loadgen.client import Generator, watch
 from enginecmp.loadgen.host_queue import serve_from_here
 from enginecmp.loadgen.schedule import arrival_seed, arrivals
-from enginecmp.telemetry.contention import Validity
+from enginecmp.telemetry.contention import Validity, without_engine
 from enginecmp.types import Sample
 
 LATE_DISPATCH = "late_dispatch"
@@ -199,8 +199,10 @@ def generator_lagged(lag_seconds: NDArray[np.float64], latencies: NDArray[np.flo
 
 
 def _window(board: Board, answer: Mapping[str, Any]) -> dict[str, float]:
-    """Return what the machine did while the cell was served; the generator's own time is not foreign."""
+    """Return what the machine did while the cell was served; time of the generator and the engine is not foreign."""
     window: dict[str, float] = dict(answer.get("window", {}))
+    if "engine_cpu_seconds" in answer.get("metrics", {}):
+        window = without_engine(window | {"engine_cpu_seconds": answer["metrics"]["engine_cpu_seconds"]})
     if "foreign_cpu_seconds" in window:
         own = board.words[Header.GENERATOR_CPU_NS] / 1e9
         window["foreign_cpu_seconds"] = max(0.0, window["foreign_cpu_seconds"] - own)

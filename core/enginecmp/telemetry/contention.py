@@ -121,6 +121,17 @@ def between(before: Reading, after: Reading) -> dict[str, float]:
     return found
 
 
+def without_engine(metrics: dict[str, float]) -> dict[str, float]:
+    """Return metrics in which other processes of the engine are no foreigners.
+
+    An engine that computes in processes of its own (a server) says so with the metric `engine_cpu_seconds`.
+    """
+    if "foreign_cpu_seconds" not in metrics or "engine_cpu_seconds" not in metrics:
+        return metrics
+    foreign = metrics["foreign_cpu_seconds"] - metrics["engine_cpu_seconds"]
+    return {**metrics, "foreign_cpu_seconds": max(0.0, foreign)}
+
+
 class Validity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When a sample is left out, declared before the run and recorded in its manifest.
 

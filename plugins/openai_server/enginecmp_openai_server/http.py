@@ -1,7 +1,7 @@
 """HTTP/1.1 over one non-blocking socket; h11 knows the protocol, this module moves its bytes.
 
-One thread reads every stream: a second one would have to wait for the interpreter's lock, and the moment at which a
-token arrived would be the moment at which its thread got it.
+One thread reads every stream, for one request as for many. A thread for each (http.client) saw tokens no sooner where
+the cores were free, and then each of them would have to hand its token to the thread that reads the clock.
 """
 
 from __future__ import annotations

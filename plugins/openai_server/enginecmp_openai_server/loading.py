@@ -116,6 +116,7 @@ def _learn(session: Session) -> None:
         session.reader = Reader(session)
         session.reader.learn()
     _learn_streaming(session)
+    session.family = process.computing(session.process, settings.address)
 
 
 def _served(session: Session, body: bytes) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import psutil
 
 from enginecmp import EngineError
+
+from .address import Address
 
 _POLL_SECONDS = 0.1
 _TERMINATE_SECONDS = 3.0
@@ -85,6 +89,38 @@ def end(process: subprocess.Popen[bytes]) -> None:
     for member in left:
         _signal(member.kill)
     process.wait()
+
+
+def computing(process: subprocess.Popen[bytes] | None, address: Address) -> list[psutil.Process]:
+    """Return the processes of a server on this machine: the one that was started, whoever listens, and their children.
+
+    A server elsewhere has none, and neither has one that this user may not see (another user's, a container's).
+    """
+    roots = [process.pid] if process is not None else []
+    if address.host in ("localhost", "127.0.0.1", "::1"):
+        with contextlib.suppress(psutil.Error, OSError):
+            roots += [
+                found.pid
+                for found in psutil.net_connections("tcp")
+                if found.status == psutil.CONN_LISTEN and found.laddr and found.laddr.port == address.port and found.pid
+            ]
+    family: dict[int, psutil.Process] = {}
+    for pid in roots:
+        with contextlib.suppress(psutil.Error):
+            top = psutil.Process(pid)
+            family |= {member.pid: member for member in (top, *top.children(recursive=True))}
+    family.pop(os.getpid(), None)
+    return list(family.values())
+
+
+def cpu_seconds(family: Sequence[psutil.Process]) -> float:
+    """Return the CPU time that some processes have used so far."""
+    total = 0.0
+    for member in family:
+        with contextlib.suppress(psutil.Error):
+            times = member.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def run_once(arguments: list[str]) -> None:

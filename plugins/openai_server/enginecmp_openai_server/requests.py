@@ -12,6 +12,7 @@ from enginecmp import ENDED, NO_ID, ContextOverflow, EngineError, Request, Reque
 
 from .answer import check_prompt, unlike
 from .flight import Flight
+from .process import cpu_seconds
 from .prompts import settle, usage_of
 from .session import Session
 
@@ -35,6 +36,7 @@ def prepare(session: Session, token_ids: Sequence[int], output_tokens: int) -> N
     # The connection is the client's affair: it is open before the clock starts, unless the server will not keep it.
     session.give_back(session.take_connection()[0])
     session.prepared = (ids, output_tokens, body)
+    session.cpu_seconds = cpu_seconds(session.family)
 
 
 def prefill(session: Session, token_ids: Sequence[int], output_tokens: int) -> int:
@@ -104,9 +106,10 @@ def metrics(session: Session) -> dict[str, float]:
     Raises:
         EngineError: the answer turns out to be wrong.
     """
+    used = {"engine_cpu_seconds": cpu_seconds(session.family) - session.cpu_seconds} if session.family else {}
     flight = session.active
     if flight is None:
-        return dict(session.metrics)
+        return session.metrics | used
     while not flight.over:
         flight.wait()
         flight.answer.tokens.clear()
@@ -114,7 +117,7 @@ def metrics(session: Session) -> dict[str, float]:
     if not flight.answer.proven and session.last is not None:
         _prove(session, *session.last)
     session.metrics = flight.metrics()
-    return dict(session.metrics)
+    return session.metrics | used
 
 
 def submit(session: Session, request: Request) -> bool:
@@ -210,6 +213,7 @@ def reset(session: Session) -> None:
     if cut:
         # A server notices a caller that is gone at its next token; an answered request says that it has.
         settle(session)
+    session.cpu_seconds = cpu_seconds(session.family)
 
 
 def _prompt(session: Session, ids: tuple[int, ...]) -> str | tuple[int, ...]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import selectors
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+import psutil
 
 from enginecmp import ContextOverflow, EngineError, ModelInfo
 
@@ -72,6 +73,8 @@ class Session:
         counts_streams: streams end with a usage.
         stream_options: the server accepts the field that asks for it.
         process: the server, where it was started here.
+        family: the server's processes, where they run on this machine.
+        cpu_seconds: what these had used when the last request, or batch of them, was prepared.
         reader: turns ids into text and proves it; None where ids are taken.
         control_ids: end tokens, kept out by a logit bias where nothing else does.
         idle: open connections.
@@ -95,6 +98,8 @@ class Session:
     counts_streams: bool = False
     stream_options: bool = True
     process: subprocess.Popen[bytes] | None = None
+    family: Sequence[psutil.Process] = ()
+    cpu_seconds: float = 0.0
     reader: Reader | None = None
     control_ids: tuple[int, ...] = ()
     idle: list[Connection] = field(default_factory=list)

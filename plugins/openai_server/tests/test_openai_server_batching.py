@@ -81,26 +81,26 @@ def test_several_tokens_a_chunk_end_with_the_word_that_it_is_over(stub: Any, dri
 
 def test_the_last_token_is_not_handed_out_before_the_count_is_checked(stub: Any, drive: Any) -> None:
     driver = drive()
+    sent, go_on = threading.Event(), threading.Event()
 
     def miscounted(talk: Any, body: dict[str, Any]) -> None:
         talk.begin()
         for _ in range(4):
             talk.token("x")
+        sent.set()
+        go_on.wait(20)
         talk.usage(3, 5)
         talk.done()
         talk.end()
 
     stub.behaviours.append(miscounted)
     submit(driver, request("a"))
-    handed: list[tuple[str, int]] = []
-
-    def step_on() -> None:
-        for _ in range(2_000):
-            handed.extend(driver.hook.cmp_step(session=driver.session))
-
+    assert sent.wait(20)
+    steps = step_until(driver, lambda steps: len(steps) > 50)
+    assert sum(map(len, steps)) == 3
+    go_on.set()
     with pytest.raises(RequestFailed, match="openai_server: request a: expected 4 tokens, the server counted 5"):
-        step_on()
-    assert len(handed) < 4
+        step_until(driver, lambda steps: False)
 
 
 def test_one_failure_leaves_the_others_in_flight(stub: Any, drive: Any) -> None:

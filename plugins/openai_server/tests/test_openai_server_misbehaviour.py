@@ -329,6 +329,25 @@ def test_a_server_that_closes_between_requests_costs_no_measured_reconnect(stub:
     assert driver.request(PROMPT, 2)[2]["reconnect_count"] == 0.0
 
 
+def test_a_connection_whose_last_byte_comes_late_is_still_kept(stub: Any, drive: Any) -> None:
+    driver = drive()
+
+    def dawdling(talk: Any, body: dict[str, Any]) -> None:
+        start(talk, body, tokens=2)
+        talk.usage(len(PROMPT), 2)
+        talk.done()
+        threading.Event().wait(0.05)
+        talk.end()
+
+    driver.request(PROMPT, 2)
+    opened = stub.connections
+    stub.behaviours.append(dawdling)
+    driver.request(PROMPT, 2)
+    threading.Event().wait(0.2)
+    driver.request(PROMPT, 2)
+    assert stub.connections == opened
+
+
 def test_a_request_left_in_the_middle_is_hung_up_on_and_waited_for(stub: Any, drive: Any) -> None:
     driver = drive()
     gone = threading.Event()

@@ -14,9 +14,9 @@ from enginecmp_openai_server.sse import EventParser
 # From WHATWG HTML, section 9.2.6: a comment, fields that are not data, several data lines, all three line ends.
 STREAM = (
     ": ping\r\nevent: x\ndata: eins\r\rdata:zwei\ndata: drei\n\nid: 7\n\n"
-    "data: žluťoučký 🦙\r\n\r\ndata\ndata: [DONE]\n\n"
+    "data: vier\r\ndata: fünf\r\n\r\ndata: žluťoučký 🦙\r\n\r\ndata\ndata: [DONE]\n\n"
 )
-EVENTS = ["eins", "zwei\ndrei", "žluťoučký 🦙", "[DONE]"]
+EVENTS = ["eins", "zwei\ndrei", "vier\nfünf", "žluťoučký 🦙", "[DONE]"]
 
 
 def parsed(pieces: list[bytes]) -> list[str]:
