@@ -51,10 +51,36 @@ def test_sustained_measures_each_engine_for_300_seconds() -> None:
     assert scenario.blocks * scenario.seconds == 300
 
 
-def test_quick_sustained_is_ten_blocks_of_ten_requests_of_16_tokens() -> None:
+def test_sustained_keeps_one_and_32_requests_in_flight() -> None:
+    assert [cell.concurrency for cell in load_scenario("sustained", "full").cells] == [1, 32]
+
+
+def test_quick_sustained_gives_every_user_two_rounds() -> None:
     scenario = load_scenario("sustained", "quick")
     assert (scenario.blocks, scenario.requests) == (10, 10)
-    assert {cell.output_tokens for cell in scenario.cells} == {16}
+    assert all(scenario.requests >= 2 * cell.concurrency for cell in scenario.cells)
+
+
+def test_concurrent_has_the_numbers_of_users_and_every_kind_of_arrival() -> None:
+    cells = load_scenario("concurrent", "full").cells
+    assert [cell.concurrency for cell in cells if not cell.arrival] == [1, 10, 25, 50, 100]
+    assert {cell.arrival for cell in cells if cell.arrival} == {"poisson", "constant", "gamma"}
+
+
+def test_a_sweep_sets_rates_itself(tmp_path: Path) -> None:
+    sweep = GOOD.replace('name = "mine"', 'name = "mine"\noffered_load = [0.5, 1.0]')
+    assert load_scenario(write(tmp_path, sweep), "full").offered_load == (0.5, 1.0)
+    fixed = sweep.replace("output_tokens = 4", 'output_tokens = 4\narrival = "poisson"\nrate_per_second = 2.0')
+    with pytest.raises(UsageError, match="which sets rates itself"):
+        load_scenario(write(tmp_path, fixed), "full")
+
+
+def test_when_an_engine_is_offered_a_rate_is_a_matter_of_its_own_calibration() -> None:
+    scenario = msgspec.structs.replace(load_scenario("saturation", "quick"), calibration={"a": 2.0, "dead": 0.0})
+    slow, fast = Cell(8, 4, 8, "poisson", 3.0), Cell(8, 4, 8, "poisson", 3.01)
+    assert [scenario.offered(cell, "a") for cell in (slow, fast)] == [True, False]
+    assert scenario.offered(fast, "of an older run")
+    assert not scenario.offered(slow, "dead")
 
 
 def test_a_file_of_the_users_own_is_read(tmp_path: Path) -> None:

@@ -95,9 +95,14 @@ def _guess(scenario: Scenario, model: ModelInfo) -> float:
         else:
             request = token_seconds * (cell.prompt_tokens / _GUESS_PREFILL_SPEEDUP + cell.output_tokens)
         measured = max(scenario.requests_in(cell) * request, scenario.seconds or 0.0)
+        if cell.arrival and cell.rate_per_second:
+            measured = max(measured, scenario.requests_in(cell) / cell.rate_per_second)
         if scenario.launch_per_cell:
             seconds += _GUESS_START_SECONDS
-        seconds += scenario.warmup_requests * request + measured
+        # Users of a closed loop warm up each for itself, and what they wait for is finished after the measurement.
+        users = cell.concurrency if cell.concurrency > 1 and not cell.arrival else 1
+        rates = 1.5 * max(1, len(scenario.offered_load)) if not scenario.calibration else 1
+        seconds += rates * ((users * scenario.warmup_requests + users - 1) * request + measured)
     return seconds
 
 

@@ -103,13 +103,25 @@ def serve_batching(
                     msg = f"cmp_step gave nothing {empty} times in a row while {_names(flying)} wait for tokens"
                     raise EngineError(msg)
         elif waiting and words[Header.STOP] != Stop.BROKEN:
+            _require_nothing(hook, session, desk)
             msg = f"cmp_submit refused request {waiting[0]} although nothing is in flight"
             raise EngineError(msg)
         elif desk.over():
+            _require_nothing(hook, session, desk)
             break
         else:
             progress.set(_WAIT, tokens)
             desk.sleep()
+
+
+def _require_nothing(hook: Any, session: Any, desk: Desk) -> None:
+    """Let an engine show that it has no more tokens to give once every request has its own.
+
+    Raises:
+        EngineError: it has.
+    """
+    if pairs := hook.cmp_step(session=session):
+        raise EngineError(_wrong(pairs[0][0], False, set(), desk))
 
 
 def _stamp(

@@ -22,7 +22,7 @@ CALIBRATION_BLOCK = -1
 """Block of the calibration launches: their prompts are those of no other block."""
 
 _ROUNDS = 2
-_SECONDS = 3.0
+_SECONDS = 2.0
 
 Drive = Callable[[Scenario, PlannedLaunch, Contender, Callable[[Sample], None]], LaunchRecord]
 """Runs one launch of a scenario and passes its samples on."""

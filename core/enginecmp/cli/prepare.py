@@ -183,8 +183,18 @@ def headline(request: RunRequest) -> str:
     threads = request.contenders[0].options.threads
     return (
         f"{labels} on {request.model.name}, {scenario.name}/{scenario.profile}, "
-        f"{scenario.blocks} blocks × {length}, {threads} thread{'s' if threads > 1 else ''}"
+        f"{scenario.blocks} blocks × {length}, {threads} thread{'s' if threads > 1 else ''}{_queueing(request)}"
     )
+
+
+def _queueing(request: RunRequest) -> str:
+    """Return which engines have no batching of their own, where that makes a difference."""
+    if request.scenario.concurrency == 1:
+        return ""
+    queueing = [contender.label for contender in request.contenders if not contender.plugin.batches]
+    if not queueing:
+        return ""
+    return f"; {' and '.join(queueing)} queue{'s' if len(queueing) == 1 else ''} requests first in, first out"
 
 
 def print_plan(request: RunRequest, seconds: float, basis: str) -> None:
@@ -197,6 +207,9 @@ def print_plan(request: RunRequest, seconds: float, basis: str) -> None:
     click.echo(f"seed {request.seed}, baseline {request.baseline}, gate {'on' if scenario.gate else 'off'}")
     for cell in scenario.cells:
         click.echo(f"cell: {describe(cell)}")
+    if scenario.offered_load:
+        loads = ", ".join(f"{load:g}" for load in scenario.offered_load)
+        click.echo(f"sweep: {scenario.arrival} arrivals at {loads} × what one launch of each engine shows beforehand")
     cells = len(scenario.cells) if scenario.launch_per_cell else None
     plan = plan_launches([contender.label for contender in request.contenders], scenario.blocks, request.seed, cells)
     for block in range(scenario.blocks):
