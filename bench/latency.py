@@ -14,6 +14,7 @@ from typing import Any
 CMP = os.path.join(os.path.dirname(sys.executable), "cmp")
 LIMITS_SECONDS = {"cmp --help": 0.12, "cmp engines": 1.5, "cmp stats results/": 1.0}
 RUNS = 15
+QUICK = ("--scenario", "single", "--profile", "quick", "--no-gate")
 
 
 def measure() -> dict[str, Any]:
@@ -33,9 +34,9 @@ def measure() -> dict[str, Any]:
 
 
 def quick_run(folder: Path) -> None:
-    """Write a run of the quick sustained profile with three engines, all fake."""
+    """Write a run of the quick profile with three engines, all fake."""
     subprocess.run(
-        [CMP, "run", "--engines", "a=fake,b=fake,c=fake", "--profile", "quick", "--no-gate", "-o", "b.decode_us=900"],
+        [CMP, "run", "--engines", "a=fake,b=fake,c=fake", *QUICK, "-o", "b.decode_us=900"],
         cwd=folder,
         env={**os.environ, "CMP_PLUGINS": "enginecmp.testing.fake_engine"},
         check=True,
