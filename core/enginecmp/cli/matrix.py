@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from pathlib import Path
@@ -107,8 +108,9 @@ def measure_matrix(arguments: dict[str, Any]) -> int:
         return 0
     for number, (run, request, seconds, basis) in enumerate(ready):
         try:
-            folder = measure({**arguments, "as_json": False}, request, seconds, basis)
-            run.folder = str(folder)
+            # With --json, stdout is for the one document at the end.
+            with contextlib.redirect_stdout(sys.stderr if arguments["as_json"] else sys.stdout):
+                run.folder = str(measure({**arguments, "as_json": False}, request, seconds, basis))
         except KeyboardInterrupt:
             left = ",".join(other.model for other, *_ in ready[number + 1 :])
             say(f"not begun: cmp run --matrix {left} --seed {arguments['seed']}" if left else "it was the last one")
@@ -147,19 +149,26 @@ def _summarize(done: list[MatrixRun], arguments: dict[str, Any]) -> None:
         content = {"runs": done, "results": rows}
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
         return
-    table: list[tuple[str, ...]] = [("model", "cell", "engine", rows[0]["metric"] if rows else "", "verdict")]
-    table += [(r["model"], r["cell"], r["engine"], _number(r["mean"]), r["verdict"]) for r in rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    for before, row in zip([(), *table], table, strict=False):
-        # A model and a cell are named once.
-        shown = ["" if row[:k] == before[:k] and k <= 2 else row[k - 1] for k in range(1, len(row) + 1)]
-        click.echo("  ".join(text.ljust(width) for text, width in zip(shown, widths, strict=True)).rstrip())
+    if rows:
+        _print(rows)
+    elif not arguments["quality_only"]:
+        click.echo("no request ended well and undisturbed")
     for run in done:
         if run.error:
             click.echo(f"{run.model}: {run.error}")
     folders = " ".join(run.folder for run in done if run.folder)
     if folders:
         click.echo(f"all of it: cmp stats {folders}")
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    table: list[tuple[str, ...]] = [("model", "cell", "engine", rows[0]["metric"], "verdict")]
+    table += [(r["model"], r["cell"], r["engine"], _number(r["mean"]), r["verdict"]) for r in rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    for before, row in zip([(), *table], table, strict=False):
+        # A model and a cell are named once.
+        shown = ["" if row[:k] == before[:k] and k <= 2 else row[k - 1] for k in range(1, len(row) + 1)]
+        click.echo("  ".join(text.ljust(width) for text, width in zip(shown, widths, strict=True)).rstrip())
 
 
 def _rows(run: MatrixRun) -> list[dict[str, Any]]:

@@ -106,7 +106,10 @@ def race(base: RunRequest, candidates: Sequence[Candidate], default: str, folder
         else:
             _exclude_failures(state, run)
             dropped = set(state.dropped)
-            state.look(_scores(run, rules.metric))
+            scores = _scores(run, rules.metric)
+            state.look(scores)
+            if block == MIN_BLOCKS and not any(scores.values()):
+                say("warning: every launch so far was disturbed, so nothing can be told; is the machine idle?")
             for label in state.dropped.keys() - dropped:
                 say(f"dropped: {label}: {state.dropped[label]}")
             limit = rules.seconds if block >= MIN_BLOCKS else rules.most_seconds
