@@ -2,8 +2,8 @@
 
 llama.cpp against its own llama-bench, PyTorch against a bare loop over the same module, Candle against a bare Rust
 loop over the same crate: same file, same threads, same context lengths, fresh processes, in turn (A B B A ...),
-decode rate only. The ratio is taken round by round,
-because these machines drift; its mean and t interval are on logs.
+decode rate only. The ratio is taken round by round, because these machines drift; its mean and t interval are on
+logs.
 """
 
 from __future__ import annotations
