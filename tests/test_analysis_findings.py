@@ -434,13 +434,21 @@ def test_a_generator_that_lagged_in_every_launch_makes_the_cell_invalid() -> Non
 def _swept(rng: np.random.Generator, rates: tuple[float, ...], *, batching: bool, blocks: int = 5) -> Run:
     rows = []
     for block in range(blocks):
+        pace = math.exp(0.02 * rng.standard_normal())
         for number, rate in enumerate(rates):
             cell = Cell(50, 16, 8, "poisson", rate)
-            arrivals = np.cumsum(rng.exponential(1 / rate, 48))
+            arrivals = np.cumsum(rng.exponential(1 / rate, 88))
             if batching:
-                served = batching_server(8, 0, 16, arrivals=arrivals)
+                served = batching_server(
+                    8,
+                    0,
+                    16,
+                    prefill=0.02 * pace,
+                    step=lambda n, pace=pace: pace * (0.01 + 0.001 * n),
+                    arrivals=arrivals,
+                )
             else:
-                served = queueing_server(1, 0, 16, lambda: 0.1 * math.exp(0.1 * rng.standard_normal()), arrivals)
+                served = queueing_server(1, 0, 16, lambda: 0.1 * pace * math.exp(0.1 * rng.standard_normal()), arrivals)  # noqa: B023
             rows += served.samples(block, "engine", cell, warmups=8, offset=1000.0 * number)
     return run_of(rows)
 
@@ -456,13 +464,24 @@ def test_capacity_is_found_by_a_sweep(batching: bool) -> None:
         truth = 1 / (0.1 * math.exp(0.1**2 / 2))
     held = 0
     for seed in range(10):
-        run = _swept(np.random.default_rng(seed), tuple(x * truth for x in (0.5, 0.8, 1.1, 1.4)), batching=batching)
+        run = _swept(np.random.default_rng(seed), tuple(x * truth for x in (0.5, 0.8, 1.5)), batching=batching)
         (found,) = [s for s in analyse([run]).report.summaries if s.metric == "saturation_requests_per_second"]
         assert found.cell == SWEEP
         assert found.mean == pytest.approx(truth, rel=0.05)
         held += found.ci_low <= truth <= found.ci_high
     # Nine or ten expected; six or fewer of a 95 % interval have a chance of 0.1 %.
     assert held >= 7
+
+
+def test_a_sweep_too_short_to_fill_the_batch_has_no_capacity() -> None:
+    rng = np.random.default_rng(3)
+    rows = []
+    for block in range(5):
+        for number, rate in enumerate((9.0, 18.0, 27.0)):
+            served = batching_server(8, 0, 16, arrivals=np.cumsum(rng.exponential(1 / rate, 12)))
+            cell = Cell(50, 16, 8, "poisson", rate)
+            rows += served.samples(block, "engine", cell, warmups=2, offset=1000.0 * number)
+    assert _findings(run_of(rows), "saturation")[0].verdict == "not reached"
 
 
 def test_a_sweep_that_stays_below_capacity_says_so_and_has_no_capacity() -> None:
@@ -472,4 +491,4 @@ def test_a_sweep_that_stays_below_capacity_says_so_and_has_no_capacity() -> None
     (found,) = _findings(run, "saturation")
     assert found.verdict == "not reached"
     assert found.value == pytest.approx(5.0, rel=0.15)
-    assert "saturation was not reached: it keeps up with" in found.text
+    assert found.text.startswith("saturation was not reached, or not for long: at")

@@ -84,7 +84,8 @@ def missed_saturation(group: GroupResult, steady: Sequence[Sequence[Place]]) -> 
             ci_low=top,
             ci_high=math.nan,
             n_launches=group.context.blocks,
-            text=f"saturation was not reached: it keeps up with {top:.3g} requests/s, the most that was offered",
+            text=f"saturation was not reached, or not for long: at {top:.3g} requests/s, the most that was offered, "
+            "too few requests had to wait",
         )
 
 

@@ -23,6 +23,12 @@ LEAST_RATES = 3
 SATURATED = 0.5
 """A rate saturates an engine when some request waits for it during more than this share of the time."""
 
+REAL_WAIT = 0.25
+"""A wait shorter than this share of a service is no queue: an engine that batches admits between two steps."""
+
+ROUNDS = 3
+"""Requests, for each one in service at once, that must be served while others wait."""
+
 REACHED_SHARE = 0.8
 """Share of the launches that must have reached saturation before a capacity is given."""
 
@@ -60,12 +66,14 @@ class Waiting:
         seconds: that time.
         served: requests served in it.
         offered: requests sent a second.
+        most: most requests in service at once.
     """
 
     share: float
     seconds: float
     served: float
     offered: float
+    most: int
 
 
 def waiting(columns: Columns, rows: Ints, well: Ints) -> Waiting:
@@ -73,6 +81,7 @@ def waiting(columns: Columns, rows: Ints, well: Ints) -> Waiting:
 
     As long as somebody waits, the engine has as much work as it takes: what it serves then is its capacity, for
     engines that queue and for those that batch alike. Outside of these times it may idle, or work on half a batch.
+    Requests that are admitted after a step or two do not count as waiting.
 
     Args:
         columns: the run.
@@ -81,12 +90,23 @@ def waiting(columns: Columns, rows: Ints, well: Ints) -> Waiting:
     """
     sent = columns.intended_ns[rows]
     begin, last = int(sent.min()), int(sent.max())
-    if last <= begin:
-        return Waiting(np.nan, 0.0, 0.0, np.nan)
-    edges = merged(np.maximum(sent, begin), np.minimum(columns.start_ns[rows], last))
+    service = (columns.end_ns - columns.start_ns)[well]
+    if last <= begin or not (service > 0).any():
+        return Waiting(np.nan, 0.0, 0.0, np.nan, 0)
+    start = columns.start_ns[rows]
+    queued = start - sent >= REAL_WAIT * float(np.median(service[service > 0]))
+    edges = merged(np.maximum(sent, begin)[queued], np.minimum(start, last)[queued])
     spent = sum(high - low for low, high in edges)
     served = sum(served_inside(columns, well, low, high) for low, high in edges)
-    return Waiting(spent / (last - begin), spent * NS, served, (len(rows) - 1) / ((last - begin) * NS))
+    offered = (len(rows) - 1) / ((last - begin) * NS)
+    return Waiting(spent / (last - begin), spent * NS, served, offered, _most_at_once(columns, well))
+
+
+def _most_at_once(columns: Columns, rows: Ints) -> int:
+    """Return the most requests that were in service at one moment; one that ends makes room for one that begins."""
+    moments = np.r_[columns.end_ns[rows], columns.start_ns[rows]]
+    steps = np.repeat([-1, 1], len(rows))
+    return int(np.cumsum(steps[np.lexsort((steps, moments))]).max())
 
 
 def merged(begins: Ints, ends: Ints) -> list[tuple[int, int]]:
@@ -105,7 +125,8 @@ def saturation(columns: Columns, places: Iterable[Place]) -> tuple[dict[Cell, Va
 
     A sweep is three or more rates of cells that are alike otherwise; it is named by their cell without a rate. A
     launch reached saturation when requests waited most of the time at its largest rate; its capacity is what was
-    served a second while requests waited, over all rates at which they did so most of the time.
+    served a second while requests waited, over all rates at which they did so most of the time, if that was three
+    requests or more for each one in service at once.
 
     Args:
         columns: the run.
@@ -142,11 +163,13 @@ def saturation(columns: Columns, places: Iterable[Place]) -> tuple[dict[Cell, Va
 
 
 def _capacity(rates: list[Waiting]) -> float:
-    """Return the capacity of one block; NaN where the largest rate did not saturate the engine."""
-    if max(rates, key=lambda rate: rate.offered).share <= SATURATED:
-        return np.nan
+    """Return the capacity of one block; NaN where it was not reached, or not for long enough to tell."""
+    largest = max(rates, key=lambda rate: rate.offered)
     full = [rate for rate in rates if rate.share > SATURATED]
-    return sum(rate.served for rate in full) / sum(rate.seconds for rate in full)
+    served = sum(rate.served for rate in full)
+    if largest.share <= SATURATED or served < ROUNDS * max(rate.most for rate in rates):
+        return np.nan
+    return served / sum(rate.seconds for rate in full)
 
 
 def _launches(columns: Columns, place: Place) -> list[Ints]:
