@@ -219,6 +219,16 @@ def test_an_operation_is_called_for_a_millisecond_and_proven(run: Run, operation
     assert {s.prompt_tokens for s in measured} == {amounts[operation]}
 
 
+def test_a_disturbed_operation_is_followed_by_a_spare_one(run: Run) -> None:
+    strict = operation_scenario("sampling").replace("floor_seconds = 1000", "floor_seconds = 0\nforeign_cpu_share = 0")
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        samples = run(strict, "--engines", "fake", "-o", "fake.clock=real", "-o", "fake.operation_us=80000")
+        busy.kill()
+    # Four were asked for, and half as many may be repeated.
+    assert [s.index for s in phase(samples, "measure")] == [0, 1, 2, 3, 4, 5]
+    assert all("foreign_cpu" in s.flags for s in phase(samples, "measure"))
+
+
 def test_ids_that_are_not_the_reference_tokenizers_are_flagged(run: Run) -> None:
     samples = run(operation_scenario("tokenize"), "--engines", "fake", "-o", "fake.wrong=tokenize")
     assert {tuple(s.flags) for s in phase(samples, "measure")} == {("tokens_differ",)}

@@ -15,6 +15,7 @@ from enginecmp import clock
 from enginecmp.errors import UsageError
 from enginecmp.launch import LaunchFailure
 from enginecmp.scenarios.variants import Layer, Matmul, Sampling, Tokenize
+from enginecmp.telemetry.contention import DISTURBED
 from enginecmp.types import NO_ID
 
 if TYPE_CHECKING:
@@ -75,15 +76,22 @@ def measure(task: Task) -> None:
         task.keep(at.sample(start_ns=at.start_ns, end_ns=clock.now_ns(), status="error", error=msg))
         return
     calls = prepared["calls"]
-    for phase, wanted in (("warmup", scenario.warmup_requests), ("measure", scenario.requests_in(at.cell))):
-        at.enter(at.cell, phase)  # type: ignore[arg-type] # a literal in a tuple
-        while at.index < wanted:
-            _sample(task, calls, amount, prove)
-            at.index += 1
+    at.enter(at.cell, "warmup")
+    for _ in range(scenario.warmup_requests):
+        _sample(task, calls, amount, prove)
+        at.index += 1
+    at.enter(at.cell, "measure")
+    wanted, spare = scenario.requests_in(at.cell), scenario.spare_requests
+    while at.index < wanted:
+        flags = _sample(task, calls, amount, prove)
+        at.index += 1
+        if spare and not set(DISTURBED).isdisjoint(flags):
+            spare -= 1
+            wanted += 1
 
 
-def _sample(task: Task, calls: int, amount: int, prove: Prove) -> None:
-    """Measure once, prove the answer, and keep the sample.
+def _sample(task: Task, calls: int, amount: int, prove: Prove) -> list[str]:
+    """Measure once, prove the answer, keep the sample and return its flags.
 
     Raises:
         LaunchFailure: the answer was wrong; every further one would be.
@@ -95,6 +103,7 @@ def _sample(task: Task, calls: int, amount: int, prove: Prove) -> None:
     metrics: dict[str, float] = answer["metrics"]
     flags = scenario.validity.flags(metrics, (end_ns - start_ns) / 1e9) + task.conditions(start_ns, end_ns)
     flag, wrong = prove(answer["result"])
+    flags += [flag] if flag else []
     if wrong and not flag:
         msg = f"{launch.label}: {scenario.operation} ({at.cell.variant}): {wrong}"
         raise LaunchFailure(msg, status="error", phase=at.phase)
@@ -104,10 +113,11 @@ def _sample(task: Task, calls: int, amount: int, prove: Prove) -> None:
             end_ns=end_ns,
             status="ok",
             prompt_tokens=amount,
-            flags=flags + ([flag] if flag else []),
+            flags=flags,
             metrics={"calls": float(calls), "operation_seconds": (end_ns - start_ns) / 1e9 / calls, **metrics},
         )
     )
+    return flags
 
 
 def _tokenize(task: Task, variant: Mapping[str, Any]) -> tuple[dict[str, Any], int, Prove]:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from enginecmp import matrices
-from enginecmp.models.tokenizer import load_tokenizer
+from enginecmp import load_tokenizer, matrices
 
 if TYPE_CHECKING:
     from torch import Tensor
