@@ -145,10 +145,14 @@ class Flight:
 
     def metrics(self) -> dict[str, float]:
         """Return what there is to say of the way to the answer."""
-        found = {"retry_count": float(self._retries), "reconnect_count": float(self._reconnects)}
+        found = self.counts()
         if self._headers_ns:
             found["headers_seconds"] = (self._headers_ns - self._sent_ns) / 1e9
         return found | self.answer.metrics()
+
+    def counts(self) -> dict[str, float]:
+        """Return how often it was sent again."""
+        return {"retry_count": float(self._retries), "reconnect_count": float(self._reconnects)}
 
     def _send(self) -> None:
         """Send the request on an idle connection, or on a new one."""

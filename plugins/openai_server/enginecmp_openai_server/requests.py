@@ -174,10 +174,16 @@ def _advance(session: Session, flight: Flight, *, idle: bool = False) -> None:
         flight.abandon()
         session.flights.pop(flight.name, None)
         session.ready.pop(flight.name, None)
+        _count(session, flight)
         msg = str(error).replace("openai_server: ", f"openai_server: request {flight.name}: ", 1)
         raise RequestFailed(msg, flight.name) from None
     if flight.started:
         session.ready[flight.name] = flight
+
+
+def _count(session: Session, flight: Flight) -> None:
+    """Add up how often requests of a batch were sent again; what else is known of one says nothing of the others."""
+    session.metrics = {name: session.metrics.get(name, 0.0) + count for name, count in flight.counts().items()}
 
 
 def _hand_out(session: Session) -> list[tuple[str, int]]:
@@ -193,7 +199,7 @@ def _hand_out(session: Session) -> list[tuple[str, int]]:
             flight.handed = flight.output_tokens
         if flight.over and flight.handed == flight.output_tokens:
             del session.flights[name], session.ready[name]
-            session.metrics = flight.metrics()
+            _count(session, flight)
         elif not flight.over and (not tokens or flight.handed + 1 == flight.output_tokens):
             del session.ready[name]
     return pairs

@@ -17,9 +17,9 @@ def test_the_work_of_a_started_server_is_told(stub: Any, drive: Any) -> None:
     stub.url = f"http://127.0.0.1:{port}/v1"
     driver = drive(start=f"{sys.executable} {Path(__file__).with_name('openai_stub.py')} {port}")
     assert driver.session.process.pid in {member.pid for member in driver.session.family}
-    # Some 400 tokens of work; the kernel counts in hundredths of a second.
-    used = sum(driver.request([5, 6, 7], 40)[2]["engine_cpu_seconds"] for _ in range(10))
-    assert used > 0
+    # The kernel counts in hundredths of a second, so several requests may pass before it has counted one.
+    used = (driver.request([5, 6, 7], 40)[2]["engine_cpu_seconds"] for _ in range(500))
+    assert any(seconds > 0 for seconds in used)
 
 
 def test_a_server_in_this_process_is_nobody_else(drive: Any) -> None:
