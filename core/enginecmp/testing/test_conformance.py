@@ -21,7 +21,7 @@ from enginecmp.plugins import Plugin, discover
 from enginecmp.testing.conftest import DEADLINES, Subject
 from enginecmp.types import NO_ID, ModelInfo, Probe
 
-UNITS = ("_bytes", "_seconds", "_tokens", "_per_second", "_joules", "_watts", "_count", "_ratio")
+UNITS = ("_bytes", "_seconds", "_tokens", "_per_second", "_joules", "_watts", "_count", "_switches", "_ratio")
 COMPONENTS = {"embedding", "norm", "rope", "attention", "ffn", "lm_head", "sampling", "other"}
 Prompts = Sequence[tuple[int, ...]]
 
