@@ -120,7 +120,7 @@ def choose(
     context_tokens: int,
     concurrency: int = 1,
     extra: Mapping[str, Mapping[str, str]],
-    probe: Callable[[Plugin, str | None], Probe],
+    probe: Callable[[Plugin, str | None, Mapping[str, str]], Probe],
     say: Callable[[str], None],
     needs: str = "",
 ) -> list[Contender]:
@@ -135,7 +135,7 @@ def choose(
         context_tokens: longest request.
         concurrency: most requests in flight at once.
         extra: engine options by label.
-        probe: asks a plugin whether it can run here.
+        probe: asks a plugin whether it can run here, on a device and with options.
         say: told who is left out and why.
         needs: what every engine must offer by itself, e.g. "sampling"; empty for what they all do.
 
@@ -153,7 +153,7 @@ def choose(
             say(f"left out: {refused[-1]}")
             continue
         if not reason:
-            found = probe(plugin, device)
+            found = probe(plugin, device, extra.get(label, {}))
             reason, mend = ("", "") if found.ok else (found.reason, found.mend)
         if reason:
             line = f"{label}: cannot run here: {reason}{f'; mend: {mend}' if mend else ''}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -57,14 +58,14 @@ def probe_all(plugins: list[Plugin], device: str | None = None) -> list[tuple[Pl
         return list(zip(plugins, pool.map(lambda p: probe(p, device, Path(folder)), plugins), strict=True))
 
 
-def probe(plugin: Plugin, device: str | None, logs: Path) -> Probe:
-    """Ask one plugin whether it can run here; a crash or a hang is an answer too."""
+def probe(plugin: Plugin, device: str | None, logs: Path, extra: Mapping[str, str] = {}) -> Probe:
+    """Ask one plugin whether it can run here, with its own options; a crash or a hang is an answer too."""
     if plugin.info is None:
         return Probe(ok=False, reason=plugin.error or "broken", mend=_mend_broken(plugin))
     device = device or plugin.info.devices[0]
     if device not in plugin.info.devices:
         return Probe(ok=False, reason=f"runs on {', '.join(plugin.info.devices)}, not on {device}")
-    options = LoadOptions(device=device)
+    options = LoadOptions(device=device, extra=extra)
     try:
         with Launch(plugin.name, plugin, log=logs / f"{plugin.name}.log", options=options) as launch:
             answer = launch.call("probe", _PROBE_SECONDS, options=msgspec.to_builtins(options))

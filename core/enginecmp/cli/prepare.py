@@ -108,7 +108,7 @@ def make_request(
             needs=scenario.needs,
             concurrency=scenario.concurrency,
             extra=extra,
-            probe=lambda plugin, device: probe(plugin, device, Path(logs)),
+            probe=lambda plugin, device, given: probe(plugin, device, Path(logs), given),
             say=say,
         )
     if arguments["tuned"] != "default":

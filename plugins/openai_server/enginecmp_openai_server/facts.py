@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from importlib import metadata
 
-from enginecmp import EngineInfo, LoadOptions, Probe, hookimpl
+from enginecmp import EngineError, EngineInfo, LoadOptions, Probe, hookimpl
+
+from .address import EXAMPLE, read_address
 
 # A server may serve anything; these are the architectures and tensor types of GGUF that people meet.
 ARCHITECTURES = (
@@ -61,5 +63,15 @@ def cmp_engine() -> EngineInfo:
 
 @hookimpl
 def cmp_probe(options: LoadOptions) -> Probe:
-    """Say yes: whether a server answers is only known with its address, which a probe does not get."""
+    """Say whether there is an address; whether a server answers there is for `cmp_load`, which may have to start it.
+
+    One that carries a secret is refused here, before anything is written into a manifest.
+    """
+    url = options.extra.get("url")
+    if not url:
+        return Probe(ok=False, reason="it has no server's address", mend=f"--engines openai:{EXAMPLE}")
+    try:
+        read_address(url)
+    except EngineError as error:
+        return Probe(ok=False, reason=str(error).removeprefix("openai_server: "))
     return Probe(ok=True)

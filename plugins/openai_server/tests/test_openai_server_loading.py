@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from enginecmp import EngineError, LoadOptions, ModelInfo, UnknownOption, UnsupportedModel
+from enginecmp_openai_server.facts import cmp_probe
 from enginecmp_openai_server.options import read_settings
 
 SECRET = "sk-very-secret-0123456789"
@@ -66,6 +67,10 @@ def test_a_secret_in_the_address_is_refused_without_repeating_it(url: str) -> No
         read_settings(load_options(url=url))
     assert SECRET not in str(raised.value)
     assert "api_key_env" in str(raised.value)
+    # Before a run is begun, and so before its manifest is written.
+    found = cmp_probe(load_options(url=url))
+    assert not found.ok
+    assert SECRET not in found.reason
 
 
 @pytest.mark.parametrize("value", [None, "", "sk-\x07bell", "sk-ž"])
@@ -309,6 +314,13 @@ def test_the_stop_command_runs_at_the_end(stub: Any, drive: Any, tmp_path: Path)
     driver.close()
     assert mark.exists()
     driver.session.settings = read_settings(load_options())
+
+
+def test_without_an_address_it_is_left_out_and_says_what_to_write() -> None:
+    assert cmp_probe(load_options()).ok
+    found = cmp_probe(LoadOptions())
+    assert not found.ok
+    assert found.mend == "--engines openai:http://127.0.0.1:8000/v1"
 
 
 def test_discovery_imports_neither_sockets_nor_parsers() -> None:
