@@ -11,7 +11,7 @@ from enginecmp_analysis.launches import LaunchMeans, launch_means, measured
 from enginecmp_analysis.metrics import METRICS
 from enginecmp_analysis.report import analyse
 from enginecmp_analysis.simulate import simulate_run
-from enginecmp_analysis.sweep import merged
+from enginecmp_analysis.sweep import Waiting, _capacity, merged, waiting
 from enginecmp_analysis.windows import served_inside
 
 USERS = Cell(50, 16, 8)
@@ -87,6 +87,48 @@ def test_fewer_than_two_rounds_fall_back_to_all_of_it_and_say_so() -> None:
     told = "throughput counts the filling and the draining of the load"
     assert any(told in warning for warning in analyse([run_of(few)]).report.warnings)
     assert not any(told in warning for warning in analyse([run_of(rows(8 + 16))]).report.warnings)
+
+
+def test_without_warm_up_the_filling_is_no_full_load() -> None:
+    rows = queueing_server(8, 40, 16, lambda: 0.5).samples(0, "engine", USERS, warmups=0)
+    begin, end = min(r.start_ns for r in rows), max(r.end_ns for r in rows)
+    assert _rate(rows, USERS) == pytest.approx(40 * 16 / ((end - begin) / S))
+    assert any("without warm-up before them" in warning for warning in analyse([run_of(rows)]).report.warnings)
+
+
+def _waits(*waits: float) -> Waiting:
+    """One request a second, each served for one second after its wait."""
+    cell = Cell(50, 16, 8, "poisson", 1.0)
+    rows = [
+        sample(0, "engine", cell, i, i + wait, i + wait + 1, intended_ns=i * S) for i, wait in enumerate([*waits, 0.0])
+    ]
+    columns = run_of(rows).columns
+    everything = np.arange(len(rows))
+    return waiting(columns, everything, everything)
+
+
+def test_waiting_for_a_full_engine_counts_and_for_its_next_step_does_not() -> None:
+    assert _waits(0.5, 0.5, 0.5, 0.5).share == pytest.approx(0.5)
+    assert _waits(0.2, 0.2, 0.2, 0.2).share == 0.0
+    found = _waits(0.0, 0.5, 0.0, 0.0)
+    # Half a second of four, in which half of the first request is served.
+    assert (found.share, found.seconds, found.served) == (0.125, 0.5, pytest.approx(0.5))
+
+
+def test_the_most_requests_at_once_do_not_count_one_that_ends_as_the_next_begins() -> None:
+    assert _waits(0.0, 0.0, 0.0).most == 1
+    assert _waits(0.5, 0.0, 0.0).most == 2
+
+
+def test_capacity_takes_a_saturated_largest_rate_and_three_rounds_served() -> None:
+    def rate(offered: float, share: float, served: float, most: int = 4) -> Waiting:
+        return Waiting(share, share * 10, served, offered, most)
+
+    low, high = rate(1.0, 0.1, 1.0), rate(3.0, 0.9, 18.0)
+    assert _capacity([low, rate(2.0, 0.6, 12.0), high]) == pytest.approx(30 / 15)
+    assert np.isnan(_capacity([low, rate(2.0, 0.6, 12.0), rate(3.0, 0.4, 8.0)]))
+    assert np.isnan(_capacity([low, rate(2.0, 0.1, 1.0), rate(3.0, 0.9, 11.9)]))
+    assert _capacity([low, rate(2.0, 0.1, 1.0), rate(3.0, 0.9, 12.0)]) == pytest.approx(12 / 9)
 
 
 def test_service_inside_a_window_counts_in_part() -> None:

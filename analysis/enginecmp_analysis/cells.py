@@ -25,17 +25,22 @@ def load_name(cell: Cell) -> str:
         if cell.concurrency == 0:
             return "concurrency not told"
         return f"{cell.concurrency} user{'' if cell.concurrency == 1 else 's'}"
-    kind = "Poisson" if cell.arrival == "poisson" else cell.arrival
-    rate = f" {cell.rate_per_second:.4g}/s" if cell.rate_per_second else ""
-    return f"{kind}{rate}" + (f", at most {cell.concurrency} at once" if cell.concurrency > 1 else "")
+    return _arrivals(cell) + (f", at most {cell.concurrency} at once" if cell.concurrency > 1 else "")
+
+
+def _arrivals(cell: Cell) -> str:
+    kind = "Poisson" if cell.arrival == "poisson" else str(cell.arrival)
+    if cell.rate_per_second:
+        return f"{kind} {cell.rate_per_second:.4g}/s"
+    # Without a rate the cell stands for all rates of a sweep; a trace brings its own.
+    return kind if cell.arrival == "trace" else f"{kind} sweep"
 
 
 def short_name(cell: Cell | None) -> str:
     """Return a cell in as few characters as tell it from others: "50→16, ×25", "cold, 50→1, ×1"."""
     if cell is None:
         return "launch"
-    kind = "Poisson" if cell.arrival == "poisson" else cell.arrival
-    load = f"{kind} {cell.rate_per_second or 0:.4g}/s" if cell.arrival else f"×{cell.concurrency}"
+    load = _arrivals(cell) if cell.arrival else f"×{cell.concurrency}"
     size = f"{cell.prompt_tokens}→{cell.output_tokens}, {load}"
     return f"{cell.variant}, {size}" if cell.variant else size
 
