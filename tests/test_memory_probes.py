@@ -13,6 +13,7 @@ from helpers import plant
 
 from enginecmp.telemetry import bandwidth, page_cache
 from enginecmp.telemetry.memory import MemorySensor, reset_peak
+from enginecmp.types import LoadOptions
 
 
 @pytest.fixture
@@ -117,6 +118,19 @@ def test_a_machine_without_room_for_the_arrays_has_a_reason_instead(monkeypatch:
     found = bandwidth.measure_copy(1)
     assert isinstance(found, str)
     assert "do not fit the free memory" in found
+
+
+def test_a_run_on_another_device_has_a_reason_instead() -> None:
+    facts = bandwidth.probe([LoadOptions(), LoadOptions(device="cuda")], lambda line: pytest.fail(line))
+    assert facts == {"copy_bandwidth": {"absent": "it is measured on the CPU, engines run on cuda"}}
+
+
+def test_a_run_is_told_what_was_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(bandwidth, "last_level_cache_bytes", lambda: 1 << 50)
+    facts = bandwidth.probe([LoadOptions()], said.append)
+    assert list(facts) == ["copy_bandwidth"]
+    assert said == [f"copy bandwidth: not measured: {facts['copy_bandwidth']['absent']}"]
 
 
 def test_the_last_level_cache_is_the_largest(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ import msgspec
 from enginecmp import doctor, equivalence
 from enginecmp.drive import Driver
 from enginecmp.environment import describe_environment
-from enginecmp.errors import CmpError, ModelError, ResultsError
+from enginecmp.errors import CmpError, ResultsError
 from enginecmp.estimate import Pace
 from enginecmp.launch import Contender, engine_environment
+from enginecmp.models.info import recorded_shape
 from enginecmp.plan import PlannedLaunch, plan_launches
 from enginecmp.plugins import Plugin, sensor_modules
 from enginecmp.prompts import PromptSet
@@ -37,6 +38,8 @@ from enginecmp.results import (
 )
 from enginecmp.scenarios import Scenario
 from enginecmp.sweep import calibrate, described
+from enginecmp.telemetry.bandwidth import probe
+from enginecmp.telemetry.memory import reset_peak
 from enginecmp.telemetry.watch import Telemetry
 from enginecmp.types import SCHEMA, Equivalence, LoadOptions, Manifest, ModelInfo, RunEngine, RunModel, Sample
 
@@ -118,43 +121,12 @@ def new_manifest(request: RunRequest, run_id: str) -> Manifest:
             parameters=model.parameters,
             quantization=model.quantization,
             bytes=model.bytes,
-            shape=_shape(model),
+            shape=recorded_shape(model),
         ),
         baseline=request.baseline,
         engines=[_describe_engine(contender) for contender in request.contenders],
         environment=describe_environment(tuple(c.plugin.distribution for c in request.contenders)),
     )
-
-
-def _shape(model: ModelInfo) -> dict[str, int]:
-    """Return the model's shape as its file tells it; empty where it does not."""
-    from enginecmp.models.gguf_file import read_gguf
-    from enginecmp.models.info import shape_of
-
-    try:
-        shape = shape_of(read_gguf(model.path))
-    except ModelError:
-        return {}
-    return {**msgspec.to_builtins(shape), "vocabulary": model.vocabulary}
-
-
-def _copy_bandwidth(request: RunRequest, say: Callable[[str], None]) -> dict[str, Any]:
-    """Return what the manifest says of the machine's copy bandwidth, or why there is nothing to say."""
-    from enginecmp.telemetry.bandwidth import measure_copy
-
-    threads = max(contender.options.threads for contender in request.contenders)
-    devices = sorted({contender.options.device for contender in request.contenders} - {"cpu"})
-    if devices:
-        return {"copy_bandwidth": {"absent": f"is measured on the CPU, the engines run on {', '.join(devices)}"}}
-    found = measure_copy(threads)
-    if isinstance(found, str):
-        say(f"copy bandwidth: not measured: {found}")
-        return {"copy_bandwidth": {"absent": found}}
-    say(f"copy bandwidth: {found.bytes_per_second / 1e9:.1f} GB/s with {threads} thread{'s' if threads > 1 else ''}")
-    return {
-        "copy_bandwidth_bytes_per_second": found.bytes_per_second,
-        "copy_bandwidth": msgspec.to_builtins(found),
-    }
 
 
 def _describe_engine(contender: Contender) -> RunEngine:
@@ -223,7 +195,10 @@ def execute(
     writer = RunWriter(folder, manifest)
     try:
         if request.scenario.copy_bandwidth and "copy_bandwidth" not in manifest.environment:
-            manifest.environment |= _copy_bandwidth(request, say)
+            manifest.environment |= probe([contender.options for contender in request.contenders], say)
+        if not reset_peak():
+            say("memory: this kernel does not reset the high-water mark; peak_rss_bytes is that of whole launches")
+            manifest.environment["peak_rss_reset"] = False
         with Telemetry(folder if request.sensors else None, say, sensor_modules()) as telemetry:
             if not manifest.equivalence:
                 manifest.equivalence = _gate(request, prompts, folder, say)

@@ -138,6 +138,20 @@ def shape_of(file: GGUFFile) -> Shape:
     )
 
 
+def recorded_shape(model: ModelInfo) -> dict[str, int]:
+    """Return a model's shape and vocabulary as results record them; empty where its file does not tell.
+
+    Raises:
+        ModelError: the file is missing or malformed.
+    """
+    file = read_gguf(model.path)
+    try:
+        shape = shape_of(file)
+    except ModelError:
+        return {}
+    return {**msgspec.structs.asdict(shape), "vocabulary": model.vocabulary}
+
+
 def _number(file: GGUFFile, suffix: str, default: int | None = None) -> int:
     """Return one of the architecture's whole numbers; of a per-layer list, its largest."""
     key = f"{architecture_of(file)}.{suffix}"

@@ -9,10 +9,16 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from enginecmp.types import LoadOptions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 REPEATS = 10
 """Timed copies of each size; one before them is not timed (it takes the page faults)."""
@@ -34,6 +40,8 @@ class CopyBandwidth(msgspec.Struct, frozen=True, kw_only=True):
         cache_bytes: last-level cache that the sizes were held against.
         array_bytes: sizes of one array, rising.
         best: the best rate at each size; where they agree, no cache was in play.
+        repeats: timed copies of each size.
+        method: how, in words.
     """
 
     bytes_per_second: float
@@ -43,6 +51,27 @@ class CopyBandwidth(msgspec.Struct, frozen=True, kw_only=True):
     best: tuple[float, ...]
     repeats: int = REPEATS
     method: str = "numpy copy of float64, read + written bytes, best of the repeats at the largest size"
+
+
+def probe(engines: Sequence[LoadOptions], say: Callable[[str], None]) -> dict[str, Any]:
+    """Return what the manifest says of the machine's copy bandwidth, or why there is nothing to say.
+
+    Args:
+        engines: what they are loaded with; as many threads copy as any of them uses.
+        say: told the result.
+    """
+    threads = max(options.threads for options in engines)
+    if devices := sorted({options.device for options in engines} - {"cpu"}):
+        return {"copy_bandwidth": {"absent": f"it is measured on the CPU, engines run on {', '.join(devices)}"}}
+    found = measure_copy(threads)
+    if isinstance(found, str):
+        say(f"copy bandwidth: not measured: {found}")
+        return {"copy_bandwidth": {"absent": found}}
+    say(f"copy bandwidth: {found.bytes_per_second / 1e9:.1f} GB/s with {threads} thread{'s' if threads > 1 else ''}")
+    return {
+        "copy_bandwidth_bytes_per_second": found.bytes_per_second,
+        "copy_bandwidth": msgspec.to_builtins(found),
+    }
 
 
 def measure_copy(threads: int, sizes: Sequence[int] | None = None) -> CopyBandwidth | str:
@@ -88,7 +117,7 @@ def _best(size: int, threads: int) -> float:
     parts = list(zip(np.array_split(source, threads), np.array_split(target, threads), strict=True))
     barrier = threading.Barrier(threads + 1)
 
-    def copy(part: tuple[np.ndarray, np.ndarray]) -> None:  # type: ignore[type-arg] # any shape, any type
+    def copy(part: tuple[NDArray[Any], NDArray[Any]]) -> None:
         for _ in range(REPEATS + 1):
             barrier.wait()
             np.copyto(part[1], part[0])  # releases the interpreter lock

@@ -132,7 +132,7 @@ def cmp_score(session: Session, token_ids: Sequence[int]) -> NDArray[np.float32]
 
 @hookimpl
 def cmp_metrics(session: Session) -> Mapping[str, float]:
-    """Return weights_bytes and kv_cache_bytes, and with cuda device_prefill_seconds, device_decode_seconds."""
+    """Return weights_bytes and kv_cache_bytes; with cuda also what the allocator holds and event times."""
     return session.metrics()
 
 

@@ -129,12 +129,15 @@ class Session:
         return scores
 
     def metrics(self) -> dict[str, float]:
-        """Return bytes of weights and cache, measured from the tensors, and CUDA event times in seconds."""
+        """Return bytes of weights and cache, measured from the tensors; on CUDA the allocator's and event times too."""
         held = [tensor for pair in self.cache if pair is not None for tensor in pair]
         found = {
             "weights_bytes": float(self._weights_bytes),
             "kv_cache_bytes": float(sum(tensor.numel() * tensor.element_size() for tensor in held)),
         }
+        if self.device.type == "cuda":
+            found["allocated_bytes"] = float(torch.cuda.memory_allocated(self.device))
+            found["reserved_bytes"] = float(torch.cuda.memory_reserved(self.device))
         if self._prefill_events:
             found["device_prefill_seconds"] = _seconds(self._prefill_events)
         if self._decode_events:
