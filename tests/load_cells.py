@@ -51,7 +51,8 @@ def loaded(
     cell = scenario.cells[0]
     options = LoadOptions(
         context_tokens=scenario.context_tokens,
-        max_sequences=cell.concurrency if plugin.batches else 1,
+        # More room than the cell allows, so that it is the cell that decides.
+        max_sequences=cell.concurrency + 4 if plugin.batches else 1,
         extra={**EXACT, **{key: str(value) for key, value in extra.items()}},
     )
     place = Place(PlannedLaunch(0, 0, plugin.name), "b0", cell)

@@ -322,10 +322,17 @@ def test_a_hanging_engine_is_killed_at_its_deadline(
 
 def test_a_long_cell_is_no_hang(fake: Plugin, tiny: ModelInfo, tmp_path: Path) -> None:
     deadlines = Deadlines(prefill_seconds=1, decode_seconds=1)
-    cell = Cell(6, 5, 4, "constant", 1.0)
-    samples = serve(fake, tiny, tmp_path, scenario_of(cell, requests=3, deadlines=deadlines), decode_us=100_000)
+    scenario = scenario_of(CLOSED, requests=1, seconds=2.5, deadlines=deadlines)
+    samples = serve(fake, tiny, tmp_path, scenario, decode_us=50_000)
     assert {s.status for s in samples} == {"ok"}
-    assert samples[-1].end_ns - samples[0].start_ns > 3e9
+    assert samples[-1].end_ns - samples[0].start_ns > 2.5e9
+
+
+def test_waiting_for_arrivals_is_no_hang(fake: Plugin, tiny: ModelInfo, tmp_path: Path) -> None:
+    deadlines = Deadlines(prefill_seconds=0.5, decode_seconds=0.5)
+    cell = Cell(6, 5, 4, "constant", 0.8)
+    samples = serve(fake, tiny, tmp_path, scenario_of(cell, requests=1, deadlines=deadlines))
+    assert {s.status for s in samples} == {"ok"}
 
 
 # --- the rule for the generator -------------------------------------------------------------------------------
