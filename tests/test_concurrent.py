@@ -283,6 +283,22 @@ def test_a_dead_generator_ends_the_cell_and_is_named(fake: Plugin, tiny: ModelIn
     assert {s.status for s in samples} == {"ok"}, "the engine finished what it had"
 
 
+def test_a_generator_that_hangs_is_killed_and_named(
+    fake: Plugin, tiny: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enginecmp.loadgen.client._SILENCE_SECONDS", 0.5)
+    samples: list[Sample] = []
+    journal = tmp_path / "journal"
+    deadlines = Deadlines(prefill_seconds=2, decode_seconds=2)
+    scenario = scenario_of(Cell(6, 5, 4, "constant", 50.0), requests=400, deadlines=deadlines)
+    with loaded(fake, tiny, tmp_path, scenario, {"journal": journal}, samples.append) as task:
+        after_requests(journal, 5, lambda: generator_process().suspend())
+        with pytest.raises(LaunchFailure, match="the load generator hung for"):
+            measure(task)
+    assert len(samples) >= 5
+    assert {s.status for s in samples} == {"ok"}
+
+
 def test_a_generator_that_was_held_up_makes_the_whole_cell_invalid(
     fake: Plugin, tiny: ModelInfo, tmp_path: Path
 ) -> None:
