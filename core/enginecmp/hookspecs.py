@@ -115,8 +115,14 @@ def cmp_decode(session: Session, n_tokens: int) -> Iterator[int]:  # type: ignor
 def cmp_submit(session: Session, request: Request) -> bool | None:
     """Queue a request in the engine's own continuous batching. Optional; comes with `cmp_step`.
 
+    Called between steps as requests arrive, where `EngineInfo.max_concurrency` is above 1. An engine with nothing in
+    flight must take one.
+
     Returns:
         True: accepted. False: no room now, ask again after the next step.
+
+    Raises:
+        ContextOverflow: it can never fit; the others are not touched.
     """
 
 
@@ -124,9 +130,10 @@ def cmp_submit(session: Session, request: Request) -> bool | None:
 def cmp_step(session: Session) -> Sequence[tuple[str, int]] | None:
     """Advance every submitted request by one step and return its new (request id, token id) pairs.
 
-    Timed by the worker like a yield. At most one pair a request. A request that has all its `output_tokens` leaves
-    by itself; one whose engine handed out several tokens at once ends with the pair (id, `ENDED`), and its per-token
-    gaps are reported as absent. An empty sequence means that nothing came, or that nothing is in flight.
+    Timed by the worker like a yield: all pairs get one stamp. At most one pair a request. A request that has all its
+    `output_tokens` leaves by itself; one whose engine handed out several tokens at once ends with the pair
+    (id, `ENDED`), and its per-token gaps are reported as absent. An empty sequence means that nothing is in flight, or that no token came yet: an
+    engine that waits for something outside returns after some milliseconds, so that others can be submitted.
 
     Raises:
         RequestFailed: one request failed and is forgotten; the others are still in flight. After any other error all
