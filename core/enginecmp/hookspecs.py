@@ -132,8 +132,9 @@ def cmp_step(session: Session) -> Sequence[tuple[str, int]] | None:
 
     Timed by the worker like a yield: all pairs get one stamp. At most one pair a request. A request that has all its
     `output_tokens` leaves by itself; one whose engine handed out several tokens at once ends with the pair
-    (id, `ENDED`), and its per-token gaps are reported as absent. An empty sequence means that nothing is in flight, or that no token came yet: an
-    engine that waits for something outside returns after some milliseconds, so that others can be submitted.
+    (id, `ENDED`), and its per-token gaps are reported as absent. An empty sequence means that nothing is in flight, or
+    that no token came yet: an engine that waits for something outside returns after some milliseconds, so that others
+    can be submitted.
 
     Raises:
         RequestFailed: one request failed and is forgotten; the others are still in flight. After any other error all
