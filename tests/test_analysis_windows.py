@@ -90,9 +90,9 @@ def test_fewer_than_two_rounds_fall_back_to_all_of_it_and_say_so() -> None:
 
 
 def test_without_warm_up_the_filling_is_no_full_load() -> None:
-    rows = queueing_server(8, 40, 16, lambda: 0.5).samples(0, "engine", USERS, warmups=0)
+    rows = batching_server(8, 43, 16).samples(0, "engine", USERS, warmups=0)
     begin, end = min(r.start_ns for r in rows), max(r.end_ns for r in rows)
-    assert _rate(rows, USERS) == pytest.approx(40 * 16 / ((end - begin) / S))
+    assert _rate(rows, USERS) == pytest.approx(43 * 16 / ((end - begin) / S))
 
 
 def _waits(*waits: float) -> Waiting:

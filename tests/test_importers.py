@@ -89,6 +89,7 @@ def test_vllm_numbers_are_those_of_its_own_definitions(tmp_path: Path) -> None:
             "prefill_tokens_per_second": (100 + 50 + 100 / 3) / 3,
             "decode_tokens_per_second": (3 / 0.09 + 3 / 0.12 + 3 / 0.09) / 3,
             "throughput_tokens_per_second": 12 / 0.58,
+            "requests_per_second": 3 / 0.58,
         },
         rel=1e-6,
     )
@@ -102,9 +103,11 @@ def test_llama_bench_has_durations_and_no_stamp(tmp_path: Path) -> None:
     told = run_import(tmp_path, f"old={DATA / 'llama_bench.json'}", "--only", "n_depth=0")
     assert {tuple(s["token_ns"]) for s in samples(told)} == {()}
     report = stats(told["folder"])
-    assert means(report, "old", (512, 0, 1)) == pytest.approx({"e2e_seconds": 2.2})
+    assert means(report, "old", (512, 0, 1)) == pytest.approx({"e2e_seconds": 2.2, "requests_per_second": 1 / 2.2})
     # 2 x 128 tokens in 3.0 + 3.4 s.
-    assert means(report, "old", (0, 128, 1)) == pytest.approx({"e2e_seconds": 3.2, "throughput_tokens_per_second": 40})
+    assert means(report, "old", (0, 128, 1)) == pytest.approx(
+        {"e2e_seconds": 3.2, "throughput_tokens_per_second": 40, "requests_per_second": 1 / 3.2}
+    )
     written = manifest(told)
     assert written["model"] == {
         "name": "tiny-q8_0.gguf",
@@ -113,6 +116,7 @@ def test_llama_bench_has_durations_and_no_stamp(tmp_path: Path) -> None:
         "parameters": 134515008,
         "quantization": "",
         "bytes": 144000000,
+        "shape": {},
     }
     assert written["environment"] == {"cpu": "Example CPU"}
     assert (written["engines"][0]["version"], written["engines"][0]["device"]) == ("5163 (8cf427ff)", "cpu")
@@ -154,6 +158,7 @@ def test_aiperf_stamps_are_start_first_token_and_gaps(tmp_path: Path) -> None:
             "prefill_tokens_per_second": (100 + 50) / 2,
             "decode_tokens_per_second": (1 / 0.03 + 1 / 0.04) / 2,
             "throughput_tokens_per_second": 8 / 1.32,
+            "requests_per_second": 2 / 1.32,
         },
         rel=1e-6,
     )
@@ -182,6 +187,7 @@ def test_guidellm_has_no_single_gaps(tmp_path: Path) -> None:
             "prefill_tokens_per_second": (80 + 40) / 2,
             "decode_tokens_per_second": 8,
             "throughput_tokens_per_second": 8 / 1.75,
+            "requests_per_second": 2 / 1.75,
         },
         rel=1e-9,
     )

@@ -70,5 +70,5 @@ def is_open(cell: Cell) -> bool:
 
 
 def is_concurrent(cell: Cell) -> bool:
-    """Return whether several requests of a cell can be in flight at once."""
-    return cell.concurrency > 1 or is_open(cell)
+    """Return whether several requests of a cell can be in flight at once; they can where it is not told."""
+    return cell.concurrency != 1 or is_open(cell)

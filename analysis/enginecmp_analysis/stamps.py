@@ -80,9 +80,7 @@ def request_values(metric: str, columns: Columns, times: RequestTimes) -> Floats
             case "e2e_seconds":
                 return times.e2e
             case "queue_seconds":
-                # With one request at a time there is no queue, and a column of zeros says nothing.
-                several = np.array([is_concurrent(cell) for cell in columns.cells], dtype=bool)[columns.cell]
-                return np.where(several, seconds(columns.start_ns - columns.intended_ns), np.nan)
+                return _queue_seconds(columns)
             case "operation_tokens_per_second":
                 spent = columns.metric("operation_seconds")
                 return np.where(spent > 0, columns.prompt_tokens / spent, np.nan)
@@ -96,6 +94,18 @@ def request_values(metric: str, columns: Columns, times: RequestTimes) -> Floats
         msg = f"{metric} is not one value a request"
         raise ValueError(msg)
     return columns.metric(metric)
+
+
+def _queue_seconds(columns: Columns) -> Floats:
+    """Return the wait before each request, NaN in cells without one.
+
+    With one request at a time there is no queue; and where not a single start is off the intended one, as in results
+    of tools that do not tell it, waiting was not measured.
+    """
+    waits = columns.start_ns - columns.intended_ns
+    waited = np.bincount(columns.cell, weights=waits != 0, minlength=len(columns.cells)) > 0
+    several = np.array([is_concurrent(cell) for cell in columns.cells], dtype=bool)
+    return np.where((several & waited)[columns.cell], seconds(waits), np.nan)
 
 
 def gap_values(columns: Columns, requests: NDArray[np.int64]) -> tuple[Floats, NDArray[np.int64]]:

@@ -187,7 +187,8 @@ def _overlapping(
 def _long_enough(columns: Columns, cell: Cell, sent: Ints, window_ns: int) -> bool:
     """Return whether a window holds two rounds: of users, or of services where there are none."""
     if not cell.arrival:
-        return len(sent) >= ROUNDS * cell.concurrency
+        # How many are in flight is not told of some imported results.
+        return cell.concurrency > 0 and len(sent) >= ROUNDS * cell.concurrency
     service = columns.end_ns[sent] - columns.start_ns[sent]
     # What was never started took no service.
     return window_ns >= ROUNDS * float(np.median(service[service > 0]))
