@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from enginecmp.types import Cell, Manifest, RunModel, Sample
 from enginecmp_analysis.columns import ColumnBuilder
 from enginecmp_analysis.load import Run
+from enginecmp_analysis.report import analyse
+from enginecmp_analysis.schema import Finding
 from enginecmp_analysis.simulate import simulate_run
+from enginecmp_analysis.table import render
 from enginecmp_analysis.telemetry import Telemetry
 
 S = 1_000_000_000
@@ -170,3 +173,13 @@ def queueing_server(
 def readings(name: str, times_s: NDArray[np.float64], values: NDArray[np.float64]) -> Telemetry:
     """Telemetry of one series."""
     return Telemetry({name: (np.rint(times_s * S).astype(np.int64), np.asarray(values, dtype=np.float64))})
+
+
+def findings_of(run: Run, topic: str) -> list[Finding]:
+    """What the report finds on one topic."""
+    return [finding for finding in analyse([run]).report.findings or [] if finding.topic == topic]
+
+
+def shown(run: Run) -> str:
+    """What the table says, in one line."""
+    return " ".join(" ".join(text for text, _ in render(analyse([run]))).split())

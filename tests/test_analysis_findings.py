@@ -8,105 +8,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from simulated_load import S, batching_server, queueing_server, run_of, sample
+from simulated_load import S, batching_server, findings_of, queueing_server, run_of, sample, shown
 
 from enginecmp.types import Cell, Sample
-from enginecmp_analysis.clocks import correlated
 from enginecmp_analysis.export import to_markdown
 from enginecmp_analysis.load import Run
-from enginecmp_analysis.memory import lasting_growth, leaks
-from enginecmp_analysis.memory_findings import judge_leak
 from enginecmp_analysis.report import analyse
-from enginecmp_analysis.schema import Finding
 from enginecmp_analysis.simulate import Design, simulate_run
-from enginecmp_analysis.table import render
-from enginecmp_analysis.telemetry import Telemetry
-
-Floats = NDArray[np.float64]
 
 CELL = Cell(50, 16, 1)
-KB = 1024
-
-
-def _findings(run: Run, topic: str) -> list[Finding]:
-    return [finding for finding in analyse([run]).report.findings or [] if finding.topic == topic]
-
-
-def _shown(run: Run) -> str:
-    return " ".join(" ".join(text for text, _ in render(analyse([run]))).split())
-
-
-# --- leaks ---------------------------------------------------------------------------------------------------------
-
-
-def _noise(rng: np.random.Generator, n: int) -> Floats:
-    return 300e6 + 4096 * np.rint(rng.normal(0, 3, n))
-
-
-def _steps(rng: np.random.Generator, n: int) -> Floats:
-    """An arena that grows by a megabyte a few times, whenever."""
-    where = rng.integers(0, n, size=3)
-    return _noise(rng, n) + 1e6 * (np.arange(n)[:, np.newaxis] > where).sum(axis=1)
-
-
-def _sawtooth(rng: np.random.Generator, n: int) -> Floats:
-    """Garbage that is collected every 120 requests."""
-    return _noise(rng, n) + 20 * KB * ((np.arange(n) + rng.integers(120)) % 120)
-
-
-def _wandering(rng: np.random.Generator, n: int) -> Floats:
-    return _noise(rng, n) + np.cumsum(rng.choice([-1, 1], n) * 64 * KB * (rng.random(n) < 0.1))
-
-
-def _settling(rng: np.random.Generator, n: int) -> Floats:
-    return _noise(rng, n) + 20e6 * (1 - np.exp(-np.arange(n) / 30))
-
-
-def _leaking(rng: np.random.Generator, n: int, memory: Callable[[np.random.Generator, int], Floats]) -> Run:
-    rows = []
-    for block in range(10):
-        held = memory(rng, n)
-        rows += [
-            sample(block, "engine", CELL, i, 0.2 * i, 0.2 * i + 0.1, metrics={"rss_bytes": float(held[i])})
-            for i in range(n)
-        ]
-    return run_of(rows)
-
-
-@pytest.mark.parametrize("also", [_noise, _steps, _sawtooth, _settling])
-def test_a_leak_of_a_kilobyte_a_request_is_found(also: Callable[[np.random.Generator, int], Floats]) -> None:
-    rng = np.random.default_rng(1)
-    (found,) = _findings(_leaking(rng, 500, lambda r, n: also(r, n) + KB * np.arange(n)), "leak")
-    if also is _sawtooth:
-        # Below what is collected and given back it may hide; it must not be overstated.
-        assert found.value < 2 * KB
-        return
-    assert found.verdict == "leaks"
-    assert found.value == pytest.approx(KB, rel=0.2)
-    assert "leaks" in found.text
-
-
-def test_allocators_that_step_settle_wander_or_collect_do_not_leak() -> None:
-    alarms = {}
-    for memory in (_noise, _steps, _sawtooth, _wandering, _settling):
-        rng = np.random.default_rng(2)
-        runs = [[lasting_growth(memory(rng, 500)) for _ in range(10)] for _ in range(100)]
-        alarms[memory.__name__] = sum(judge_leak(run, 500)[0] == "leaks" for run in runs)
-    # One-sided at 2.5 %: seven or more of a hundred have a chance below 1.5 %.
-    assert all(count <= 6 for count in alarms.values()), alarms
-
-
-def test_launches_too_short_for_a_leak_say_nothing_of_it() -> None:
-    assert _findings(_leaking(np.random.default_rng(3), 99, _noise), "leak") == []
-
-
-def test_memory_that_never_changes_has_no_leak_and_no_spread() -> None:
-    run = _leaking(np.random.default_rng(4), 200, lambda _, n: np.full(n, 3e8))
-    (found,) = _findings(run, "leak")
-    assert (found.verdict, found.value) == ("no leak", 0.0)
-    columns = run.columns
-    assert leaks(columns, [np.flatnonzero(columns.launch == 0)]).tolist() == [0.0]
 
 
 # --- the KV cache --------------------------------------------------------------------------------------------------
@@ -135,7 +45,7 @@ def _caching(bytes_a_token: float, fixed: float = 0.0) -> Run:
     ],
 )
 def test_the_kv_cache_is_held_against_the_formula(bytes_a_token: float, verdict: str) -> None:
-    (found,) = _findings(_caching(bytes_a_token, fixed=1e6), "kv cache")
+    (found,) = findings_of(_caching(bytes_a_token, fixed=1e6), "kv cache")
     assert found.verdict == verdict
     assert found.value == pytest.approx(bytes_a_token, abs=1e-3)
     assert found.details == {"formula_float16_bytes": 23_040.0, "formula_float32_bytes": 46_080.0}
@@ -143,7 +53,7 @@ def test_the_kv_cache_is_held_against_the_formula(bytes_a_token: float, verdict:
 
 def test_one_length_of_request_gives_no_slope() -> None:
     rows = [sample(0, "engine", CELL, i, i, i + 1, metrics={"kv_cache_bytes": 1e6}) for i in range(3)]
-    assert _findings(run_of(rows), "kv cache") == []
+    assert findings_of(run_of(rows), "kv cache") == []
 
 
 # --- growth with the prompt ----------------------------------------------------------------------------------------
@@ -167,7 +77,7 @@ def _long_prompts(exponent: float, *, requests: int = 5, seed: int = 5) -> Run:
 def test_the_exponent_of_prefill_is_covered_and_that_of_flat_decoding_is_zero() -> None:
     held = 0
     for seed in range(20):
-        prefill, decode = _findings(_long_prompts(1.12, seed=seed), "growth")
+        prefill, decode = findings_of(_long_prompts(1.12, seed=seed), "growth")
         held += prefill.ci_low <= 1.12 <= prefill.ci_high
         assert prefill.ci_high - prefill.ci_low < 0.05
         assert decode.value == pytest.approx(0.0, abs=1e-6)
@@ -176,12 +86,12 @@ def test_the_exponent_of_prefill_is_covered_and_that_of_flat_decoding_is_zero() 
 
 
 def test_the_exponent_is_told_in_words() -> None:
-    assert "prefill time grows as T^1.5" in _shown(_long_prompts(1.5))
+    assert "prefill time grows as T^1.5" in shown(_long_prompts(1.5))
 
 
 def test_two_lengths_or_a_short_range_have_no_exponent() -> None:
-    assert _findings(simulate_run(cells=(Cell(10, 8, 1), Cell(100, 8, 1))), "growth") == []
-    assert _findings(simulate_run(cells=(Cell(100, 8, 1), Cell(150, 8, 1), Cell(200, 8, 1))), "growth") == []
+    assert findings_of(simulate_run(cells=(Cell(10, 8, 1), Cell(100, 8, 1))), "growth") == []
+    assert findings_of(simulate_run(cells=(Cell(100, 8, 1), Cell(150, 8, 1), Cell(200, 8, 1))), "growth") == []
 
 
 def test_peak_memory_grows_by_the_token_only_where_cells_have_launches_of_their_own() -> None:
@@ -195,137 +105,9 @@ def test_peak_memory_grows_by_the_token_only_where_cells_have_launches_of_their_
             for row in (load, first):
                 row.launch = f"b{block}-engine-{prompt}"
             rows += [load, first]
-    texts = [f.text for f in _findings(run_of(rows, scenario={"launch_per_cell": True}), "growth")]
+    texts = [f.text for f in findings_of(run_of(rows, scenario={"launch_per_cell": True}), "growth")]
     assert any(text.startswith("peak memory grows by 50,000 bytes a token") for text in texts)
-    assert not any("peak memory" in f.text for f in _findings(run_of(rows), "growth"))
-
-
-# --- clocks --------------------------------------------------------------------------------------------------------
-
-
-def _clocked(rng: np.random.Generator, speed: Callable[[float], float], clock: Callable[[float], float]) -> Run:
-    """Ten launches of about 40 s, read five times a second; both curves are over the launch, 0 to 1."""
-    rows: list[Sample] = []
-    times, values = [], []
-    for block in range(10):
-        begin, now, index = 100.0 * block, 100.0 * block, 0
-        while now < begin + 40:
-            spent = 0.4 / speed((now - begin) / 40) * math.exp(0.05 * rng.standard_normal())
-            rows.append(sample(block, "engine", CELL, index, now, now + spent))
-            now, index = now + spent, index + 1
-        moments = np.arange(begin - 1, begin + 45, 0.2)
-        times.append(moments)
-        values.append([3000 * clock((t - begin) / 40) * math.exp(0.005 * rng.standard_normal()) for t in moments])
-    series = {"cpu_mhz": (np.rint(np.concatenate(times) * S).astype(np.int64), np.concatenate(values))}
-    return run_of(rows, telemetry=Telemetry(series))
-
-
-def test_a_planted_throttle_is_named() -> None:
-    def drop(at: float) -> float:
-        return 0.7 if 0.4 < at < 0.8 else 1.0
-
-    run = _clocked(np.random.default_rng(6), drop, drop)
-    (found,) = _findings(run, "clock")
-    assert found.verdict == "follows"
-    assert found.value > 0.6
-    assert "throughput follows the clock (r=0." in _shown(run)
-
-
-@pytest.mark.parametrize(
-    ("speed", "clock"),
-    [
-        (lambda at: 1 - 0.3 * at, lambda at: 1 - 0.2 * at),
-        (lambda at: 1 + 0.2 * math.exp(-at / 0.3), lambda at: 1 + 0.1 * math.exp(-at / 0.2)),
-        (lambda at: 1.0, lambda at: 0.7 if at > 0.6 else 1.0),
-        (lambda at: 0.8 if 0.1 < at < 0.3 else 1.0, lambda at: 0.7 if 0.6 < at < 0.8 else 1.0),
-    ],
-    ids=["both fall", "both settle", "only the clock drops", "they drop apart"],
-)
-def test_drifts_of_their_own_are_not_taken_for_the_clock(
-    speed: Callable[[float], float], clock: Callable[[float], float]
-) -> None:
-    (found,) = _findings(_clocked(np.random.default_rng(7), speed, clock), "clock")
-    assert found.verdict == "no relation shown"
-    assert not found.notable
-
-
-@pytest.mark.parametrize(("degree", "least", "most"), [(3, 0, 3), (1, 15, 30)], ids=["cubic", "control: a line"])
-def test_two_series_that_settle_look_like_the_clock_if_only_a_line_is_taken_out(
-    monkeypatch: pytest.MonkeyPatch, degree: int, least: int, most: int
-) -> None:
-    monkeypatch.setattr("enginecmp_analysis.clocks.TREND_DEGREE", degree)
-    rng = np.random.default_rng(13)
-    at = np.arange(30) / 30
-    called = 0
-    for _ in range(30):
-        clocks = [0.1 * np.exp(-at / 0.2) + 0.005 * rng.standard_normal(30) for _ in range(10)]
-        speeds = [0.1 * np.exp(-at / 0.3) + 0.05 * rng.standard_normal(30) for _ in range(10)]
-        called += correlated(clocks, speeds)[1] < 0.01
-    assert least <= called <= most
-
-
-def test_independent_series_are_called_related_as_rarely_as_promised() -> None:
-    rng = np.random.default_rng(8)
-    p = []
-    for _ in range(100):
-        walks = np.cumsum(rng.standard_normal((20, 40)), axis=1)
-        p.append(correlated(list(walks[:10]), list(walks[10:]))[1])
-    # One expected at p < .01; six or more have a chance of 0.1 %.
-    assert sum(value < 0.01 for value in p) <= 5
-    assert 0.3 < float(np.median(p)) < 0.7
-
-
-def test_throttling_is_counted_in_intervals_of_measured_windows() -> None:
-    run = _clocked(np.random.default_rng(9), lambda _: 1.0, lambda _: 1.0)
-    assert run.telemetry is not None
-    run.telemetry.conditions["gpu_throttled"] = [(10 * S, 12 * S), (105 * S, 106 * S), (60 * S, 61 * S)]
-    (found,) = _findings(run, "conditions")
-    assert found.text == "the GPU throttled in 2 intervals (2 of 10 measured windows)"
-
-
-def test_utilization_is_the_mean_over_the_windows() -> None:
-    run = _clocked(np.random.default_rng(10), lambda _: 1.0, lambda _: 1.0)
-    assert run.telemetry is not None
-    times = run.telemetry.series["cpu_mhz"][0]
-    # Two cores busy inside the launches' windows, none between.
-    busy = np.where((times / S) % 100 < 41, 2.0, 0.0)
-    run.telemetry.series["cpu_busy_cores"] = (times, busy)
-    (found,) = _findings(run, "utilization")
-    assert found.value == pytest.approx(2.0, rel=0.02)
-    assert found.text == "2.00 cores busy"
-
-
-# --- drift ---------------------------------------------------------------------------------------------------------
-
-
-def _slowing(per_minute: float, blocks: int = 6) -> Run:
-    rng = np.random.default_rng(11)
-    rows: list[Sample] = []
-    for block in range(blocks):
-        now, index = 100.0 * block, 0
-        while (since := now - 100.0 * block) < 60:
-            spent = 0.25 * math.exp(0.03 * rng.standard_normal()) / (1 + per_minute * since / 60)
-            rows.append(sample(block, "engine", CELL, index, now, now + spent))
-            now, index = now + spent, index + 1
-    return run_of(rows)
-
-
-def test_a_drift_over_the_window_is_given_a_minute() -> None:
-    (found,) = _findings(_slowing(-0.10), "drift")
-    assert found.verdict == "drifts"
-    # A tenth of the first rate is a little more of the median one.
-    assert found.value == pytest.approx(-0.10 / 0.95, rel=0.1)
-    assert found.text.startswith("throughput falls: -10.")
-
-
-def test_steady_throughput_shows_no_trend() -> None:
-    (found,) = _findings(_slowing(0.0), "drift")
-    assert found.verdict == "no trend shown"
-    assert found.ci_low < 0 < found.ci_high
-
-
-def test_short_windows_have_no_trend_at_all() -> None:
-    assert _findings(simulate_run(), "drift") == []
+    assert not any("peak memory" in f.text for f in findings_of(run_of(rows), "growth"))
 
 
 # --- prefix cache --------------------------------------------------------------------------------------------------
@@ -349,24 +131,24 @@ def _repeating(share: float, disturbed: bool = False) -> Run:
 
 def test_a_prefix_cache_is_named_with_what_it_saves() -> None:
     run = _repeating(0.12)
-    (found,) = _findings(run, "prefix cache")
+    (found,) = findings_of(run, "prefix cache")
     assert found.ci_low < 0.12 < found.ci_high
-    assert "answers repeated prompts from a cache: 0.12× the prefill time" in _shown(run)
+    assert "answers repeated prompts from a cache: 0.12× the prefill time" in shown(run)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.9, 0.75])
 def test_an_engine_that_reads_a_prompt_again_is_passed_over_in_silence(share: float) -> None:
     run = _repeating(share)
-    (found,) = _findings(run, "prefix cache")
+    (found,) = findings_of(run, "prefix cache")
     assert found.verdict == "not cached"
-    assert "prefix cache" not in _shown(run)
+    assert "prefix cache" not in shown(run)
 
 
 def test_repeated_prompts_are_never_compared_and_disturbed_ones_not_even_looked_at() -> None:
     report = analyse([_repeating(0.12)]).report
     assert {s.n_samples for s in report.summaries if s.metric == "ttft_seconds"} == {100}
     assert not any("repeated_prompt" in warning for warning in report.warnings)
-    assert _findings(_repeating(0.12, disturbed=True), "prefix cache") == []
+    assert findings_of(_repeating(0.12, disturbed=True), "prefix cache") == []
 
 
 # --- several cells -------------------------------------------------------------------------------------------------
@@ -375,7 +157,7 @@ def test_repeated_prompts_are_never_compared_and_disturbed_ones_not_even_looked_
 def test_the_mean_ratio_over_cells_covers_the_truth_and_is_missing_where_a_cell_is() -> None:
     cells = (Cell(10, 8, 1), Cell(50, 8, 1), Cell(200, 8, 1))
     run = simulate_run(Design(ratio=1 / 1.25), cells=cells)
-    (found,) = _findings(run, "geometric mean")
+    (found,) = findings_of(run, "geometric mean")
     assert found.ci_low < 1.25 < found.ci_high
     # A mean of three cells is surer than one of them.
     single = [c for c in analyse([run]).report.comparisons if c.primary]
@@ -383,23 +165,23 @@ def test_the_mean_ratio_over_cells_covers_the_truth_and_is_missing_where_a_cell_
     lost = (run.columns.engine == 1) & (run.columns.cell == 2)
     excluded = np.where(lost, 1, run.columns.excluded)
     columns = dataclasses.replace(run.columns, excluded=excluded, reasons=("", "crash"))
-    assert _findings(dataclasses.replace(run, columns=columns), "geometric mean") == []
+    assert findings_of(dataclasses.replace(run, columns=columns), "geometric mean") == []
 
 
 def test_there_is_no_mean_over_rates_that_were_offered() -> None:
     cells = (Cell(50, 8, 1), Cell(50, 8, 4, "poisson", 2.0))
-    assert _findings(simulate_run(cells=cells), "geometric mean") == []
+    assert findings_of(simulate_run(cells=cells), "geometric mean") == []
 
 
 def test_one_cell_needs_no_mean() -> None:
-    assert _findings(simulate_run(), "geometric mean") == []
+    assert findings_of(simulate_run(), "geometric mean") == []
 
 
 def test_components_are_told_as_shares_largest_first() -> None:
     cell = Cell(50, 0, 1, variant="prefill")
     parts = {"attention_seconds": 0.03, "ffn_seconds": 0.06, "norm_seconds": 0.009, "other_seconds": 0.001}
     rows = [sample(b, "engine", cell, i, i, i + 1, metrics=parts, token_ns=[]) for b in range(3) for i in range(10)]
-    (found,) = _findings(run_of(rows, scenario={"kind": "profile"}), "components")
+    (found,) = findings_of(run_of(rows, scenario={"kind": "profile"}), "components")
     assert found.text == "ffn 60.0 %, attention 30.0 %, norm 9.0 %, other 1.0 % of 0.1 s"
     assert found.details["attention_share"] == pytest.approx(0.3)
 
@@ -481,14 +263,14 @@ def test_a_sweep_too_short_to_fill_the_batch_has_no_capacity() -> None:
             served = batching_server(8, 0, 16, arrivals=np.cumsum(rng.exponential(1 / rate, 12)))
             cell = Cell(50, 16, 8, "poisson", rate)
             rows += served.samples(block, "engine", cell, warmups=2, offset=1000.0 * number)
-    assert _findings(run_of(rows), "saturation")[0].verdict == "not reached"
+    assert findings_of(run_of(rows), "saturation")[0].verdict == "not reached"
 
 
 def test_a_sweep_that_stays_below_capacity_says_so_and_has_no_capacity() -> None:
     run = _swept(np.random.default_rng(1), (2.0, 4.0, 5.0), batching=False)
     report = analyse([run]).report
     assert not [s for s in report.summaries if s.metric == "saturation_requests_per_second"]
-    (found,) = _findings(run, "saturation")
+    (found,) = findings_of(run, "saturation")
     assert found.verdict == "not reached"
     assert found.value == pytest.approx(5.0, rel=0.15)
     assert found.text.startswith("saturation was not reached, or not for long: at")
