@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import psutil
+import pytest
 
 from enginecmp.types import Sample
 
@@ -20,6 +22,14 @@ def only_run(results: Path) -> Path:
     runs = [path.parent for path in results.glob("*/manifest.json")]
     assert len(runs) == 1, runs
     return runs[0]
+
+
+def require_droppable(folder: Path) -> None:
+    """Skip a test whose files live in memory alone: their pages cannot be dropped."""
+    inside = [part for part in psutil.disk_partitions(all=True) if folder.is_relative_to(part.mountpoint)]
+    kind = max(inside, key=lambda part: len(part.mountpoint)).fstype
+    if kind in ("tmpfs", "ramfs", "9p"):
+        pytest.skip(f"{folder} is on {kind}, whose pages cannot be dropped")
 
 
 def plant(root: Path, **files: str) -> None:

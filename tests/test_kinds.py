@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import FAKE_MODULE, CommandLine
-from helpers import only_run, read_samples
+from helpers import only_run, read_samples, require_droppable
 
 from enginecmp.results import read_manifest
-from enginecmp.telemetry import page_cache
+from enginecmp.telemetry.memory import reset_peak
 from enginecmp.types import ModelInfo, Sample
 
 # The fake clock stands still while the machine works, so shares of its windows mean nothing.
@@ -76,6 +76,25 @@ def cmp_operation(session, kind, parameters):
 @hookimpl
 def cmp_profile(session, token_ids, n_tokens):
     return {"ffn": 1e6}
+"""
+)
+# One that tells for how many tokens it was loaded.
+ROOMY = (
+    PLAIN.replace("cmp_decode, cmp_metrics, cmp_reset", "cmp_decode, cmp_reset").replace('"plain"', '"roomy"')
+    + """
+@hookimpl
+def cmp_metrics(session):
+    return {"context_tokens": session.context_tokens}
+"""
+)
+# One that takes 80 MB for a moment while it loads.
+SPIKY = (
+    PLAIN.replace("import cmp_load, cmp_prefill", "import cmp_prefill").replace('"plain"', '"spiky"')
+    + """
+@hookimpl
+def cmp_load(model, options):
+    b"x" * (80 << 20)
+    return fake_engine.cmp_load(model, options)
 """
 )
 
@@ -145,11 +164,9 @@ def phase(samples: list[Sample], name: str) -> list[Sample]:
 @pytest.fixture
 def own_file(tmp_path: Path, tiny: ModelInfo) -> Path:
     """A model file that nobody else has open, on a disk that can be dropped from memory."""
+    require_droppable(tmp_path)
     path = tmp_path / "own.gguf"
     shutil.copyfile(tiny.path, path)
-    page_cache.drop(path)
-    if page_cache.resident_share(path) != 0:
-        pytest.skip(f"{tmp_path} is on a file system whose pages cannot be dropped")
     return path
 
 
@@ -162,8 +179,9 @@ def test_cold_loads_find_the_file_on_the_disk_and_warm_ones_in_memory(run: Run, 
     assert phase(samples, "warmup") == []
 
 
-def test_the_first_token_counts_from_the_start_of_the_process(run: Run) -> None:
-    samples = run(LOADS, "--engines", "fake", "-o", "fake.load_ms=5000", "-o", "fake.prefill_us=250000")
+def test_the_first_token_counts_from_the_start_of_the_process(run: Run, own_file: Path) -> None:
+    slow = ("-o", "fake.load_ms=5000", "-o", "fake.prefill_us=250000")
+    samples = run(LOADS, "--engines", "fake", *slow, model=str(own_file))
     for load, request in zip(phase(samples, "load"), phase(samples, "measure"), strict=True):
         assert load.launch == request.launch
         load_seconds = (load.end_ns - load.start_ns) / 1e9
@@ -192,6 +210,30 @@ def test_a_load_tells_what_the_process_held_before_and_after(run: Run) -> None:
         assert 5e6 < load.metrics["empty_rss_bytes"] < load.metrics["rss_bytes"] <= load.metrics["peak_rss_bytes"]
         assert load.metrics["rss_file_bytes"] < load.metrics["rss_bytes"]
         assert 0.01 < load.metrics["startup_seconds"] < 60
+
+
+@pytest.mark.parametrize(("own_launches", "rooms"), [("true", [10, 50]), ("false", [50, 50])])
+def test_a_cell_with_a_launch_of_its_own_gets_room_for_itself(
+    run: Run, tmp_path: Path, own_launches: str, rooms: list[int]
+) -> None:
+    (tmp_path / "roomy_engine.py").write_text(ROOMY)
+    scenario = REQUESTS.replace(
+        "cells = [{ prompt_tokens = 10, output_tokens = 5 }]",
+        f"launch_per_cell = {own_launches}\n"
+        "cells = [{ prompt_tokens = 8, output_tokens = 2 }, { prompt_tokens = 40, output_tokens = 10 }]",
+    )
+    samples = run(scenario, "--engines", "roomy", "--requests", "1")
+    found = {s.cell.prompt_tokens: s.metrics["context_tokens"] for s in phase(samples, "measure")}
+    assert [found[8], found[40]] == rooms
+
+
+@pytest.mark.skipif(not reset_peak(), reason="this kernel does not reset the high-water mark")
+def test_the_peak_of_a_cell_is_not_that_of_the_load(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "spiky_engine.py").write_text(SPIKY)
+    samples = run(REQUESTS, "--engines", "spiky", "--requests", "1")
+    [load], [request] = phase(samples, "load"), phase(samples, "measure")
+    assert load.metrics["peak_rss_bytes"] > load.metrics["rss_bytes"] + 70e6
+    assert request.metrics["peak_rss_bytes"] < load.metrics["peak_rss_bytes"] - 50e6
 
 
 @pytest.mark.parametrize(("leak_kb", "low", "high"), [("1", 800, 1300), ("0", -150, 150)])
@@ -357,10 +399,10 @@ def test_the_manifest_tells_the_models_shape_and_what_the_memory_copies(run: Run
     assert probe["repeats"] == 10
 
 
-def test_what_disturbs_a_load_disturbs_its_first_token(run: Run) -> None:
+def test_what_disturbs_a_load_disturbs_its_first_token(run: Run, own_file: Path) -> None:
     strict = LOADS.replace("floor_seconds = 1000", "floor_seconds = 0\nforeign_cpu_share = 0")
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
-        samples = run(strict, "--engines", "fake", "-o", "fake.start_seconds=0.3")
+        samples = run(strict, "--engines", "fake", "-o", "fake.start_seconds=0.3", model=str(own_file))
         busy.kill()
     loads, requests = phase(samples, "load"), phase(samples, "measure")
     for load, request in zip(loads, requests, strict=True):
