@@ -164,6 +164,18 @@ def test_more_blocks_and_longer_deadlines_are_the_same_measurement(tmp_path: Pat
     assert len(group_runs(load_runs([tmp_path]))[0]) == 1
 
 
+def test_sweeps_of_two_days_are_pooled_although_their_rates_differ_and_other_grids_are_not(tmp_path: Path) -> None:
+    for seed, rate in ((1, 2.0), (2, 2.1)):
+        cell = {"prompt_tokens": 50, "output_tokens": 16, "concurrency": 1, "rate_per_second": rate}
+        scenario = {"name": "s", "cells": [cell], "calibration": {"a": 2 * rate}, "offered_load": [0.5]}
+        _edit(_run_folder(tmp_path, seed), scenario=scenario)
+    assert len(group_runs(load_runs([tmp_path]))[0]) == 1
+    for folder in tmp_path.iterdir():
+        scenario = json.loads((folder / "manifest.json").read_text())["scenario"]
+        _edit(folder, scenario=scenario | {"offered_load": []})
+    assert len(group_runs(load_runs([tmp_path]))[0]) == 2
+
+
 def test_repetitions_on_one_machine_are_pooled(tmp_path: Path) -> None:
     _edit(_run_folder(tmp_path, 1), environment={"cpu": "x", "available_bytes": 1})
     _edit(_run_folder(tmp_path, 2), environment={"cpu": "x", "available_bytes": 2})

@@ -16,7 +16,10 @@ VOLATILE = frozenset({"available", "busy", "free", "hostname", "load", "mhz", "p
 SEEN = frozenset({"copy_bandwidth", "copy_bandwidth_bytes_per_second", "doctor", "sensors"})
 
 # What does not touch a request that ended well: more blocks are more of the same measurement.
-FREE_IN_SCENARIO = frozenset({"blocks", "description", "deadlines", "give_up_after", "precision"})
+FREE_IN_SCENARIO = frozenset({"blocks", "description", "deadlines", "expect", "give_up_after", "precision"})
+
+# What the calibration before a sweep decides.
+SWEPT = frozenset({"calibration", "cells"})
 
 
 @dataclass(slots=True)
@@ -92,7 +95,9 @@ def difference(old: Run, new: Run) -> Difference:
 def common_fingerprint(run: Run) -> dict[str, str]:
     """Return what two runs must share whatever engines they hold: dotted names to values."""
     manifest = run.manifest
-    scenario = {key: value for key, value in manifest.scenario.items() if key not in FREE_IN_SCENARIO}
+    # The rates of a sweep follow from what the engines could do that day; the multiples are what was asked for.
+    free = FREE_IN_SCENARIO | (SWEPT if manifest.scenario.get("offered_load") else frozenset())
+    scenario = {key: value for key, value in manifest.scenario.items() if key not in free}
     flat = {
         "model sha256": manifest.model.sha256,
         "model quantization": manifest.model.quantization,
