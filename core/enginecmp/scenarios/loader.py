@@ -123,6 +123,7 @@ def _resolve(content: dict[str, Any], profile_name: str, where: str) -> Scenario
         "warmup_requests": profile.warmup_requests,
         "spare_requests": profile.requests // 2 if profile.spare_requests is None else profile.spare_requests,
         "requests_of": profile.requests_of,
+        **({"offered_load": profile.offered_load} if profile.offered_load else {}),
     }
     if own.get("operation") in VARIANTS:
         for variant, table in own.get("variants", {}).items():

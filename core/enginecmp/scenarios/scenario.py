@@ -89,6 +89,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         spare_requests: most further requests in place of disturbed ones; None is half of `requests`.
         requests_of: variant → measured requests, where one variant takes another number.
         output_tokens: replaces every cell's output tokens.
+        offered_load: replaces the rates of a sweep.
         cells: replaces the grid.
     """
 
@@ -99,6 +100,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     spare_requests: int | None = None
     requests_of: dict[str, int] = {}
     output_tokens: int | None = None
+    offered_load: tuple[float, ...] = ()
     cells: list[Cell] = []
 
 
