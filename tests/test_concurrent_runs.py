@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import FAKE_MODULE, CommandLine
 from helpers import only_run, read_samples
@@ -104,7 +106,7 @@ def of(samples: list[Sample], engine: str, concurrency: int, arrival: str = "") 
     ]  # fmt: skip
 
 
-def test_a_run_with_users_and_arrivals_ends_with_every_request(crowd: CommandLine, tmp_path: Path) -> None:
+def test_a_run_has_every_request_and_the_same_arrivals_for_all(crowd: CommandLine, tmp_path: Path) -> None:
     done = crowd(CONCURRENT)
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path / "results")
@@ -118,11 +120,6 @@ def test_a_run_with_users_and_arrivals_ends_with_every_request(crowd: CommandLin
     assert {e.name: e.options["max_sequences"] for e in manifest.engines} == {"a": 4, "b": 1}
     assert "b queues requests first in, first out" in done.stderr
 
-
-def test_engines_of_a_block_get_the_same_arrivals(crowd: CommandLine, tmp_path: Path) -> None:
-    done = crowd(CONCURRENT)
-    assert done.returncode == 0, done.stderr
-    samples = read_samples(only_run(tmp_path / "results"))
     gaps = {}
     for engine in "ab":
         for block in (0, 1):
@@ -136,10 +133,11 @@ def test_engines_of_a_block_get_the_same_arrivals(crowd: CommandLine, tmp_path: 
 def test_a_sustained_run_is_told_and_compared(crowd: CommandLine, cmp: CommandLine, tmp_path: Path) -> None:
     done = crowd(SUSTAINED)
     assert done.returncode == 0, done.stderr
-    for launch in ("b0-a", "b1-b"):
-        measured = [s for s in read_samples(only_run(tmp_path / "results")) if s.launch == launch and s.index >= 0]
-        sent = [s.intended_ns for s in measured if s.phase == "measure"]
+    samples = read_samples(only_run(tmp_path / "results"))
+    for launch in ("b0-a", "b0-b", "b1-a", "b1-b"):
+        sent = [s.intended_ns for s in samples if s.launch == launch and s.phase == "measure"]
         assert len(sent) >= 8
+        assert sent[-1] - sent[0] < 0.3e9, "nobody sends after the time"
     shown = cmp("stats", "results", env=ENGINES)
     assert shown.returncode == 0, shown.stderr
     assert "throughput_tokens_per_second" in shown.stdout
@@ -187,6 +185,28 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def wait_for_requests(journal: Path, number: int) -> None:
+    end = time.monotonic() + 60
+    while not journal.exists() or journal.read_bytes().count(b"\n") < number:
+        assert time.monotonic() < end, "the run measured nothing"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+def test_neither_worker_nor_generator_outlives_the_host(tmp_path: Path, tiny: ModelInfo, stop: signal.Signals) -> None:
+    (tmp_path / "mine.toml").write_text(SUSTAINED.replace("requests = 8", "requests = 500") + CALM)
+    line = ["run", "--scenario", "mine.toml", "--model", tiny.path, "--no-gate", "--no-sensors"]
+    line += ["--engines", "a=fake", *REAL[:2], *REAL[4:6], "-o", f"a.journal={tmp_path / 'journal'}"]
+    with start(tmp_path, *line) as process:
+        wait_for_requests(tmp_path / "journal", 5)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(stop)
+        process.communicate(timeout=30)
+    assert len(family) >= 2
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+
+
 def test_ctrl_c_in_a_cell_keeps_what_was_finished_and_a_sweep_resumes_with_its_rates(
     cmp: CommandLine, tmp_path: Path, tiny: ModelInfo
 ) -> None:
@@ -201,9 +221,8 @@ def test_ctrl_c_in_a_cell_keeps_what_was_finished_and_a_sweep_resumes_with_its_r
         while "sweep:" not in said:
             said = process.stderr.readline()
             assert said
-        before_rates = (tmp_path / "journal").read_bytes().count(b"\n")
-        while (tmp_path / "journal").read_bytes().count(b"\n") < before_rates + 10:
-            pass
+        journal = tmp_path / "journal"
+        wait_for_requests(journal, journal.read_bytes().count(b"\n") + 10)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert process.returncode == 130

@@ -44,7 +44,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         devices: devices it can run on, its default first, e.g. ("cpu", "cuda").
         architectures: GGUF `general.architecture` values it can load.
         quantizations: GGUF tensor types it can load, e.g. ("F32", "Q8_0"); must name "F32" to be proven exact.
-        max_concurrency: most requests it can hold in flight at once; 1 means one after the other.
+        max_concurrency: most requests it can hold in flight at once, through `cmp_submit` and `cmp_step`; 1 means one
+            after the other, and that several wait for each other in front of it.
         environment: variables set before the worker's interpreter starts; "{threads}" is replaced by the
             thread count. Native libraries read these once, at import.
         exact_environment: variables added when numerics are "exact" (float32 KV cache and the like).
