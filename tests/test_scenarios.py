@@ -77,7 +77,7 @@ def test_a_sweep_sets_rates_itself(tmp_path: Path) -> None:
 
 def test_when_an_engine_is_offered_a_rate_is_a_matter_of_its_own_calibration() -> None:
     scenario = msgspec.structs.replace(load_scenario("saturation", "quick"), calibration={"a": 2.0, "dead": 0.0})
-    slow, fast = Cell(8, 4, 8, "poisson", 3.0), Cell(8, 4, 8, "poisson", 3.01)
+    slow, fast = Cell(8, 4, 8, "poisson", 3.01), Cell(8, 4, 8, "poisson", 3.1)
     assert [scenario.offered(cell, "a") for cell in (slow, fast)] == [True, False]
     assert scenario.offered(fast, "of an older run")
     assert not scenario.offered(slow, "dead")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 
+from enginecmp.scenarios import load_scenario
 from enginecmp.sweep import closed_loop_rate, sweep_rates
 from enginecmp.types import Cell, Phase, Sample
 
@@ -64,6 +66,14 @@ def test_several_engines_share_one_geometric_grid() -> None:
     rates = sweep_rates([2.0, 4.0], [0.5, 1.0, 2.0])
     # From 0.5 x 2 to 2 x 4 in steps of a factor 2, as dense as the multiples.
     assert rates == [1.0, 2.0, 4.0, 8.0]
+
+
+@pytest.mark.parametrize("capacity", [1.23, 0.0777, 29.4, 101.0])
+def test_the_fastest_engine_is_offered_the_limit_itself(capacity: float) -> None:
+    scenario = msgspec.structs.replace(load_scenario("saturation", "full"), calibration={"a": capacity})
+    top = sweep_rates([capacity], [0.75, 1.5])[-1]
+    assert scenario.offered(Cell(8, 4, 4, "poisson", top), "a")
+    assert not scenario.offered(Cell(8, 4, 4, "poisson", 1.02 * top), "a")
 
 
 def test_engines_far_apart_do_not_make_the_grid_endless() -> None:

@@ -206,7 +206,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     def offered(self, cell: Cell, label: str) -> bool:
         """Return whether an engine is measured in a cell: a sweep spares it rates far beyond what it can do."""
         found = self.calibration.get(label)
-        return found is None or not cell.rate_per_second or cell.rate_per_second <= self.offered_limit * found
+        # Rates are rounded to three digits: the limit itself must not fall out by that.
+        return found is None or not cell.rate_per_second or cell.rate_per_second <= 1.005 * self.offered_limit * found
 
     def requests_in(self, cell: Cell) -> int:
         """Return how many requests a launch measures in a cell."""
