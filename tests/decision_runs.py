@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from enginecmp.types import Cell, RunEngine, Sample
-from enginecmp_analysis.columns import ColumnBuilder
-from enginecmp_analysis.load import Run
+from enginecmp_analysis.data.columns import ColumnBuilder
+from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.simulate import simulate_run
 
 S = 1_000_000_000

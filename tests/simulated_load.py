@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginecmp.types import Cell, Manifest, RunModel, Sample
-from enginecmp_analysis.columns import ColumnBuilder
-from enginecmp_analysis.load import Run
+from enginecmp_analysis.data.columns import ColumnBuilder
+from enginecmp_analysis.data.load import Run
+from enginecmp_analysis.data.telemetry import Telemetry
+from enginecmp_analysis.output.table import render
 from enginecmp_analysis.report import analyse
 from enginecmp_analysis.schema import Finding
 from enginecmp_analysis.simulate import simulate_run
-from enginecmp_analysis.table import render
-from enginecmp_analysis.telemetry import Telemetry
 
 S = 1_000_000_000
 

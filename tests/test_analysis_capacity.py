@@ -9,12 +9,12 @@ import pytest
 from decision_runs import ladder, request, run_of
 
 from enginecmp.types import Cell
-from enginecmp_analysis.capacity import Need, Point, bounds, capacity, machines
-from enginecmp_analysis.decision_schema import Capacity
-from enginecmp_analysis.load import Run
-from enginecmp_analysis.prices import Prices
+from enginecmp_analysis.data.load import Run
+from enginecmp_analysis.decisions.capacity import Need, Point, bounds, capacity, machines
+from enginecmp_analysis.decisions.prices import Prices
+from enginecmp_analysis.decisions.schema import Capacity
+from enginecmp_analysis.decisions.slo import Promise, check, check_all, failed_requests, keeps, parse_promises
 from enginecmp_analysis.report import analyse
-from enginecmp_analysis.slo import Promise, check, check_all, failed_requests, keeps, parse_promises
 
 TTFT = parse_promises("ttft_p90<200ms")
 TWO_AN_HOUR = Prices("EUR", everything=2.0)

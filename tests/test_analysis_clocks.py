@@ -10,10 +10,10 @@ import pytest
 from simulated_load import S, findings_of, run_of, sample, shown
 
 from enginecmp.types import Cell, Sample
-from enginecmp_analysis.clocks import correlated
-from enginecmp_analysis.load import Run
+from enginecmp_analysis.data.load import Run
+from enginecmp_analysis.data.telemetry import Telemetry
+from enginecmp_analysis.findings.clocks import correlated
 from enginecmp_analysis.simulate import simulate_run
-from enginecmp_analysis.telemetry import Telemetry
 
 CELL = Cell(50, 16, 1)
 
@@ -71,7 +71,7 @@ def test_drifts_of_their_own_are_not_taken_for_the_clock(
 def test_two_series_that_settle_look_like_the_clock_if_only_a_line_is_taken_out(
     monkeypatch: pytest.MonkeyPatch, degree: int, least: int, most: int
 ) -> None:
-    monkeypatch.setattr("enginecmp_analysis.clocks.TREND_DEGREE", degree)
+    monkeypatch.setattr("enginecmp_analysis.findings.clocks.TREND_DEGREE", degree)
     rng = np.random.default_rng(13)
     at = np.arange(30) / 30
     called = 0

@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from enginecmp_analysis.compare import LogRatio, match, paired, welch
-from enginecmp_analysis.fieller import fieller
-from enginecmp_analysis.launches import LaunchMeans
-from enginecmp_analysis.multiplicity import benjamini_hochberg, bonferroni_confidence, holm
-from enginecmp_analysis.permutation import sign_flip_p
-from enginecmp_analysis.power import launches_for, launches_needed, launches_to_detect, minimum_detectable_effect
+from enginecmp_analysis.data.launches import LaunchMeans
+from enginecmp_analysis.statistics.fieller import fieller
+from enginecmp_analysis.statistics.multiplicity import benjamini_hochberg, bonferroni_confidence, holm
+from enginecmp_analysis.statistics.permutation import sign_flip_p
+from enginecmp_analysis.statistics.power import (
+    launches_for,
+    launches_needed,
+    launches_to_detect,
+    minimum_detectable_effect,
+)
 from enginecmp_analysis.verdict import Evidence, decide
 
 positive = st.floats(1e-3, 1e3)

@@ -12,17 +12,17 @@ from click.testing import CliRunner, Result
 from enginecmp.cli.stats import command
 from enginecmp.errors import UsageError
 from enginecmp.types import Cell
-from enginecmp_analysis.decision_table import decision_lines, quality_lines
-from enginecmp_analysis.decisions import Questions, decide_more
-from enginecmp_analysis.launches import LaunchMeans
-from enginecmp_analysis.layout import WIDTH
-from enginecmp_analysis.load import Run
-from enginecmp_analysis.pareto import pareto
-from enginecmp_analysis.prices import Prices, read_prices
-from enginecmp_analysis.quality import Worse, difference
+from enginecmp_analysis.data.launches import LaunchMeans
+from enginecmp_analysis.data.load import Run
+from enginecmp_analysis.decisions.decide import Questions, decide_more
+from enginecmp_analysis.decisions.pareto import pareto
+from enginecmp_analysis.decisions.prices import Prices, read_prices
+from enginecmp_analysis.decisions.quality import Worse, difference
+from enginecmp_analysis.decisions.slo import parse_promises
+from enginecmp_analysis.output.decision_table import decision_lines, quality_lines
+from enginecmp_analysis.output.layout import WIDTH
 from enginecmp_analysis.report import Analysis, Options, analyse
 from enginecmp_analysis.simulate import Design, simulate_run, write_run
-from enginecmp_analysis.slo import parse_promises
 
 GOLDEN = Path(__file__).parent / "data" / "stats_decisions.txt"
 CELL = Cell(50, 16)
@@ -96,7 +96,7 @@ def test_a_gate_that_was_skipped_has_no_quality() -> None:
 
 
 def _json(run: Run) -> str:
-    from enginecmp_analysis.export import to_json
+    from enginecmp_analysis.output.export import to_json
 
     return to_json(_decided(run).report)
 

@@ -9,8 +9,8 @@ import pytest
 
 from enginecmp.scenarios.loader import load_scenario
 from enginecmp.types import Cell
-from enginecmp_analysis.decision_schema import ExpectationRow
-from enginecmp_analysis.expect import expectations
+from enginecmp_analysis.decisions.expect import expectations
+from enginecmp_analysis.decisions.schema import ExpectationRow
 from enginecmp_analysis.metrics import METRICS
 from enginecmp_analysis.report import Options, analyse
 from enginecmp_analysis.simulate import Design, simulate_run

@@ -11,8 +11,8 @@ import pytest
 from simulated_load import S, batching_server, findings_of, queueing_server, run_of, sample, shown
 
 from enginecmp.types import Cell, Sample
-from enginecmp_analysis.export import to_markdown
-from enginecmp_analysis.load import Run
+from enginecmp_analysis.data.load import Run
+from enginecmp_analysis.output.export import to_markdown
 from enginecmp_analysis.report import analyse
 from enginecmp_analysis.simulate import Design, simulate_run
 

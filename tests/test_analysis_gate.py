@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from enginecmp.errors import ResultsError, UsageError
 from enginecmp.types import Cell
 from enginecmp_analysis.compare import welch
-from enginecmp_analysis.export import to_json
+from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.gate import CompareReport, Limits, band, compare_runs, confirm, needed_to_confirm
-from enginecmp_analysis.gate_table import gate_markdown, render_gate
-from enginecmp_analysis.junit import to_junit
-from enginecmp_analysis.load import Run
+from enginecmp_analysis.output.export import to_json
+from enginecmp_analysis.output.gate_table import gate_markdown, render_gate
+from enginecmp_analysis.output.junit import to_junit
 from enginecmp_analysis.simulate import Design, simulate_run
 
 SECONDS = 0.1

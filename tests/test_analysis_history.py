@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from enginecmp.errors import UsageError
-from enginecmp_analysis.export import to_json
+from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.history import Point, changes, history, render_history
-from enginecmp_analysis.load import Run
+from enginecmp_analysis.output.export import to_json
 from enginecmp_analysis.simulate import Design, simulate_run
 
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from simulated_load import findings_of, run_of, sample
 
 from enginecmp.types import Cell
-from enginecmp_analysis.load import Run
-from enginecmp_analysis.memory import lasting_growth, leaks
-from enginecmp_analysis.memory_findings import judge_leak
+from enginecmp_analysis.data.load import Run
+from enginecmp_analysis.data.memory import lasting_growth, leaks
+from enginecmp_analysis.findings.memory_findings import judge_leak
 
 Floats = NDArray[np.float64]
 

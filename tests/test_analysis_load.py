@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from enginecmp.errors import ResultsError
-from enginecmp_analysis.columns import ColumnBuilder
-from enginecmp_analysis.fingerprint import group_runs
-from enginecmp_analysis.load import find_runs, load_run, load_runs
+from enginecmp_analysis.data.columns import ColumnBuilder
+from enginecmp_analysis.data.fingerprint import group_runs
+from enginecmp_analysis.data.load import find_runs, load_run, load_runs
 from enginecmp_analysis.simulate import Design, samples, simulate_run, write_run
 
 
@@ -33,7 +33,7 @@ def test_a_written_run_reads_back_as_the_same_samples(tmp_path: Path) -> None:
 
 def test_long_runs_are_read_in_pieces_without_losing_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = samples(simulate_run(Design(blocks=3, requests=4)).columns)
-    monkeypatch.setattr("enginecmp_analysis.columns._CHUNK", 7)
+    monkeypatch.setattr("enginecmp_analysis.data.columns._CHUNK", 7)
     builder = ColumnBuilder()
     for row in rows:
         builder.add(row)

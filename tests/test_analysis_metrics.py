@@ -7,9 +7,9 @@ import pytest
 
 from enginecmp.errors import UsageError
 from enginecmp.types import Cell, Sample
-from enginecmp_analysis.columns import ColumnBuilder, Columns
-from enginecmp_analysis.launches import LaunchMeans, launch_means, measured
-from enginecmp_analysis.load import Run
+from enginecmp_analysis.data.columns import ColumnBuilder, Columns
+from enginecmp_analysis.data.launches import LaunchMeans, launch_means, measured
+from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.metrics import METRICS, find_metric
 from enginecmp_analysis.simulate import samples, simulate_run
 

@@ -10,11 +10,11 @@ from decision_runs import request, run_of
 
 from enginecmp.errors import UsageError
 from enginecmp.types import Cell
-from enginecmp_analysis.decision_schema import Money
-from enginecmp_analysis.launches import LaunchMeans
-from enginecmp_analysis.load import Run
-from enginecmp_analysis.money import SPLIT, WHOLE, money
-from enginecmp_analysis.prices import Prices, parse_amount_per_hour, parse_demand, read_prices
+from enginecmp_analysis.data.launches import LaunchMeans
+from enginecmp_analysis.data.load import Run
+from enginecmp_analysis.decisions.money import SPLIT, WHOLE, money
+from enginecmp_analysis.decisions.prices import Prices, parse_amount_per_hour, parse_demand, read_prices
+from enginecmp_analysis.decisions.schema import Money
 from enginecmp_analysis.report import Options, analyse
 from enginecmp_analysis.simulate import Design, simulate_run
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from enginecmp_analysis.data.launches import Key, LaunchMeans
+from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.judge import Options, candidates, judge
-from enginecmp_analysis.launches import Key, LaunchMeans
-from enginecmp_analysis.load import Run
 from enginecmp_analysis.report import analyse
 from enginecmp_analysis.schema import Comparison
 from enginecmp_analysis.simulate import Design, simulate_run

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from enginecmp_analysis.beta import incomplete_beta
 from enginecmp_analysis.compare import welch
-from enginecmp_analysis.quantiles import (
+from enginecmp_analysis.decisions.slo import required_requests
+from enginecmp_analysis.statistics.beta import incomplete_beta
+from enginecmp_analysis.statistics.quantiles import (
     harrell_davis,
     needed_for_quantile,
     order_statistic_interval,
     quantiles_or_nan,
 )
-from enginecmp_analysis.ranks import rank_test_p, u_statistic
-from enginecmp_analysis.slo import required_requests
-from enginecmp_analysis.student import t_quantile, t_two_sided, t_upper_tail
-from enginecmp_analysis.tails import cv_upper_bound
-from enginecmp_analysis.variance import level_variances, optimal_repetitions, unbiased_components
+from enginecmp_analysis.statistics.ranks import rank_test_p, u_statistic
+from enginecmp_analysis.statistics.student import t_quantile, t_two_sided, t_upper_tail
+from enginecmp_analysis.statistics.tails import cv_upper_bound
+from enginecmp_analysis.statistics.variance import level_variances, optimal_repetitions, unbiased_components
 
 DATA = Path(__file__).parent / "data"
 

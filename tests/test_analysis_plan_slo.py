@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from enginecmp.errors import UsageError
+from enginecmp_analysis.decisions.slo import Promise, check, check_all, parse_promises
 from enginecmp_analysis.plan import launch_costs, plan
 from enginecmp_analysis.report import Analysis, Options, analyse
 from enginecmp_analysis.schema import Plan
 from enginecmp_analysis.simulate import Design, simulate_run
-from enginecmp_analysis.slo import Promise, check, check_all, parse_promises
 
 
 def _analysed(design: Design, engines: tuple[str, ...] = ("baseline", "engine")) -> Analysis:

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from enginecmp.types import Cell
-from enginecmp_analysis.launches import LaunchMeans
-from enginecmp_analysis.race import Race, scores_of
+from enginecmp_analysis.data.launches import LaunchMeans
+from enginecmp_analysis.statistics.race import Race, scores_of
 
 Scores = dict[str, dict[int, float]]
 

@@ -13,10 +13,10 @@ import pytest
 
 from enginecmp.errors import ResultsError, UsageError
 from enginecmp.types import Cell, Sample
-from enginecmp_analysis.columns import MEASURE, ColumnBuilder
-from enginecmp_analysis.export import to_csv, to_json, to_markdown
-from enginecmp_analysis.load import Run
+from enginecmp_analysis.data.columns import MEASURE, ColumnBuilder
+from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.metrics import METRICS
+from enginecmp_analysis.output.export import to_csv, to_json, to_markdown
 from enginecmp_analysis.report import Options, analyse
 from enginecmp_analysis.schema import Comparison, StatsReport
 from enginecmp_analysis.simulate import Design, samples, simulate_run

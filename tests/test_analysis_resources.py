@@ -13,14 +13,14 @@ import pytest
 from simulated_load import S, batching_server, queueing_server, readings, run_of, sample
 
 from enginecmp.types import Cell, Sample, TelemetryReading
-from enginecmp_analysis.cells import cell_name, cell_order, short_name
-from enginecmp_analysis.export import to_csv
-from enginecmp_analysis.launches import launch_means, measured
-from enginecmp_analysis.load import Run, load_run
+from enginecmp_analysis.data.cells import cell_name, cell_order, short_name
+from enginecmp_analysis.data.launches import launch_means, measured
+from enginecmp_analysis.data.load import Run, load_run
+from enginecmp_analysis.data.telemetry import Telemetry, read_telemetry
 from enginecmp_analysis.metrics import METRICS, verdict_word
+from enginecmp_analysis.output.export import to_csv
 from enginecmp_analysis.report import analyse
 from enginecmp_analysis.simulate import Design, simulate_run, write_run
-from enginecmp_analysis.telemetry import Telemetry, read_telemetry
 
 CELL = Cell(100, 11, 1)
 MB = 1e6

@@ -10,17 +10,17 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from enginecmp_analysis.changepoint import change_points
-from enginecmp_analysis.stationarity import (
+from enginecmp_analysis.statistics.changepoint import change_points
+from enginecmp_analysis.statistics.stationarity import (
     autocorrelation,
     correlation,
     drift_inside,
     effective_sample_size,
     trend,
 )
-from enginecmp_analysis.tails import tail_index
-from enginecmp_analysis.variance import launch_components
-from enginecmp_analysis.warmup import classify, mser5, steadiness
+from enginecmp_analysis.statistics.tails import tail_index
+from enginecmp_analysis.statistics.variance import launch_components
+from enginecmp_analysis.statistics.warmup import classify, mser5, steadiness
 
 Floats = NDArray[np.float64]
 

@@ -9,7 +9,7 @@ import numpy as np
 from enginecmp_analysis.compare import paired
 from enginecmp_analysis.report import analyse
 from enginecmp_analysis.simulate import Design, draw, simulate_run
-from enginecmp_analysis.stopping import progress
+from enginecmp_analysis.statistics.stopping import progress
 
 
 def _progress(

@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 
 from enginecmp.cli.stats import command
 from enginecmp.types import Cell
-from enginecmp_analysis.layout import WIDTH
+from enginecmp_analysis.output.layout import WIDTH
+from enginecmp_analysis.output.table import render
 from enginecmp_analysis.report import Options, analyse
 from enginecmp_analysis.simulate import Design, simulate_run, write_run
-from enginecmp_analysis.table import render
 
 GOLDEN = Path(__file__).parent / "data" / "stats_table.txt"
 

@@ -7,12 +7,12 @@ import pytest
 from simulated_load import S, batching_server, queueing_server, run_of, sample
 
 from enginecmp.types import Cell, Sample
-from enginecmp_analysis.launches import LaunchMeans, launch_means, measured
+from enginecmp_analysis.data.launches import LaunchMeans, launch_means, measured
+from enginecmp_analysis.data.sweep import Waiting, _capacity, merged, waiting
+from enginecmp_analysis.data.windows import served_inside
 from enginecmp_analysis.metrics import METRICS
 from enginecmp_analysis.report import analyse
 from enginecmp_analysis.simulate import simulate_run
-from enginecmp_analysis.sweep import Waiting, _capacity, merged, waiting
-from enginecmp_analysis.windows import served_inside
 
 USERS = Cell(50, 16, 8)
 

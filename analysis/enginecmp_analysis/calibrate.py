@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginecmp_analysis.compare import LogRatio, paired
-from enginecmp_analysis.fieller import fieller
-from enginecmp_analysis.multiplicity import holm
-from enginecmp_analysis.power import minimum_detectable_effect
 from enginecmp_analysis.simulate import Design, draw
+from enginecmp_analysis.statistics.fieller import fieller
+from enginecmp_analysis.statistics.multiplicity import holm
+from enginecmp_analysis.statistics.power import minimum_detectable_effect
 
 Floats = NDArray[np.float64]
 

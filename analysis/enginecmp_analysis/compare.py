@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from enginecmp_analysis.launches import Block, LaunchMeans
-from enginecmp_analysis.student import t_quantile, t_two_sided, t_upper_tail
+from enginecmp_analysis.data.launches import Block, LaunchMeans
+from enginecmp_analysis.statistics.student import t_quantile, t_two_sided, t_upper_tail
 
 Floats = NDArray[np.float64]
 

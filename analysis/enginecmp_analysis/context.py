@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginecmp.types import Cell, RunEngine
-from enginecmp_analysis.cells import is_concurrent
-from enginecmp_analysis.fingerprint import Group
-from enginecmp_analysis.launches import Key, LaunchMeans
-from enginecmp_analysis.load import Run
+from enginecmp_analysis.data.cells import is_concurrent
+from enginecmp_analysis.data.fingerprint import Group
+from enginecmp_analysis.data.launches import Key, LaunchMeans
+from enginecmp_analysis.data.load import Run
+from enginecmp_analysis.findings.notes import imported
 from enginecmp_analysis.metrics import METRICS
-from enginecmp_analysis.notes import imported
 
 NOT_COMPARABLE = "not comparable"
 

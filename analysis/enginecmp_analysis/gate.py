@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 
 from enginecmp.errors import ResultsError, UsageError
 from enginecmp.types import Cell
-from enginecmp_analysis.cells import cell_name
 from enginecmp_analysis.compare import LogRatio, by_block, welch
-from enginecmp_analysis.fingerprint import difference
+from enginecmp_analysis.data.cells import cell_name
+from enginecmp_analysis.data.fingerprint import difference
+from enginecmp_analysis.data.launches import LaunchMeans
+from enginecmp_analysis.data.load import Run
+from enginecmp_analysis.findings.notes import exclusions, failed_launches
 from enginecmp_analysis.judge import Options, least_requests
-from enginecmp_analysis.launches import LaunchMeans
-from enginecmp_analysis.load import Run
 from enginecmp_analysis.metrics import METRICS, metric_of
-from enginecmp_analysis.notes import exclusions, failed_launches
-from enginecmp_analysis.power import launches_for
 from enginecmp_analysis.report import Analysis, GroupResult, analyse, cell_notes
-from enginecmp_analysis.tails import cv_upper_bound
+from enginecmp_analysis.statistics.power import launches_for
+from enginecmp_analysis.statistics.tails import cv_upper_bound
 from enginecmp_analysis.verdict import MIN_LAUNCHES
 
 COMPARE_SCHEMA = "enginecmp-compare/1"

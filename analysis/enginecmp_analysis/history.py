@@ -12,17 +12,17 @@ from numpy.typing import ArrayLike
 
 from enginecmp.errors import ResultsError, UsageError
 from enginecmp.types import Cell
-from enginecmp_analysis.cells import cell_name
-from enginecmp_analysis.changepoint import change_points
 from enginecmp_analysis.compare import by_block
-from enginecmp_analysis.fingerprint import difference
+from enginecmp_analysis.data.cells import cell_name
+from enginecmp_analysis.data.fingerprint import difference
+from enginecmp_analysis.data.launches import LaunchMeans
+from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.judge import Options
-from enginecmp_analysis.launches import LaunchMeans
-from enginecmp_analysis.layout import WIDTH, Line, wrap
-from enginecmp_analysis.load import Run
 from enginecmp_analysis.metrics import METRICS, find_metric, metric_of
+from enginecmp_analysis.output.layout import WIDTH, Line, wrap
 from enginecmp_analysis.report import analyse
-from enginecmp_analysis.student import mean_interval, t_two_sided
+from enginecmp_analysis.statistics.changepoint import change_points
+from enginecmp_analysis.statistics.student import mean_interval, t_two_sided
 
 HISTORY_SCHEMA = "enginecmp-history/1"
 

@@ -11,14 +11,14 @@ import numpy as np
 
 from enginecmp.types import Cell
 from enginecmp_analysis.compare import LogRatio, Matched, match
-from enginecmp_analysis.fieller import fieller
-from enginecmp_analysis.launches import Key, LaunchMeans
+from enginecmp_analysis.data.launches import Key, LaunchMeans
 from enginecmp_analysis.metrics import Metric, is_metric, metric_of
-from enginecmp_analysis.multiplicity import benjamini_hochberg, bonferroni_confidence, holm
-from enginecmp_analysis.permutation import sign_flip_p
-from enginecmp_analysis.power import launches_needed, minimum_detectable_effect
-from enginecmp_analysis.ranks import rank_effect
 from enginecmp_analysis.schema import Comparison, Details
+from enginecmp_analysis.statistics.fieller import fieller
+from enginecmp_analysis.statistics.multiplicity import benjamini_hochberg, bonferroni_confidence, holm
+from enginecmp_analysis.statistics.permutation import sign_flip_p
+from enginecmp_analysis.statistics.power import launches_needed, minimum_detectable_effect
+from enginecmp_analysis.statistics.ranks import rank_effect
 from enginecmp_analysis.verdict import MIN_LAUNCHES, MIN_REQUESTS, Evidence, decide
 
 SHAPES_DIFFER = 0.25

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from enginecmp.errors import UsageError, did_you_mean
-from enginecmp_analysis.columns import COMPONENTS
+from enginecmp_analysis.data.columns import COMPONENTS
 
 Kinds = frozenset[str]
 

@@ -10,17 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginecmp.types import Cell
-from enginecmp_analysis.columns import MEASURE, Columns
 from enginecmp_analysis.compare import match
-from enginecmp_analysis.launches import LaunchMeans, scenario_kind
+from enginecmp_analysis.data.columns import MEASURE, Columns
+from enginecmp_analysis.data.launches import LaunchMeans, scenario_kind
+from enginecmp_analysis.data.stamps import NS
+from enginecmp_analysis.findings.notes import NOTABLE_CORRELATION
 from enginecmp_analysis.metrics import METRICS, steady_metric
-from enginecmp_analysis.notes import NOTABLE_CORRELATION
-from enginecmp_analysis.power import POWER, launches_to_detect
 from enginecmp_analysis.report import GroupResult, Options
 from enginecmp_analysis.schema import Plan, PlanRow
-from enginecmp_analysis.stamps import NS
-from enginecmp_analysis.stationarity import correlation
-from enginecmp_analysis.variance import launch_components, optimal_repetitions
+from enginecmp_analysis.statistics.power import POWER, launches_to_detect
+from enginecmp_analysis.statistics.stationarity import correlation
+from enginecmp_analysis.statistics.variance import launch_components, optimal_repetitions
 from enginecmp_analysis.verdict import MIN_LAUNCHES, MIN_REQUESTS
 
 Floats = NDArray[np.float64]

@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 
 from enginecmp.errors import ResultsError, UsageError, did_you_mean
 from enginecmp.types import Cell
-from enginecmp_analysis.cells import cell_name, cell_order, is_open
-from enginecmp_analysis.columns import MEASURE
 from enginecmp_analysis.context import Context, GroupResult, describe_group, scenario_labels
-from enginecmp_analysis.findings import find_all
-from enginecmp_analysis.fingerprint import Group, group_runs
+from enginecmp_analysis.data.cells import cell_name, cell_order, is_open
+from enginecmp_analysis.data.columns import MEASURE
+from enginecmp_analysis.data.fingerprint import Group, group_runs
+from enginecmp_analysis.data.launch_quantiles import quantile_launches
+from enginecmp_analysis.data.launches import Key, LaunchMeans, launch_means, measured, scenario_kind
+from enginecmp_analysis.data.load import Run
+from enginecmp_analysis.findings.find import find_all
+from enginecmp_analysis.findings.notes import exclusions, failed_launches, invalid_cells, launch_notes, steadiness_notes
 from enginecmp_analysis.judge import Options, candidates, judge
-from enginecmp_analysis.launch_quantiles import quantile_launches
-from enginecmp_analysis.launches import Key, LaunchMeans, launch_means, measured, scenario_kind
-from enginecmp_analysis.load import Run
 from enginecmp_analysis.metrics import METRICS, find_metric, metric_of, steady_metric
-from enginecmp_analysis.notes import exclusions, failed_launches, invalid_cells, launch_notes, steadiness_notes
-from enginecmp_analysis.quantiles import quantiles_or_nan
 from enginecmp_analysis.schema import StatsReport, Summary
-from enginecmp_analysis.student import mean_interval
-from enginecmp_analysis.warmup import steadiness
+from enginecmp_analysis.statistics.quantiles import quantiles_or_nan
+from enginecmp_analysis.statistics.student import mean_interval
+from enginecmp_analysis.statistics.warmup import steadiness
 
 __all__ = ["Analysis", "GroupResult", "Options", "analyse", "cell_name"]
 

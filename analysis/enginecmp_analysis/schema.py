@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from enginecmp.types import Cell
-from enginecmp_analysis.decision_schema import Capacity, ExpectationRow, Money, ParetoRow, QualityRow
+from enginecmp_analysis.decisions.schema import Capacity, ExpectationRow, Money, ParetoRow, QualityRow
 
 STATS_SCHEMA = "enginecmp-stats/1"
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginecmp.types import SCHEMA, Cell, Equivalence, Manifest, RunEngine, RunModel, Sample, Status
-from enginecmp_analysis.columns import FAILED, KEPT, LOAD, MEASURE, PHASES, Columns
-from enginecmp_analysis.load import MANIFEST, SAMPLES, Run
+from enginecmp_analysis.data.columns import FAILED, KEPT, LOAD, MEASURE, PHASES, Columns
+from enginecmp_analysis.data.load import MANIFEST, SAMPLES, Run
 
 Floats = NDArray[np.float64]
 

@@ -55,8 +55,8 @@ def command(
     BASE and NEW are run folders, folders of runs, or names given with `cmp run --save-baseline`. The exit code is 3
     for a confirmed regression only; noise and too few launches are inconclusive and exit with 0.
     """
+    from enginecmp_analysis.data.load import load_runs
     from enginecmp_analysis.gate import Limits, compare_runs
-    from enginecmp_analysis.load import load_runs
 
     report = compare_runs(
         load_runs([_locate(base, Path(results))]),
@@ -66,7 +66,7 @@ def command(
         allow_different=allow_different,
     )
     if junit is not None:
-        from enginecmp_analysis.junit import to_junit
+        from enginecmp_analysis.output.junit import to_junit
 
         try:
             junit.write_text(to_junit(report), encoding="utf-8")
@@ -74,15 +74,15 @@ def command(
             msg = f"{junit}: cannot write: {error.strerror or error}"
             raise ResultsError(msg) from error
     if form == "json":
-        from enginecmp_analysis.export import to_json
+        from enginecmp_analysis.output.export import to_json
 
         click.echo(to_json(report))
     elif form == "markdown":
-        from enginecmp_analysis.gate_table import gate_markdown
+        from enginecmp_analysis.output.gate_table import gate_markdown
 
         click.echo(gate_markdown(report), nl=False)
     else:
-        from enginecmp_analysis.gate_table import render_gate
+        from enginecmp_analysis.output.gate_table import render_gate
 
         show(render_gate(report))
     return _exit_code(report)
@@ -98,9 +98,9 @@ def check_conditions(saved: Path, manifest: Manifest) -> None:
     Raises:
         UsageError: model, machine, driver or scenario differ.
     """
-    from enginecmp_analysis.columns import ColumnBuilder
-    from enginecmp_analysis.fingerprint import difference
-    from enginecmp_analysis.load import MANIFEST, Run, read_manifest
+    from enginecmp_analysis.data.columns import ColumnBuilder
+    from enginecmp_analysis.data.fingerprint import difference
+    from enginecmp_analysis.data.load import MANIFEST, Run, read_manifest
 
     old, nothing = read_manifest(saved / MANIFEST), ColumnBuilder().build()
     # Set when the run starts; the texts come with the program.
@@ -118,9 +118,9 @@ def compare_with_saved(saved: Path, run: Path, say: Callable[[str], None]) -> in
     Raises:
         ResultsError: the runs were made under different conditions.
     """
+    from enginecmp_analysis.data.load import load_runs
     from enginecmp_analysis.gate import compare_runs
-    from enginecmp_analysis.gate_table import render_gate
-    from enginecmp_analysis.load import load_runs
+    from enginecmp_analysis.output.gate_table import render_gate
 
     report = compare_runs(load_runs([saved]), load_runs([run]))
     for text, _ in render_gate(report):

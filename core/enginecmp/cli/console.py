@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from enginecmp_analysis.layout import Line
+    from enginecmp_analysis.output.layout import Line
 
 
 def say(line: str) -> None:

@@ -173,8 +173,8 @@ def _print(rows: list[dict[str, Any]]) -> None:
 
 def _rows(run: MatrixRun) -> list[dict[str, Any]]:
     """Return one row an engine and cell of a run: mean of the primary metric, and the verdict on it."""
-    from enginecmp_analysis.cells import short_name
-    from enginecmp_analysis.load import load_runs
+    from enginecmp_analysis.data.cells import short_name
+    from enginecmp_analysis.data.load import load_runs
     from enginecmp_analysis.report import analyse
 
     analysis = analyse(load_runs([run.folder]))

@@ -17,10 +17,10 @@ from enginecmp.launch import Contender
 from enginecmp.results import finished_launches, read_manifest
 from enginecmp.run import RunRequest, execute, new_run_id
 from enginecmp.tune.candidates import Candidate, with_changes
-from enginecmp_analysis.load import load_runs
+from enginecmp_analysis.data.load import load_runs
 from enginecmp_analysis.metrics import METRICS
-from enginecmp_analysis.race import MIN_BLOCKS, Race, Standing, scores_of
 from enginecmp_analysis.report import Options, analyse
+from enginecmp_analysis.statistics.race import MIN_BLOCKS, Race, Standing, scores_of
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):

@@ -245,9 +245,9 @@ def _execute(request: RunRequest, folder: Path, manifest: Manifest | None, as_js
 
 def _precise_enough(precision: float) -> Callable[[Path], bool]:
     """Return the question that an adaptive run asks before each block: precision, never significance."""
-    from enginecmp_analysis.load import load_runs
+    from enginecmp_analysis.data.load import load_runs
     from enginecmp_analysis.report import analyse
-    from enginecmp_analysis.stopping import progress
+    from enginecmp_analysis.statistics.stopping import progress
 
     def enough(folder: Path) -> bool:
         found = progress(analyse(load_runs([str(folder)])).report.comparisons, precision)

@@ -65,7 +65,7 @@ def command(
 def _measure(arguments: list[str], out: Path, engine: str, repeat: int) -> NoiseFloor:
     from enginecmp.cli.run import command as run
     from enginecmp.noise import NoiseFloor, machine_of
-    from enginecmp_analysis.load import load_runs
+    from enginecmp_analysis.data.load import load_runs
     from enginecmp_analysis.report import analyse
 
     false_alarms = 0

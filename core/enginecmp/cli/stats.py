@@ -12,8 +12,8 @@ from enginecmp.cli.options import read_share
 from enginecmp.errors import UsageError
 
 if TYPE_CHECKING:
-    from enginecmp_analysis.decisions import Questions
-    from enginecmp_analysis.load import Run
+    from enginecmp_analysis.data.load import Run
+    from enginecmp_analysis.decisions.decide import Questions
 
 
 @click.command("stats")
@@ -66,8 +66,8 @@ def command(
     PATHS are run folders or folders of runs (default: results). Runs of another model, machine or engine build
     are never pooled.
     """
-    from enginecmp_analysis.decisions import decide_more
-    from enginecmp_analysis.load import load_runs
+    from enginecmp_analysis.data.load import load_runs
+    from enginecmp_analysis.decisions.decide import decide_more
     from enginecmp_analysis.report import Options, analyse
 
     if over_time:
@@ -96,11 +96,11 @@ def command(
         if not analysis.report.plans:
             analysis.report.warnings.append("no plan: it takes two engines with two launches each to know the spread")
     if form is None:
-        from enginecmp_analysis.table import render
+        from enginecmp_analysis.output.table import render
 
         show(render(analysis))
         return
-    from enginecmp_analysis.export import to_csv, to_json, to_markdown
+    from enginecmp_analysis.output.export import to_csv, to_json, to_markdown
 
     if form == "json":
         click.echo(to_json(analysis.report))
@@ -127,7 +127,7 @@ def _history(runs: Sequence[Run], metrics: tuple[str, ...], form: str | None) ->
     if form is None:
         show(render_history(report))
         return
-    from enginecmp_analysis.export import to_json
+    from enginecmp_analysis.output.export import to_json
 
     click.echo(to_json(report))
 
@@ -138,9 +138,9 @@ def _questions(promises: tuple[str, ...], price: str | None, demand: str | None,
     Raises:
         UsageError: an option is not of its form, or lacks another one.
     """
-    from enginecmp_analysis.decisions import Questions
-    from enginecmp_analysis.prices import parse_amount_per_hour, parse_demand, read_prices
-    from enginecmp_analysis.slo import parse_promises
+    from enginecmp_analysis.decisions.decide import Questions
+    from enginecmp_analysis.decisions.prices import parse_amount_per_hour, parse_demand, read_prices
+    from enginecmp_analysis.decisions.slo import parse_promises
 
     if (demand or budget) and not promises:
         msg = f"{'--demand' if demand else '--budget'}: expected --slo beside it, e.g. --slo 'ttft_p95<200ms', got none"

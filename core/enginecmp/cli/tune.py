@@ -127,7 +127,7 @@ def _prepare(engine: str, arguments: dict[str, Any]) -> RunRequest:
 
 def _announce(request: RunRequest, sweep: Sweep, rules: Rules, out: Path) -> None:
     from enginecmp.estimate import duration, expected_seconds
-    from enginecmp_analysis.race import MIN_BLOCKS
+    from enginecmp_analysis.statistics.race import MIN_BLOCKS
 
     (contender,) = request.contenders
     one = msgspec.structs.replace(request.scenario, blocks=1)

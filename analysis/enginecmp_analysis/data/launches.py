@@ -1,0 +1,300 @@
+"""Launch means: the numbers on which everything is decided.
+
+Requests of one process share its memory layout, its clocks and its luck; a test on pooled requests calls 6 of 10
+equal pairs different. The launch is the unit of replication, and its mean is one observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginecmp.types import Cell
+from enginecmp_analysis.data.columns import KEPT, LOAD, MEASURE, Columns
+from enginecmp_analysis.data.load import Run
+from enginecmp_analysis.data.memory import allocator_slack, decode_bandwidth, kv_slopes, leaks, peak_above_empty
+from enginecmp_analysis.data.stamps import gap_values, request_times, request_values, seconds
+from enginecmp_analysis.data.sweep import saturation, scaling
+from enginecmp_analysis.data.windows import (
+    Place,
+    Windows,
+    good_requests,
+    goodput,
+    launch_starts,
+    places,
+    split,
+    tokens_inside,
+)
+from enginecmp_analysis.metrics import METRICS, metrics_of
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+Block = tuple[int, int]
+"""Number of the run inside its group, and of the block inside the run."""
+
+
+@dataclass(slots=True)
+class LaunchMeans:
+    """One metric of one engine in one cell, launch by launch.
+
+    Attributes:
+        blocks: the block each launch belongs to.
+        means: (L,) mean of each launch.
+        counts: (L,) values (requests, or token gaps) behind each mean.
+        requests: (L,) requests behind each mean.
+        values: (V,) all single values, launch after launch as in `counts`; for per-launch metrics the means.
+    """
+
+    blocks: list[Block]
+    means: Floats
+    counts: Ints
+    requests: Ints
+    values: Floats
+
+    def per_launch(self) -> list[Floats]:
+        """Return the single values of each launch."""
+        return np.split(self.values, np.cumsum(self.counts)[:-1])
+
+
+Key = tuple[str, Cell | None, str]
+"""Engine, cell (None for what belongs to the whole launch), metric."""
+
+
+def launch_means(
+    runs: Iterable[Run], metrics: Iterable[str], keep: Iterable[NDArray[np.bool_]]
+) -> dict[Key, LaunchMeans]:
+    """Reduce runs of one group to launch means.
+
+    Args:
+        runs: runs that may be pooled.
+        metrics: names of the metrics wanted; a run has those of its scenario's kind.
+        keep: for every run a mask over its samples: which ones count.
+
+    Returns:
+        One entry for every engine, cell and metric that has at least one value.
+    """
+    wanted = list(metrics)
+    parts: dict[Key, list[LaunchMeans]] = {}
+    for number, (run, kept) in enumerate(zip(runs, keep, strict=True)):
+        for key, part in _RunMeans(number, run, wanted, kept).all():
+            parts.setdefault(key, []).append(part)
+    return {key: _join(some) for key, some in parts.items()}
+
+
+def measured(columns: Columns, *, include_flagged: bool = False) -> NDArray[np.bool_]:
+    """Return which samples count: phases load and measure, status ok, no flag.
+
+    Args:
+        columns: the run.
+        include_flagged: keep samples that carry a flag, as long as they ended well.
+    """
+    phase: NDArray[np.bool_] = (columns.phase == MEASURE) | (columns.phase == LOAD)
+    kept: NDArray[np.bool_] = columns.excluded == KEPT
+    if not include_flagged:
+        return phase & kept
+    return phase & ~columns.failed()
+
+
+Found = Iterator[tuple[Key, LaunchMeans]]
+
+
+class _RunMeans:
+    """The launch means of one run.
+
+    Args:
+        number: of the run inside its group.
+        run: the run.
+        metrics: names wanted.
+        kept: (N,) which samples count.
+    """
+
+    def __init__(self, number: int, run: Run, metrics: list[str], kept: NDArray[np.bool_]) -> None:
+        self.number = number
+        self.run = run
+        self.columns = run.columns
+        self.kind = scenario_kind(run)
+        known = set(metrics_of(self.kind))
+        self.wanted = [name for name in metrics if name in known]
+        self.kept = kept
+        self.times = request_times(run.columns)
+        limits = run.manifest.scenario.get("goodput") or {}
+        self.limits = {name: float(limit) for name, limit in limits.items() if limit is not None}
+
+    def all(self) -> Found:
+        """Yield every engine, cell and metric that has a value."""
+        columns = self.columns
+        yield from self._loads()
+        per_request = {
+            name: request_values(name, columns, self.times) for name in self.wanted if METRICS[name].per == "request"
+        }
+        steady: dict[str, list[Place]] = {}
+        for place in places(columns, self.kept):
+            engine, cell, members = place.engine, place.cell, place.rows
+            for name, values in per_request.items():
+                present = members[np.isfinite(values[members])]
+                if len(present):
+                    ones = np.ones(len(present), np.int64)
+                    yield (engine, cell, name), _reduce(self.number, columns, present, values[present], ones)
+            if "itl_seconds" in self.wanted:
+                present = members[self.times.per_token[members]]
+                if len(present):
+                    gaps, counts = gap_values(columns, present)
+                    yield (engine, cell, "itl_seconds"), _reduce(self.number, columns, present, gaps, counts)
+            steady.setdefault(engine, []).append(place)
+            yield from self._of_launches(place)
+        for engine, of_engine in steady.items():
+            yield from self._of_blocks(engine, of_engine)
+
+    def _loads(self) -> Found:
+        """Yield what is measured before the first request: one value a launch, whatever its cells.
+
+        In a scenario about loading the cells are kinds of loading, each with launches of its own.
+        """
+        columns = self.columns
+        rows = np.flatnonzero(self.kept & (columns.phase == LOAD))
+        spent = {
+            "load_seconds": seconds(columns.end_ns - columns.start_ns),
+            "startup_seconds": columns.metric("startup_seconds"),
+        }
+        place = columns.engine * len(columns.cells) + (columns.cell if self.kind == "load" else 0)
+        for name in [name for name in spent if name in self.wanted]:
+            for code, loads in split(rows[np.isfinite(spent[name][rows])], place):
+                loads = loads[np.argsort(columns.launch[loads], kind="stable")]
+                cell = columns.cells[code % len(columns.cells)] if self.kind == "load" else None
+                means = _reduce(self.number, columns, loads, spent[name][loads], np.ones(len(loads), np.int64))
+                yield (columns.engines[code // len(columns.cells)], cell, name), means
+
+    def _of_launches(self, place: Place) -> Found:
+        """Yield the metrics of which a launch has one value in a cell."""
+        columns, found = self.columns, place.found
+        parts = place.parts(columns)
+        values: dict[str, Floats] = {}
+        if "throughput_tokens_per_second" in self.wanted:
+            rates = found.tokens / found.seconds
+            values["throughput_tokens_per_second"] = np.where(rates > 0, rates, np.nan)
+            values["requests_per_second"] = found.completed / found.seconds
+            values["joules_per_token"] = self._joules(found, place.well)
+        if "first_token_from_start_seconds" in self.wanted:
+            first = columns.metric("first_token_from_start_seconds")
+            values["first_token_from_start_seconds"] = np.array([first[part].mean() for part in parts])
+        if "peak_rss_above_empty_bytes" in self.wanted and "peak_rss_bytes" in columns.metrics:
+            values["peak_rss_above_empty_bytes"] = peak_above_empty(columns, parts)
+        if "allocator_slack_bytes" in self.wanted and "weights_bytes" in columns.metrics:
+            peaks = peak_above_empty(columns, parts)
+            values["allocator_slack_bytes"] = allocator_slack(columns, parts, peaks)
+        if "leak_bytes_per_request" in self.wanted and "rss_bytes" in columns.metrics:
+            values["leak_bytes_per_request"] = leaks(columns, parts)
+        if "decode_bandwidth_bytes_per_second" in self.wanted and "weights_bytes" in columns.metrics:
+            bandwidth = decode_bandwidth(columns, self.times, found, parts, place.well)
+            values["decode_bandwidth_bytes_per_second"] = bandwidth
+            copy = self.run.manifest.environment.get("copy_bandwidth_bytes_per_second")
+            if isinstance(copy, int | float) and copy > 0:
+                values["decode_bandwidth_share"] = bandwidth / copy
+        for name in [name for name in self.wanted if name in values]:
+            yield from self._one_a_launch((place.engine, place.cell, name), found.block, values[name], found.requests)
+        if self.limits and "goodput_requests_per_second" in self.wanted:
+            good = good_requests(columns, self.limits)
+            block, rates, requests = self._with_lost(place, goodput(columns, place, good))
+            yield from self._one_a_launch(
+                (place.engine, place.cell, "goodput_requests_per_second"), block, rates, requests
+            )
+
+    def _joules(self, found: Windows, well: Ints) -> Floats:
+        """Return joules a token of each launch; whatever ended well in the window counts, flagged or not."""
+        if self.run.telemetry is None:
+            return np.full(len(found.launch), np.nan)
+        joules = np.array(
+            [
+                self.run.telemetry.joules(begin, end)
+                for begin, end in zip(found.begin_ns.tolist(), found.end_ns.tolist(), strict=True)
+            ]
+        )
+        launches = self.columns.launch[well]
+        tokens = np.array(
+            [
+                tokens_inside(self.columns, well[launches == launch], begin, end)
+                for launch, begin, end in zip(found.launch, found.begin_ns, found.end_ns, strict=True)
+            ]
+        )
+        return np.where(tokens > 0, joules / np.maximum(tokens, 1), np.nan)
+
+    def _with_lost(self, place: Place, rates: Floats) -> tuple[Ints, Floats, Ints]:
+        """Add launches of which every measured request failed: their goodput is zero, not absent."""
+        columns, found = self.columns, place.found
+        mine = place.everyone[columns.phase[place.everyone] == MEASURE]
+        lost = [
+            int(launch)
+            for launch in np.setdiff1d(columns.launch[mine], found.launch)
+            if place.failed[mine[columns.launch[mine] == launch]].all()
+        ]
+        rows = [mine[columns.launch[mine] == launch] for launch in lost]
+        return (
+            np.r_[found.block, [int(columns.block[part[0]]) for part in rows]].astype(np.int64),
+            np.r_[rates, np.zeros(len(lost))],
+            np.r_[found.requests, [len(part) for part in rows]].astype(np.int64),
+        )
+
+    def _of_blocks(self, engine: str, of_engine: list[Place]) -> Found:
+        """Yield what takes several cells of a block."""
+        if "scaling_efficiency" in self.wanted:
+            for cell, (block, values, requests) in scaling(of_engine).items():
+                yield from self._one_a_launch((engine, cell, "scaling_efficiency"), block, values, requests)
+        if "saturation_requests_per_second" in self.wanted:
+            for cell, (block, values, requests) in saturation(self.columns, of_engine)[0].items():
+                yield from self._one_a_launch((engine, cell, "saturation_requests_per_second"), block, values, requests)
+        if "kv_bytes_per_token" in self.wanted and "kv_cache_bytes" in self.columns.metrics:
+            rows = np.flatnonzero(self.kept & (self.columns.engine == self.columns.engines.index(engine)))
+            if slopes := kv_slopes(self.columns, rows):
+                blocks, found = np.array([b for b, _ in slopes]), np.array([slope for _, slope in slopes])
+                ones = np.ones(len(slopes), np.int64)
+                yield from self._one_a_launch((engine, None, "kv_bytes_per_token"), blocks, found, ones)
+
+    def _one_a_launch(self, key: Key, block: Ints, values: Floats, requests: Ints) -> Found:
+        """Yield a metric with one value a launch, unless it has none at all."""
+        present = np.isfinite(values)
+        if present.any():
+            yield (
+                key,
+                LaunchMeans(
+                    blocks=[(self.number, b) for b in block[present].tolist()],
+                    means=values[present],
+                    counts=np.ones(int(present.sum()), np.int64),
+                    requests=requests[present],
+                    values=values[present],
+                ),
+            )
+
+
+def scenario_kind(run: Run) -> str:
+    """Return the kind of a run's scenario; files of other tools hold requests."""
+    return str(run.manifest.scenario.get("kind") or "requests")
+
+
+def _reduce(number: int, columns: Columns, rows: Ints, values: Floats, counts: Ints) -> LaunchMeans:
+    """Take the mean of each launch; `counts` says how many of `values` each row (request) has."""
+    starts = launch_starts(columns.launch[rows])
+    per_launch = np.add.reduceat(counts, starts)
+    sums = np.add.reduceat(values, np.cumsum(per_launch) - per_launch)
+    return LaunchMeans(
+        blocks=[(number, block) for block in columns.block[rows[starts]].tolist()],
+        means=sums / per_launch,
+        counts=per_launch,
+        requests=np.diff(np.r_[starts, len(rows)]),
+        values=values,
+    )
+
+
+def _join(parts: list[LaunchMeans]) -> LaunchMeans:
+    if len(parts) == 1:
+        return parts[0]
+    return LaunchMeans(
+        blocks=[block for part in parts for block in part.blocks],
+        means=np.concatenate([part.means for part in parts]),
+        counts=np.concatenate([part.counts for part in parts]),
+        requests=np.concatenate([part.requests for part in parts]),
+        values=np.concatenate([part.values for part in parts]),
+    )

@@ -1,0 +1,1 @@
+"""From a verdict to a decision: quality, claims, money, machines."""

@@ -1,0 +1,166 @@
+"""Claims held against the data: what somebody expects of an engine, what was measured, and which is refuted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from enginecmp.errors import did_you_mean
+from enginecmp.types import Cell
+from enginecmp_analysis.compare import match
+from enginecmp_analysis.data.launches import LaunchMeans
+from enginecmp_analysis.decisions.schema import ExpectationRow
+from enginecmp_analysis.metrics import METRICS, metric_of
+from enginecmp_analysis.report import GroupResult
+from enginecmp_analysis.statistics.student import mean_interval
+from enginecmp_analysis.verdict import MIN_LAUNCHES
+
+RATIO = "ratio"
+"""Metric of a claim about the speed-up over the baseline on the primary metric."""
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """One `[[expect]]` table of a scenario, as the manifest holds it."""
+
+    engine: str
+    metric: str
+    low: float | None = None
+    high: float | None = None
+    source: str = ""
+    cell: dict[str, Any] = {}
+
+
+class Actual(NamedTuple):
+    """What was measured: a value, its 95 % limits, and the launches that are full enough to decide on."""
+
+    value: float
+    low: float
+    high: float
+    launches: int
+    full: int
+
+
+def expectations(group: GroupResult, *, include_flagged: bool = False) -> list[ExpectationRow]:
+    """Hold every claim of a group's scenario against its data, in every cell that the claim is about.
+
+    Claims are judged one by one at 95 %; nothing is corrected for their number.
+
+    Args:
+        group: pooled runs.
+        include_flagged: flagged requests are among the data, so that nothing is refuted by them.
+    """
+    rows: list[ExpectationRow] = []
+    for raw in dict.fromkeys(msgspec.json.encode(claim) for claim in _raw_claims(group)):
+        claim = msgspec.json.decode(raw, type=Claim)
+        found = list(_measured(group, claim))
+        rows += [_judge(group, claim, cell, actual, include_flagged) for cell, actual in found]
+        if not found:
+            rows.append(_not_measured(group, claim))
+    return rows
+
+
+def _raw_claims(group: GroupResult) -> Iterator[object]:
+    for run in group.runs:
+        yield from run.manifest.scenario.get("expect") or ()
+
+
+def _measured(group: GroupResult, claim: Claim) -> Iterator[tuple[Cell | None, Actual]]:
+    metric = group.context.primary_metric if claim.metric == RATIO else claim.metric
+    for (engine, cell, name), launches in group.means.items():
+        if engine == claim.engine and name == metric and _is_about(cell, claim.cell):
+            if claim.metric != RATIO:
+                value, low, high = mean_interval(launches.means)
+                full = _full(launches, metric)
+                yield cell, Actual(float(value), float(low), float(high), len(launches.means), full)
+            elif (baseline := group.means.get((group.context.baseline, cell, metric))) is not None:
+                yield cell, _speed_up(metric, baseline, launches)
+
+
+def _is_about(cell: Cell | None, wanted: Mapping[str, Any]) -> bool:
+    return not wanted or (cell is not None and all(getattr(cell, key, None) == value for key, value in wanted.items()))
+
+
+def _full(launches: LaunchMeans, metric: str) -> int:
+    return int((launches.requests >= metric_of(metric).requests_needed).sum())
+
+
+def _speed_up(metric: str, baseline: LaunchMeans, engine: LaunchMeans) -> Actual:
+    """Return how many times faster the engine is: above 1 is better, whichever way the metric is good."""
+    found = match(baseline, engine).log_ratio()
+    value, (low, high) = math.exp(float(found.estimate)), (float(limit) for limit in found.interval())
+    if not metric_of(metric).higher_is_better:
+        value, low, high = 1 / value, 1 / high, 1 / low
+    return Actual(value, low, high, found.n, min(_full(baseline, metric), _full(engine, metric), found.n))
+
+
+def _judge(
+    group: GroupResult, claim: Claim, cell: Cell | None, actual: Actual, include_flagged: bool
+) -> ExpectationRow:
+    status, off_by = _status(claim, actual)
+    reason = ""
+    if include_flagged:
+        status, off_by, reason = "open", 0.0, "flagged requests are counted"
+    elif actual.full < MIN_LAUNCHES:
+        status, off_by = "open", 0.0
+        reason = f"it takes {MIN_LAUNCHES} launches of enough requests, {actual.full} were measured"
+    elif status == "open":
+        reason = "the interval holds values that agree and values that do not: measure more launches"
+        if not math.isfinite(actual.low):
+            reason = "the launches show no spread to judge by"
+    return ExpectationRow(
+        **_shared(group, claim),
+        cell=cell,
+        status=status,
+        actual=actual.value,
+        ci_low=actual.low,
+        ci_high=actual.high,
+        n_launches=actual.launches,
+        off_by=off_by,
+        reason=reason,
+    )
+
+
+def _status(claim: Claim, actual: Actual) -> tuple[Literal["holds", "refuted", "open"], float]:
+    """Return the status, and by how much the nearest limit misses the claim's end, as a share of that end."""
+    if not math.isfinite(actual.low):
+        return "open", 0.0
+    if claim.low is not None and actual.high < claim.low:
+        return "refuted", 1 - actual.high / claim.low
+    if claim.high is not None and actual.low > claim.high:
+        return "refuted", actual.low / claim.high - 1 if claim.high > 0 else math.inf
+    above = claim.low is None or actual.low >= claim.low
+    below = claim.high is None or actual.high <= claim.high
+    return ("holds" if above and below else "open"), 0.0
+
+
+def _not_measured(group: GroupResult, claim: Claim) -> ExpectationRow:
+    known = {engine for engine, _, _ in group.means}
+    if claim.metric != RATIO and claim.metric not in METRICS:
+        reason = f"unknown metric '{claim.metric}'{did_you_mean(claim.metric, METRICS)}"
+    elif claim.engine not in group.context.engines:
+        reason = f"no engine '{claim.engine}' in this run"
+    elif claim.engine not in known:
+        reason = f"{claim.engine} ended no request well"
+    elif claim.metric == RATIO and claim.engine == group.context.baseline:
+        reason = f"{claim.engine} is the baseline itself"
+    elif claim.metric == RATIO and group.context.baseline not in known:
+        reason = f"the baseline {group.context.baseline} ended no request well"
+    elif claim.cell:
+        reason = f"no cell with {', '.join(f'{key} = {value}' for key, value in claim.cell.items())} has it"
+    else:
+        reason = "this run does not have it"
+    return ExpectationRow(**_shared(group, claim), cell=None, status="not measured", reason=reason)
+
+
+def _shared(group: GroupResult, claim: Claim) -> dict[str, Any]:
+    return {
+        "scenario": group.context.scenario,
+        "engine": claim.engine,
+        "metric": claim.metric,
+        "low": claim.low,
+        "high": claim.high,
+        "source": claim.source,
+    }

@@ -1,0 +1,121 @@
+"""Who is dominated: better in something, no worse in anything, and proven so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import permutations
+from typing import NamedTuple
+
+from enginecmp_analysis.compare import NO_SPREAD
+from enginecmp_analysis.data.launches import Key, LaunchMeans
+from enginecmp_analysis.decisions.money import COSTS, PRIMARY_COST, costs
+from enginecmp_analysis.decisions.prices import Prices
+from enginecmp_analysis.decisions.quality import difference, quality_rows, worse_than_reference
+from enginecmp_analysis.decisions.schema import ParetoRow, QualityRow
+from enginecmp_analysis.judge import Options, candidates
+from enginecmp_analysis.metrics import Metric, metric_of
+from enginecmp_analysis.report import GroupResult
+from enginecmp_analysis.statistics.multiplicity import holm
+from enginecmp_analysis.statistics.student import t_upper_tail
+from enginecmp_analysis.verdict import MIN_LAUNCHES
+
+MEMORY = "peak_rss_above_empty_bytes"
+QUALITY = "quality"
+
+_MANY = 1e6
+"""Degrees of freedom at which Student's t is the normal distribution."""
+
+
+class Advantage(NamedTuple):
+    """How much better A is than B in one objective, on a log scale.
+
+    Attributes:
+        objective: its name.
+        estimate: log of how many times better; above 0 is better.
+        se: its standard error; 0 for numbers that do not vary.
+        df: degrees of freedom.
+    """
+
+    objective: str
+    estimate: float
+    se: float
+    df: float
+
+    def p_above(self, limit: float) -> float:
+        """Return the one-sided p of "the advantage is at most `limit`"."""
+        if self.se <= 0:
+            return 0.0 if self.estimate > limit else 1.0
+        return float(t_upper_tail((self.estimate - limit) / self.se, self.df))
+
+
+def pareto(group: GroupResult, options: Options, prices: Prices | None) -> list[ParetoRow]:
+    """Return for every comparable engine whether another one is shown to dominate it.
+
+    Objectives are the primary metric in every cell, peak memory, cost, and quality, as far as all engines have
+    them. A dominates B when A is shown to be no worse than B by more than the margin in every objective (every
+    one-sided p must pass: an intersection-union test, which needs no correction) and better in one (the smallest p
+    times the number of objectives). The larger of the two is the p of the pair, corrected by Holm over all ordered
+    pairs. On quality the margin is one of perplexity, whose logarithm is nats.
+
+    Returns:
+        One row an engine; nothing where fewer than two engines or two kinds of objective were measured.
+    """
+    labels = [label for label in group.context.engines if label not in group.context.not_comparable]
+    objectives, rows = _objectives(group, prices), quality_rows(group)
+    found = {(a, b): list(_advantages(objectives, rows, a, b)) for a, b in permutations(labels, 2)}
+    shared = set.intersection(*({x.objective for x in some} for some in found.values())) if found else set()
+    kinds = list(dict.fromkeys(x.objective for some in found.values() for x in some if x.objective in shared))
+    if len(kinds) < 2 or group.context.primary_metric not in kinds or options.include_flagged:
+        return []
+    room = -math.log1p(options.margin)
+    pairs, p_values, better = list(found), [], []
+    for pair in pairs:
+        advantages = [x for x in found[pair] if x.objective in shared]
+        no_worse = max(x.p_above(room) for x in advantages)
+        above = [x.p_above(0.0) for x in advantages]
+        p_values.append(max(no_worse, min(1.0, len(above) * min(above))))
+        names = [x.objective for x, p in zip(advantages, above, strict=True) if p * len(above) < options.alpha]
+        better.append(list(dict.fromkeys(names)))
+    adjusted = holm(p_values)
+    answers = [ParetoRow(scenario=group.context.scenario, engine=label, objectives=kinds) for label in labels]
+    for row in answers:
+        over = [i for i, (_, b) in enumerate(pairs) if b == row.engine]
+        best = min(over, key=lambda i: p_values[i])
+        if adjusted[best] < options.alpha:
+            row.dominated_by, row.better_in = pairs[best][0], better[best]
+            row.p_adjusted = float(adjusted[best])
+    return answers
+
+
+class _Objective(NamedTuple):
+    """Launch values in which engines are weighed, and how to read them."""
+
+    name: str
+    means: Mapping[Key, LaunchMeans]
+    find: Callable[[str], Metric]
+
+
+def _objectives(group: GroupResult, prices: Prices | None) -> list[_Objective]:
+    found = [_Objective(name, group.means, metric_of) for name in (group.context.primary_metric, MEMORY) if name]
+    if prices is not None:
+        found.append(_Objective(PRIMARY_COST, costs(group, prices)[0], COSTS.__getitem__))
+    return found
+
+
+def _advantages(objectives: Sequence[_Objective], rows: Sequence[QualityRow], a: str, b: str) -> Iterator[Advantage]:
+    """Yield how much better A is than B, objective by objective and cell by cell."""
+    for name, means, find in objectives:
+        cells = [cell for engine, cell, metric in means if engine == a and metric == name]
+        for candidate in candidates(means, [(b, a)], cells, [name], name, find):
+            found = candidate.found
+            # Bytes may be the same in every launch; a time that never varies was not measured.
+            exact = name == MEMORY and math.isfinite(float(found.estimate)) and float(found.se) <= NO_SPREAD
+            if candidate.full_launches >= MIN_LAUNCHES and (exact or bool(found.decidable)):
+                sign = 1 if candidate.higher_is_better else -1
+                se = 0.0 if exact else float(found.se)
+                yield Advantage(name, sign * float(found.estimate), se, float(found.df))
+    mine, other = worse_than_reference(rows, a), worse_than_reference(rows, b)
+    if mine is not None and other is not None:
+        lost = difference(mine, other)
+        yield Advantage(QUALITY, -lost.nats, lost.se, _MANY)

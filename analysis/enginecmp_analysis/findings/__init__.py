@@ -1,0 +1,1 @@
+"""What the data say beyond metrics: drift, leaks, growth, clocks, caches."""

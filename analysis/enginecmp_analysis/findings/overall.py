@@ -1,0 +1,115 @@
+"""Findings over several cells or metrics: the mean ratio of a scenario, missed saturation, shares of components."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from enginecmp.types import Cell
+from enginecmp_analysis.compare import by_block
+from enginecmp_analysis.context import GroupResult
+from enginecmp_analysis.data.cells import is_open
+from enginecmp_analysis.data.columns import COMPONENTS
+from enginecmp_analysis.data.launches import Block
+from enginecmp_analysis.data.sweep import saturation
+from enginecmp_analysis.data.windows import Place
+from enginecmp_analysis.schema import Finding
+from enginecmp_analysis.statistics.student import mean_interval
+
+OFFERED = frozenset({"throughput_tokens_per_second", "requests_per_second", "goodput_requests_per_second"})
+"""Rates that no engine can raise above what it is offered."""
+
+
+def geometric_means(group: GroupResult) -> Iterator[Finding]:
+    """Yield the geometric mean over cells of each engine's primary ratio to the baseline.
+
+    Only with several cells, and only if every cell has a ratio: a mean over other cells would be another number.
+    Rates in an open loop are those of the arrivals, whatever the engine, so there is none over such cells. One mean
+    log ratio a block, a t over the blocks that hold all cells.
+    """
+    metric, means = group.context.primary_metric, group.means
+    cells = list(dict.fromkeys(cell for _, cell, name in means if name == metric))
+    offered = metric in OFFERED and any(cell is not None and is_open(cell) for cell in cells)
+    if len(cells) < 2 or offered:
+        return
+    for baseline, engine in group.context.pairs(every=False):
+        if not all((label, cell, metric) in means for label in (baseline, engine) for cell in cells):
+            continue
+        sides = [[by_block(means[label, cell, metric]) for cell in cells] for label in (baseline, engine)]
+        blocks: list[Block] = [b for b in sides[0][0] if all(b in found for side in sides for found in side)]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logs = np.array(
+                [
+                    np.mean([np.log(side[b]) - np.log(base[b]) for base, side in zip(*sides, strict=True)])
+                    for b in blocks
+                ]
+            )
+        if len(logs) < 2 or not np.isfinite(logs).all():
+            continue
+        mean, low, high = (math.exp(float(x)) for x in mean_interval(logs))
+        yield Finding(
+            scenario=group.context.scenario,
+            topic="geometric mean",
+            engine=engine,
+            cell=None,
+            verdict="ratio",
+            value=mean,
+            ci_low=low,
+            ci_high=high,
+            n_launches=len(blocks),
+            text=f"{mean:.3f}× [{low:.3f}, {high:.3f}] of {baseline} in {metric}, over {len(cells)} cells "
+            f"({len(blocks)} blocks)",
+        )
+
+
+def missed_saturation(group: GroupResult, steady: Sequence[Sequence[Place]]) -> Iterator[Finding]:
+    """Yield for every sweep that did not reach saturation how much the engine kept up with."""
+    missed: dict[tuple[str, Cell], list[float]] = {}
+    for run, places in zip(group.runs, steady, strict=True):
+        for engine in dict.fromkeys(place.engine for place in places):
+            mine = [place for place in places if place.engine == engine]
+            for sweep, top in saturation(run.columns, mine)[1].items():
+                missed.setdefault((engine, sweep), []).append(top)
+    for (engine, sweep), tops in missed.items():
+        top = float(np.median(tops))
+        yield Finding(
+            scenario=group.context.scenario,
+            topic="saturation",
+            engine=engine,
+            cell=sweep,
+            verdict="not reached",
+            value=top,
+            ci_low=top,
+            ci_high=math.nan,
+            n_launches=group.context.blocks,
+            text=f"saturation was not reached, or not for long: at {top:.3g} requests/s, the most that was offered, "
+            "too few requests had to wait",
+        )
+
+
+def components(group: GroupResult) -> Iterator[Finding]:
+    """Yield the shares of the components of a forward pass, largest first."""
+    names = [f"{name}_seconds" for name in COMPONENTS]
+    for engine, cell in dict.fromkeys((engine, cell) for engine, cell, name in group.means if name in names):
+        found = {name: group.means[engine, cell, name] for name in names if (engine, cell, name) in group.means}
+        means = {name.removesuffix("_seconds"): float(launches.means.mean()) for name, launches in found.items()}
+        total = sum(means.values())
+        if total <= 0:
+            continue
+        shares = {name: value / total for name, value in sorted(means.items(), key=lambda item: -item[1])}
+        yield Finding(
+            scenario=group.context.scenario,
+            topic="components",
+            engine=engine,
+            cell=cell,
+            verdict="shares",
+            value=total,
+            ci_low=math.nan,
+            ci_high=math.nan,
+            n_launches=max(len(launches.means) for launches in found.values()),
+            text=", ".join(f"{name} {share:.1%}".replace("%", " %") for name, share in shares.items() if share >= 0.001)
+            + f" of {total:.4g} s",
+            details={f"{name}_share": share for name, share in shares.items()},
+        )
