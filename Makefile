@@ -48,7 +48,7 @@ model: setup ## fetch the embedded model and derive its Q8_0 and F32 files
 	$(BIN)/cmp model quantize smollm2-135m-instruct f32
 	$(BIN)/cmp model quantize smollm2-135m-instruct q8_0
 
-run: model ## measure every engine on the embedded model (about 5 minutes) and give the verdict
+run: model ## measure every engine on the embedded model (about 10 minutes) and give the verdict
 	$(BIN)/cmp run --engines all --scenario sustained --profile quick
 	$(BIN)/cmp stats results/
 
@@ -68,7 +68,7 @@ format: .venv/.ready ## apply ruff's fixes and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: model ## fidelity, silence, command latency: the claims of the README, measured (idle machine, ~15 minutes)
+bench: model ## fidelity, silence, command latency: the claims of the README, measured (idle machine, about 2 hours; `python -m bench PART` for one part)
 	$(BIN)/python -m bench
 
 calibrate: .venv/.ready ## 4,000 simulated runs per kind of data: does the method keep its promises?

@@ -54,7 +54,7 @@ _TIMES = (
     Metric(
         "ttft_seconds",
         False,
-        "from the intended start (= the start in a closed loop) to the first token: queue, prefill, first sampling",
+        "from the intended start (in a closed loop: the sending) to the first token: queue, prefill, first sampling",
         aliases={
             "vllm": "ttft",
             "aiperf": "time_to_first_token",
@@ -89,13 +89,14 @@ _TIMES = (
     Metric(
         "e2e_seconds",
         False,
-        "from the intended start (= the start in a closed loop) to the end of the request",
+        "from the intended start (in a closed loop: the sending) to the end of the request or of the profiled pass",
         aliases={
             "vllm": "e2el",
             "aiperf": "request_latency",
             "guidellm": "request_latency",
             "mlperf": "SingleStream latency",
         },
+        kinds=frozenset({"requests", "profile"}),
     ),
     Metric(
         "prefill_tokens_per_second",

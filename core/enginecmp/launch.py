@@ -282,7 +282,8 @@ class Launch:
             said = message["error"]
             text = said["message"]
             if not text.startswith(f"{self.label}: "):
-                text = f"{self.label}: {text}"
+                # A plugin names its engine; people know it by the label that they gave.
+                text = f"{self.label}: {text.removeprefix(f'{self.plugin.name}: ')}"
             raise LaunchFailure(
                 text,
                 status="error",
