@@ -53,7 +53,7 @@ run: model ## measure every engine on the embedded model (about 10 minutes) and 
 	$(BIN)/cmp stats results/
 
 test: model ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 	test ! -e .venv/.candle || (cd $(CANDLE) && cargo test --quiet --release --locked)
 
 lint: .venv/.ready ## ruff and mypy --strict; rustfmt and clippy where they are installed
