@@ -362,15 +362,15 @@ def test_late_is_more_than_a_millisecond_or_one_percent_of_the_latency(
     lag_milliseconds: float, latency_seconds: float, late: bool
 ) -> None:
     lags = np.full(200, lag_milliseconds / 1e3)
-    assert generator_lagged(lags, np.full(200, latency_seconds), Validity()) is late
+    assert generator_lagged(lags, np.full(200, latency_seconds), Validity(), closed=False) is late
 
 
 def test_one_late_request_in_a_thousand_is_none_too_many() -> None:
     lags = np.full(1000, 1e-5)
     lags[7] = 0.5
-    assert not generator_lagged(lags, np.ones(1000), Validity())
+    assert not generator_lagged(lags, np.ones(1000), Validity(), closed=False)
     lags[:20] = 0.5
-    assert generator_lagged(lags, np.ones(1000), Validity())
+    assert generator_lagged(lags, np.ones(1000), Validity(), closed=False)
 
 
 # --- executables ----------------------------------------------------------------------------------------------
@@ -410,3 +410,11 @@ def test_an_executable_is_served_from_the_host_first_in_first_out(tiny: ModelInf
     assert all(len(s.token_ns) == 5 for s in samples)
     assert all(later.start_ns >= sample.end_ns for sample, later in itertools.pairwise(samples))
     assert {"dispatch_lag_seconds", "foreign_cpu_seconds"} <= samples[-1].metrics.keys()
+
+
+def test_a_user_who_sends_late_counts_by_the_share_of_the_latency() -> None:
+    # Ten requests: the 99th percentile is the slowest. 3 ms are 0.1 % of 3 s, and nothing of a latency from sending.
+    lags = np.array([0.003] + [0.0002] * 9)
+    assert not generator_lagged(lags, np.full(10, 3.0), Validity(), closed=True)
+    assert generator_lagged(lags, np.full(10, 0.1), Validity(), closed=True)
+    assert generator_lagged(lags, np.full(10, 3.0), Validity(), closed=False)

@@ -121,7 +121,7 @@ def _samples(task: Task, board: Board, answer: Mapping[str, Any], lost: str) -> 
     window = _window(board, answer)
     flags = scenario.validity.flags(window, (words[Header.ENDED_NS] - go_ns) / 1e9) if window else []
     latencies = (rows[:, Field.END_NS] - intended_ns)[ok] / 1e9
-    if lost or generator_lagged(lag_seconds[measured], latencies, scenario.validity):
+    if lost or generator_lagged(lag_seconds[measured], latencies, scenario.validity, closed=bool(words[Header.USERS])):
         flags.append(LATE_DISPATCH)
     common = {**task.launch.memory.read(), **window, **_engine_metrics(task, answer)}
     seen = {0: 0, 1: 0}
@@ -182,19 +182,26 @@ def _sample(
     )
 
 
-def generator_lagged(lag_seconds: NDArray[np.float64], latencies: NDArray[np.float64], validity: Validity) -> bool:
+def generator_lagged(
+    lag_seconds: NDArray[np.float64], latencies: NDArray[np.float64], validity: Validity, *, closed: bool
+) -> bool:
     """Say whether the load generator was late, by the rule that was declared.
+
+    In a closed loop latency counts from when the request was sent, so lag can only thin the load out: its share of
+    the latency decides. In an open loop it is part of the latency, and the absolute limit holds too.
 
     Args:
         lag_seconds: of each measured request, how long after it was due it was sent.
         latencies: of those that were answered, in seconds.
         validity: holds the limits.
+        closed: whether users wait for their answers.
     """
     if not len(lag_seconds):
         return False
     limit = validity.late_dispatch_seconds
     if len(latencies):
-        limit = min(limit, validity.late_dispatch_share * float(np.median(latencies)))
+        share = validity.late_dispatch_share * float(np.median(latencies))
+        limit = share if closed else min(limit, share)
     return float(np.quantile(lag_seconds, 0.99)) > limit
 
 
