@@ -6,7 +6,7 @@ import pytest
 
 from enginecmp.errors import UsageError
 from enginecmp.plugins import Plugin
-from enginecmp.selection import SERVER_ENGINE, implied_options, parse_engines, parse_options
+from enginecmp.selection import SERVER_ENGINE, implied_options, parse_devices, parse_engines, parse_options
 from enginecmp.types import EngineInfo
 
 
@@ -58,3 +58,23 @@ def test_an_address_makes_the_server_an_engine(text: str, label: str, url: str) 
 def test_what_cannot_be_meant_is_refused(text: str, expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
         parse_engines(text, PLUGINS)
+
+
+@pytest.mark.parametrize(
+    ("text", "devices"),
+    [
+        (None, {}),
+        ("cuda", {"a": "cuda", "b": "cuda"}),
+        ("b=cuda", {"b": "cuda"}),
+        ("a=emulated, b=cpu", {"a": "emulated", "b": "cpu"}),
+        ("a=cpu,cuda", {"a": "cpu", "b": "cuda"}),
+    ],
+)
+def test_a_device_is_for_every_engine_or_for_the_one_named(text: str | None, devices: dict[str, str]) -> None:
+    assert parse_devices(text, ["a", "b"]) == devices
+
+
+@pytest.mark.parametrize("text", ["c=cpu", "a=", "=cuda"])
+def test_a_device_for_nobody_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected ENGINE=DEVICE"):
+        parse_devices(text, ["a", "b"])

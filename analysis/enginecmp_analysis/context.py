@@ -119,6 +119,8 @@ def _description(engine: RunEngine, run: Run, verdicts: set[str]) -> Iterator[st
         yield str(tuned)
     if any(is_concurrent(cell) for cell in run.columns.cells) and (batching := engine.options.get("batching")):
         yield {"own": "own batching", "queue": "queue, first in first out"}.get(str(batching), str(batching))
+    if not engine.options.get("timed", True):
+        yield "not timed"
     yield _gate(verdicts)
 
 

@@ -28,7 +28,7 @@ from enginecmp.protocol import Channel, shared_progress
 from enginecmp.telemetry.contention import between
 from enginecmp.telemetry.memory import MemorySensor
 from enginecmp.telemetry.outside import OutsideSensor
-from enginecmp.types import LoadOptions, ModelInfo, Status
+from enginecmp.types import UNTIMED_DEVICES, LoadOptions, ModelInfo, Status
 
 _STARTUP_SECONDS = 30.0
 _GRACE_SECONDS = 5.0
@@ -63,6 +63,11 @@ class Contender(msgspec.Struct, frozen=True):
         """Version of the wrapped engine."""
         assert self.plugin.info is not None
         return self.plugin.info.version
+
+    @property
+    def timed(self) -> bool:
+        """Whether its times mean anything on the device that it is loaded on."""
+        return self.options.device not in UNTIMED_DEVICES
 
 
 class LaunchFailure(LaunchError):

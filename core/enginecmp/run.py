@@ -54,6 +54,7 @@ class RunRequest(msgspec.Struct, kw_only=True):
         scenario: with its profile applied and overrides in place.
         model: the file being timed.
         contenders: the engines, baseline included.
+        untimed: engines that take part in the gate alone, since their device's times mean nothing.
         baseline: label that others are compared with.
         seed: everything random comes from it.
         reference: plugin of the gate's reference; None without a gate.
@@ -73,10 +74,16 @@ class RunRequest(msgspec.Struct, kw_only=True):
     seed: int
     reference: Plugin | None = None
     exact: ModelInfo | None = None
+    untimed: list[Contender] = []
     sensors: bool = True
     enough: Callable[[Path], bool] | None = None
     gate_timed_only: bool = False
     retire: Callable[[Path, int], Collection[str]] | None = None
+
+    @property
+    def everybody(self) -> list[Contender]:
+        """Every engine that the gate looks at."""
+        return [*self.contenders, *self.untimed]
 
 
 class Outcome(msgspec.Struct, kw_only=True):
@@ -124,8 +131,8 @@ def new_manifest(request: RunRequest, run_id: str) -> Manifest:
             shape=recorded_shape(model),
         ),
         baseline=request.baseline,
-        engines=[_describe_engine(contender) for contender in request.contenders],
-        environment=describe_environment(tuple(c.plugin.distribution for c in request.contenders)),
+        engines=[_describe_engine(contender) for contender in request.everybody],
+        environment=describe_environment(tuple(c.plugin.distribution for c in request.everybody)),
     )
 
 
@@ -139,6 +146,7 @@ def _describe_engine(contender: Contender) -> RunEngine:
         **msgspec.to_builtins(contender.options),
         "tuned": contender.tuned,
         "batching": "own" if plugin.batches else "queue",
+        **({} if contender.timed else {"timed": False}),
         "environment": engine_environment(plugin, contender.options),
         "limits": list(plugin.info.limits),
     }
@@ -251,7 +259,7 @@ def _calibrated(
 def _gate(request: RunRequest, prompts: PromptSet, folder: Path, say: Callable[[str], None]) -> list[Equivalence]:
     if request.reference is None or request.exact is None:
         say("gate: skipped; nothing proves that the engines compute the same thing")
-        return equivalence.not_checked([contender.label for contender in request.contenders])
+        return equivalence.not_checked([contender.label for contender in request.everybody])
     try:
         gate = equivalence.Gate(
             reference=request.reference,
@@ -264,7 +272,7 @@ def _gate(request: RunRequest, prompts: PromptSet, folder: Path, say: Callable[[
             max_nll_increase=request.scenario.max_nll_increase,
             timed_only=request.gate_timed_only,
         )
-        return equivalence.run_gate(request.contenders, gate, say)
+        return equivalence.run_gate(request.everybody, gate, say)
     except CmpError as error:
         msg = f"equivalence gate: the reference failed: {error}; mend it or run with --no-gate"
         raise CmpError(msg) from error

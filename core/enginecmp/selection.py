@@ -100,6 +100,26 @@ def parse_options(items: Iterable[str], labels: Iterable[str]) -> dict[str, dict
     return options
 
 
+def parse_devices(text: str | None, labels: Iterable[str]) -> dict[str, str]:
+    """Return label → device for "cuda" (every engine), "label=cuda,other=cpu" or both mixed; {} without a text.
+
+    Raises:
+        UsageError: an engine that is not in the run.
+    """
+    known = list(labels)
+    devices: dict[str, str] = {}
+    for item in filter(None, (part.strip() for part in (text or "").split(","))):
+        label, equals, device = item.rpartition("=")
+        if not equals:
+            devices = dict.fromkeys(known, device) | devices
+        elif label in known and device:
+            devices[label] = device
+        else:
+            msg = f"--device {item}: expected ENGINE=DEVICE of an engine in this run{did_you_mean(label, known)}"
+            raise UsageError(msg)
+    return devices
+
+
 def unfit(plugin: Plugin, model: ModelInfo) -> str:
     """Return why an engine cannot load a model, by its own static facts; empty when it can."""
     assert plugin.info is not None
@@ -115,7 +135,7 @@ def choose(
     model: ModelInfo,
     *,
     everything: bool,
-    device: str | None,
+    devices: Mapping[str, str],
     threads: int,
     context_tokens: int,
     concurrency: int = 1,
@@ -130,7 +150,7 @@ def choose(
         chosen: label → plugin.
         model: the file to be loaded.
         everything: "all" was asked: engines that cannot run are told and left out. Otherwise they are errors.
-        device: for every engine; None takes each engine's default.
+        devices: by label; each engine's default where there is none.
         threads: compute threads.
         context_tokens: longest request.
         concurrency: most requests in flight at once.
@@ -146,7 +166,7 @@ def choose(
     refused: list[str] = []
     for label, plugin in chosen.items():
         assert plugin.info is not None
-        reason, mend = unfit(plugin, model), ""
+        reason, mend, device = unfit(plugin, model), "", devices.get(label)
         if not reason and needs and needs not in plugin.info.operations:
             # Not a reason to stop: the others were asked for too, and their launches can go on.
             refused.append(f"{label}: does not offer {needs} by itself")

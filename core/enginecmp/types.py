@@ -28,6 +28,10 @@ ENDED = -2
 
 Device = Literal["cpu", "cuda", "metal", "vulkan", "rocm", "emulated"]
 Numerics = Literal["default", "exact"]
+
+UNTIMED_DEVICES = frozenset({"emulated"})
+"""Devices that prove what is computed and not how fast: their engines go through the gate and are never timed."""
+
 Arrival = Literal["constant", "poisson", "gamma", "trace"]
 Phase = Literal["load", "warmup", "measure"]
 Status = Literal["ok", "error", "timeout", "crash"]

@@ -19,6 +19,7 @@ from enginecmp.scenarios.fit import describe
 from enginecmp.types import ModelInfo
 
 if TYPE_CHECKING:
+    from enginecmp.launch import Contender
     from enginecmp.run import RunRequest
 
 _WAIT_LIMIT_SECONDS = 600.0
@@ -50,8 +51,7 @@ def make_scenario(arguments: dict[str, Any], plugins: list[Plugin]) -> Scenario:
         if arguments["no_gate"] or arguments["adaptive"]:
             msg = "--quality-only: is the gate without launches; leave --no-gate and --adaptive out"
             raise UsageError(msg)
-        # Nothing that only launches need.
-        changes |= {"blocks": 0, "offered_load": (), "copy_bandwidth": False}
+        return gate_only(msgspec.structs.replace(scenario, **changes))
     return msgspec.structs.replace(scenario, **changes)
 
 
@@ -85,7 +85,14 @@ def make_request(
     from enginecmp.cli.engines import probe
     from enginecmp.plugins import find
     from enginecmp.run import RunRequest
-    from enginecmp.selection import choose, implied_options, parse_engines, parse_options, resolve_threads
+    from enginecmp.selection import (
+        choose,
+        implied_options,
+        parse_devices,
+        parse_engines,
+        parse_options,
+        resolve_threads,
+    )
 
     threads = resolve_threads(arguments["threads"])
     chosen = parse_engines(arguments["engines"], plugins)
@@ -102,7 +109,7 @@ def make_request(
             chosen,
             model,
             everything=everything,
-            device=arguments["device"],
+            devices=parse_devices(arguments["device"], chosen),
             threads=threads,
             context_tokens=scenario.context_tokens,
             needs=scenario.needs,
@@ -111,6 +118,9 @@ def make_request(
             probe=lambda plugin, device, given: probe(plugin, device, Path(logs), given),
             say=say,
         )
+    contenders, untimed = _by_what_is_timed(contenders)
+    if not contenders:
+        scenario = gate_only(scenario)
     if arguments["tuned"] != "default":
         from enginecmp.tune.apply import with_tuned
 
@@ -125,11 +135,32 @@ def make_request(
         scenario=scenario,
         model=model,
         contenders=contenders,
+        untimed=untimed,
         baseline="",
         seed=seed,
         reference=reference,
         sensors=not arguments["no_sensors"],
     )
+
+
+def _by_what_is_timed(contenders: list[Contender]) -> tuple[list[Contender], list[Contender]]:
+    """Return the engines that will be timed, and those that only the gate looks at; the latter are told."""
+    untimed = [contender for contender in contenders if not contender.timed]
+    for contender in untimed:
+        say(f"{contender.label}: not timed: device {contender.options.device} proves what is computed, not how fast")
+    return [contender for contender in contenders if contender.timed], untimed
+
+
+def gate_only(scenario: Scenario) -> Scenario:
+    """Return a scenario without anything that only launches need.
+
+    Raises:
+        UsageError: it has no gate, so nothing would be left.
+    """
+    if not scenario.gate:
+        msg = "nothing to do: without the gate and without an engine to time; leave --no-gate out"
+        raise UsageError(msg)
+    return msgspec.structs.replace(scenario, blocks=0, offered_load=(), copy_bandwidth=False)
 
 
 def _fitting(chosen: Mapping[str, Plugin], model: ModelInfo) -> dict[str, Plugin]:
@@ -176,7 +207,7 @@ def check_idle(wait: bool) -> None:
 def headline(request: RunRequest) -> str:
     """Return one line about a run."""
     scenario: Scenario = request.scenario
-    labels = ", ".join(contender.label for contender in request.contenders)
+    labels = ", ".join(contender.label for contender in (request.contenders or request.untimed))
     if not scenario.blocks:
         return f"{labels} on {request.model.name}, quality only"
     length = f"{scenario.seconds:g} s" if scenario.seconds else f"{scenario.requests} requests"

@@ -51,7 +51,7 @@ NATS = click.FloatRange(min=0, min_open=True)
 @click.option("--baseline", help="Engine that others are compared with, or a saved run.  [default: pytorch_baseline]")
 @click.option("--save-baseline", metavar="NAME", help="Save the run under a name when it is complete.")
 @click.option("--threads", default="auto", show_default=True, help="Compute threads; auto leaves the host a core.")
-@click.option("--device", help="cpu, cuda, ...; each engine's default without it.")
+@click.option("--device", help="cpu, cuda, …, or ENGINE=cuda,OTHER=cpu; each engine's default without it.")
 @click.option("--blocks", type=click.IntRange(min=1), help="Launches per engine, instead of the profile's.")
 @click.option("--adaptive", is_flag=True, help="Stop when precise enough; --blocks is then the most.  [4 × profile]")
 @click.option("--precision", callback=read_share, default="2%", show_default=True, help="What --adaptive aims at.")
@@ -102,9 +102,10 @@ def _start(arguments: dict[str, Any]) -> int:
     model = find_model(arguments["model_name"])
     scenario = fit(scenario, model, say)
     request = make_request(arguments, scenario, model, choose_seed(arguments), plugins)
-    labels = [contender.label for contender in request.contenders]
+    labels = [contender.label for contender in request.contenders or request.untimed]
     if arguments["save_baseline"] is not None:
         check_name(arguments["save_baseline"], labels)
+    scenario = request.scenario
     request.baseline, saved = engine_or_saved(arguments["baseline"], labels, arguments["out"])
     if saved is not None:
         from enginecmp.cli.compare import check_conditions
@@ -171,7 +172,7 @@ def _resume(arguments: dict[str, Any]) -> int:
         if manifest.status == "complete":
             say(f"{folder}: is complete, nothing to resume")
             return 0
-        labels = [engine.name for engine in manifest.engines]
+        labels = [engine.name for engine in manifest.engines if engine.options.get("timed", True)]
         if arguments["save_baseline"] is not None:
             check_name(arguments["save_baseline"], labels)
         _, saved = engine_or_saved(arguments["baseline"], labels, folder.parent)
@@ -199,10 +200,12 @@ def _resume(arguments: dict[str, Any]) -> int:
                 raise CmpError(msg)
             tuned = engine.options.get("tuned", "default")
             contenders.append(Contender(engine.name, plugin, run.stored_options(engine), tuned))
+        untimed = [contender for contender in contenders if not contender.timed]
         request = run.RunRequest(
             scenario=scenario,
             model=model,
-            contenders=contenders,
+            contenders=[contender for contender in contenders if contender.timed],
+            untimed=untimed,
             baseline=manifest.baseline,
             seed=manifest.seed,
             sensors=not arguments["no_sensors"],

@@ -13,7 +13,7 @@ import msgspec
 
 from enginecmp.cli.console import say
 from enginecmp.cli.options import read_duration, read_share
-from enginecmp.errors import CmpError
+from enginecmp.errors import CmpError, UsageError
 
 if TYPE_CHECKING:
     from enginecmp.cli.racing import RaceResult, Rules
@@ -74,6 +74,10 @@ def _tune(engine: str, arguments: dict[str, Any]) -> int:
     from enginecmp_analysis.metrics import find_metric
 
     request = _prepare(engine, arguments)
+    if not request.contenders:
+        came = arguments["device"]
+        msg = f"{engine}: expected a device whose speed means something, came {came}; pass another --device"
+        raise UsageError(msg)
     (contender,) = request.contenders
     assert contender.plugin.info is not None
     fixed = {*contender.options.extra} | ({"threads"} if arguments["threads"] != "auto" else set())

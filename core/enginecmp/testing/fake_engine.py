@@ -248,7 +248,7 @@ def cmp_engine() -> EngineInfo:
         name="fake",
         version="1.0",
         licence="Apache-2.0",
-        devices=("cpu",),
+        devices=("cpu", "emulated"),
         architectures=("llama", "qwen2", "phi3", "gpt2"),
         quantizations=("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"),
         max_concurrency=64,
