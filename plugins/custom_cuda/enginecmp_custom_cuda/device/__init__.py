@@ -1,0 +1,1 @@
+"""A device, a GPU or the emulator, behind one API: memory, modules, launches, graphs, events."""
