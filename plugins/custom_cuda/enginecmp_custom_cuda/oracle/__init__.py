@@ -1,0 +1,1 @@
+"""What the kernels are held to: the same arithmetic in float64, written for reading and not for speed."""

@@ -1,0 +1,1 @@
+"""From a GGUF file's tensors to packed matrices on the device."""
