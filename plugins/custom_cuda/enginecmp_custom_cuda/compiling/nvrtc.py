@@ -101,7 +101,8 @@ def version() -> tuple[int, int]:
 def fingerprint() -> str:
     """Return what besides source, defines and architecture the code depends on."""
     # The builtins' file is named after the full version; two releases of 13.2 may differ in code.
-    from importlib.metadata import PackageNotFoundError, version as installed
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
 
     try:
         release = installed("nvidia-cuda-nvrtc")

@@ -88,7 +88,9 @@ def select(kind: str) -> Any:
     global _selected
     with _lock:
         if _selected is not None and _selected != kind:
-            msg = f"{ENGINE}: expected device {_selected} as before in this process, came {kind}; use a process for each"
+            msg = (
+                f"{ENGINE}: expected device {_selected} as before in this process, came {kind}; use a process for each"
+            )
             raise EngineError(msg)
         if kind == "emulated":
             _load_emulator()
@@ -97,7 +99,9 @@ def select(kind: str) -> Any:
         try:
             (status,) = driver.cuInit(0)
         except RuntimeError as error:  # cuda.pathfinder found no libcuda.so.1
-            msg = f"{ENGINE}: expected an NVIDIA driver, came none (libcuda.so.1); install one or pass --device emulated"
+            msg = (
+                f"{ENGINE}: expected an NVIDIA driver, came none (libcuda.so.1); install one or pass --device emulated"
+            )
             raise EngineError(msg) from error
         if int(status):
             name, text = describe(driver, status)
