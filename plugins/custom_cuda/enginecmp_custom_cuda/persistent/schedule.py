@@ -1,0 +1,288 @@
+"""Who computes what, in which order, and who waits for whom: the plan that the resident kernel follows.
+
+A token is a list of steps. For each multiprocessor the plan has a row for every step in which it has work: a range of
+tiles of the step's matrix (or of attention's items), the counters it waits for with their targets, and the counter
+that it adds one to when it is done. Ranges are contiguous, so what a multiprocessor reads of a matrix is one run of
+memory. Every tile has one owner, which alone writes its rows: nothing is added in an order that could vary.
+
+In a step the multiprocessors' shares differ by one tile at most, so that none is late; those that had more in earlier
+steps get the smaller shares, so that bytes are even over the whole token: the ring of weights evens out the rest.
+
+Counters only grow while a kernel runs. A wait's target counts from the beginning of a token: token t of a launch waits
+for `t * per_token[counter] + target`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..weights.packing import CHUNK_COLUMNS, TILE_ROWS, tile_bytes
+from .layout import Layout, Shape, lay_out
+
+Ints = NDArray[np.int32]
+
+
+class Kind(IntEnum):
+    """Of a step."""
+
+    QKV = 0
+    ATTENTION = 1
+    OUTPUT = 2
+    GATE_UP = 3
+    DOWN = 4
+    HEAD = 5
+    NEXT = 6
+
+
+class Counter(IntEnum):
+    """Each is alone in a line of 128 bytes, and counts the multiprocessors that are done with ..."""
+
+    RESIDUAL = 0  # down: the residual stream is whole
+    QKV = 1
+    ATTENTION = 2
+    OUTPUT = 3  # output: the residual stream is whole
+    HIDDEN = 4  # to 7: the four parts of gate_up
+    BEST = 8  # the head
+
+
+COUNTERS = 9
+NO_COUNTER = 255
+MOST_PARTS = 4
+"""Parts of the hidden columns that down can begin with before gate_up is done with the others."""
+WORDS = 8
+"""Of a row: code, layer, first, count, targets of up to four waits. The code is kind | waits << 4 | counter waited
+for << 8 | counter signalled << 16 | prepare << 24; the waits are for successive counters; prepare: this row makes the
+matrix's input, a row without it goes on with the input of the row before."""
+MOST_SPLITS = 16
+MATRICES = (Kind.QKV, Kind.OUTPUT, Kind.GATE_UP, Kind.DOWN, Kind.HEAD)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a multiprocessor's plan, unpacked; see `WORDS`."""
+
+    kind: int
+    layer: int
+    first: int
+    count: int
+    wait: int
+    targets: tuple[int, ...]
+    signal: int
+    prepare: bool
+
+    def pack(self) -> list[int]:
+        """Return the row's words."""
+        code = self.kind | len(self.targets) << 4 | self.wait << 8 | self.signal << 16 | self.prepare << 24
+        return [code, self.layer, self.first, self.count, *self.targets, *[0] * (MOST_PARTS - len(self.targets))]
+
+    @classmethod
+    def unpack(cls, words: Ints) -> Row:
+        """Return what the words of a row say."""
+        code, layer, first, count, *targets = (int(word) for word in words)
+        kind, waits, wait, signal = code & 15, code >> 4 & 15, code >> 8 & 255, code >> 16 & 255
+        return cls(kind, layer, first, count, wait, tuple(targets[:waits]), signal, bool(code >> 24 & 1))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A plan for one model on one device.
+
+    Attributes:
+        shape: of the model.
+        multiprocessors: that take part: the blocks of the launch.
+        shared_bytes: that a block may have.
+        splits: of the positions in attention; its items are (kv head, split), split fastest.
+        parts: of the hidden columns.
+        offsets: of each multiprocessor's first row, and the end, shape (multiprocessors + 1,).
+        rows: int32, shape (rows, WORDS).
+        per_token: by how much each counter grows in a token, shape (COUNTERS,).
+        layout: of shared memory.
+        bases: device addresses of the packed matrices, int64, shape (layers, 4): qkv, output, gate_up, down.
+        head: device address of the packed head.
+    """
+
+    shape: Shape
+    multiprocessors: int
+    shared_bytes: int
+    splits: int
+    parts: int
+    offsets: Ints
+    rows: Ints
+    per_token: Ints
+    layout: Layout
+    bases: NDArray[np.int64]
+    head: int
+
+    def plan(self, multiprocessor: int) -> list[Row]:
+        """Return the rows of one multiprocessor."""
+        first, end = self.offsets[multiprocessor : multiprocessor + 2]
+        return [Row.unpack(words) for words in self.rows[first:end]]
+
+
+def columns(shape: Shape, kind: int) -> int:
+    """Return the columns of a step's matrix."""
+    return {Kind.OUTPUT: shape.attended, Kind.DOWN: shape.inner}.get(Kind(kind), shape.hidden)
+
+
+def tiles(shape: Shape, kind: int) -> int:
+    """Return the tiles of a step's matrix."""
+    rows = {
+        Kind.QKV: shape.qkv_rows,
+        Kind.OUTPUT: shape.hidden,
+        Kind.GATE_UP: 2 * shape.inner,
+        Kind.DOWN: shape.hidden,
+        Kind.HEAD: shape.vocabulary,
+    }[Kind(kind)]
+    return -(-rows // TILE_ROWS)
+
+
+def part_tiles(shape: Shape, parts: int) -> list[int]:
+    """Return the first tile of gate_up of each part, and the end.
+
+    A part is whole chunks of down's columns; a chunk of 512 columns is 64 tiles of gate_up (8 pairs of rows each).
+    """
+    chunks = -(-shape.inner // CHUNK_COLUMNS)
+    per_chunk = 2 * CHUNK_COLUMNS // TILE_ROWS
+    return [min(part * chunks // parts * per_chunk, tiles(shape, Kind.GATE_UP)) for part in range(parts + 1)]
+
+
+def default_splits(shape: Shape, multiprocessors: int) -> int:
+    """Return into how many splits attention cuts the positions: about one item for each multiprocessor."""
+    return max(1, min(MOST_SPLITS, multiprocessors // shape.kv_heads))
+
+
+def generate(
+    shape: Shape,
+    multiprocessors: int,
+    shared_bytes: int,
+    bases: NDArray[np.int64],
+    head: int,
+    *,
+    splits: int | None = None,
+    slots: int | None = None,
+) -> Schedule:
+    """Return the plan for a model on a device.
+
+    Args:
+        shape: of the model.
+        multiprocessors: of the device; fewer take part where a layer has fewer tiles.
+        shared_bytes: that a block may have.
+        bases: device addresses, shape (layers, 4): qkv, output, gate_up, down.
+        head: device address.
+        splits: of the positions; None: `default_splits`.
+        slots: of the ring; None: as many as fit.
+
+    Returns:
+        A plan that `validate.check` finds nothing in, unless shared memory is too small for it.
+    """
+    # A multiprocessor without any work in a layer would never say how far it is.
+    multiprocessors = min(multiprocessors, tiles(shape, Kind.GATE_UP))
+    splits = splits or default_splits(shape, multiprocessors)
+    parts = min(MOST_PARTS, -(-shape.inner // CHUNK_COLUMNS))
+    edges = part_tiles(shape, parts)
+    loads = np.zeros(multiprocessors, np.int64)
+    plans: list[list[Row]] = [[] for _ in range(multiprocessors)]
+    signalled = [0] * COUNTERS
+
+    def add(
+        kind: Kind,
+        layer: int,
+        wait: int,
+        targets: tuple[int, ...],
+        signal: int,
+        shares: tuple[Ints, Ints],
+        part: int = 0,
+    ) -> None:
+        """Append a step's rows. Multiprocessors without work in it do not wait, and do not signal."""
+        for plan, first, count in zip(plans, *shares, strict=True):
+            # The first one hands the host's wish to stop to all, so it always has a row of the head.
+            if count == 0 and not (kind == Kind.HEAD and plan is plans[0]):
+                continue
+            again = part > 0 and bool(plan) and (plan[-1].kind, plan[-1].layer) == (kind, layer)
+            waits = () if again else targets
+            plan.append(
+                Row(kind, layer, int(first), int(count), wait if waits else NO_COUNTER, waits, signal, not again)
+            )
+            if signal != NO_COUNTER:
+                signalled[signal] += 1
+
+    for layer in range(shape.layers):
+        ready = (signalled[Counter.RESIDUAL],) if layer else ()
+        add(Kind.QKV, layer, Counter.RESIDUAL, ready, Counter.QKV, _matrix_shares(shape, Kind.QKV, loads))
+        target = (signalled[Counter.QKV],)
+        add(Kind.ATTENTION, layer, Counter.QKV, target, Counter.ATTENTION, _shares(shape.kv_heads * splits, 0, loads))
+        target = (signalled[Counter.ATTENTION],)
+        add(Kind.OUTPUT, layer, Counter.ATTENTION, target, Counter.OUTPUT, _matrix_shares(shape, Kind.OUTPUT, loads))
+        target = (signalled[Counter.OUTPUT],)
+        first, count = _matrix_shares(shape, Kind.GATE_UP, loads)
+        for part in range(parts):
+            begin = np.clip(first, edges[part], edges[part + 1])
+            end = np.clip(first + count, edges[part], edges[part + 1])
+            shares = (begin, end - begin)
+            add(Kind.GATE_UP, layer, Counter.OUTPUT, target, Counter.HIDDEN + part, shares, part)
+        hidden = tuple(signalled[Counter.HIDDEN + part] for part in range(parts))
+        down = _matrix_shares(shape, Kind.DOWN, loads)
+        add(Kind.DOWN, layer, Counter.HIDDEN, hidden, Counter.RESIDUAL, down)
+    last = shape.layers
+    ready = (signalled[Counter.RESIDUAL],)
+    add(Kind.HEAD, last, Counter.RESIDUAL, ready, Counter.BEST, _matrix_shares(shape, Kind.HEAD, loads))
+    everyone = np.ones(multiprocessors, np.int32)
+    add(Kind.NEXT, last, Counter.BEST, (signalled[Counter.BEST],), NO_COUNTER, (0 * everyone, everyone))
+
+    most_tiles = max(row.count for plan in plans for row in plan if row.kind != Kind.HEAD)
+    layout = lay_out(shape, max(map(len, plans)), most_tiles, shared_bytes, slots)
+    return Schedule(
+        shape,
+        multiprocessors,
+        shared_bytes,
+        splits,
+        parts,
+        np.cumsum([0, *map(len, plans)], dtype=np.int32),
+        np.array([row.pack() for plan in plans for row in plan], np.int32),
+        np.array(signalled, np.int32),
+        layout,
+        bases,
+        head,
+    )
+
+
+def _matrix_shares(shape: Shape, kind: Kind, loads: NDArray[np.int64]) -> tuple[Ints, Ints]:
+    return _shares(tiles(shape, kind), tile_bytes(columns(shape, kind), shape.kind), loads)
+
+
+def _shares(items: int, item_bytes: int, loads: NDArray[np.int64]) -> tuple[Ints, Ints]:
+    """Return (first, count) of each multiprocessor's items, and add their bytes to `loads`."""
+    small, more = divmod(items, len(loads))
+    counts = np.full(len(loads), small, np.int32)
+    counts[np.argsort(loads, kind="stable")[:more]] += 1
+    loads += counts * np.int64(item_bytes)
+    return np.cumsum(counts, dtype=np.int32) - counts, counts
+
+
+def copies(schedule: Schedule, multiprocessor: int) -> list[tuple[int, int]]:
+    """Return what a multiprocessor fetches in a token, in order: (address, bytes) of each chunk.
+
+    The kernel's producer derives the same from the rows: tiles in order, in a tile its chunks in order.
+    """
+    fetched = []
+    for row in schedule.plan(multiprocessor):
+        if row.kind not in MATRICES:
+            continue
+        width = columns(schedule.shape, row.kind)
+        size = tile_bytes(width, schedule.shape.kind)
+        base = schedule.head if row.kind == Kind.HEAD else int(schedule.bases[row.layer, MATRIX_INDEX[Kind(row.kind)]])
+        pieces = [(at, min(CHUNK_COLUMNS, width - at)) for at in range(0, width, CHUNK_COLUMNS)]
+        fetched += [
+            (base + tile * size + tile_bytes(at, schedule.shape.kind), tile_bytes(wide, schedule.shape.kind))
+            for tile in range(row.first, row.first + row.count)
+            for at, wide in pieces
+        ]
+    return fetched
+
+
+MATRIX_INDEX = {Kind.QKV: 0, Kind.OUTPUT: 1, Kind.GATE_UP: 2, Kind.DOWN: 3}
+"""The column of `Schedule.bases`."""
