@@ -9,10 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from enginecmp_custom_cuda.device import Device, open_device
+
+# Helpers beside the tests, custom_cuda_*.py, are modules of their own.
+sys.path.append(str(Path(__file__).parent))
 
 ON_GPU = os.environ.get("ENGINECMP_TEST_DEVICE") == "cuda"
 NO_GPU = "needs a CUDA device and ENGINECMP_TEST_DEVICE=cuda"
