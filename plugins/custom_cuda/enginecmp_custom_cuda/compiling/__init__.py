@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,9 +83,17 @@ def entry(source: Path, defines: Defines, architecture: str) -> str:
 
         compiler = nvrtc.fingerprint()
     texts = sorted((path.name, text) for path, text in sources.closure(source).items())
-    parts = [architecture, compiler, source.name]
+    parts = [release(), architecture, compiler, source.name]
     parts += [f"{name}={value}" for name, value in sources.macros(defines)]
     return cache.key(parts + [part for pair in texts for part in pair])
+
+
+def release() -> str:
+    """Return this package's version, which decides how sources are compiled."""
+    try:
+        return metadata.version("enginecmp-custom-cuda")
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 __all__ = ["EMULATED", "build", "compile_cubin"]

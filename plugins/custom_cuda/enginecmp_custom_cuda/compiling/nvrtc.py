@@ -39,14 +39,19 @@ def compile(source: Path, defines: Defines, architecture: str) -> bytes:
         std="c++17",
         fma=True,
         include_path=[str(folder) for folder in (source.parent, *INCLUDE_FOLDERS)],
-        define_macro=macros(defines),
+        define_macro=macros(defines) or None,
     )
     program = core.Program(source.read_text(encoding="utf-8"), "c++", options)
     try:
         return bytes(program.compile("cubin").code)
-    except Exception as error:  # cuda.core's classes for failed calls are private
-        log = _log(str(error))
-        msg = f"custom_cuda: expected {source.name} to compile for {architecture}, came:\n{log}\ncorrect the source"
+    except Exception as error:
+        # cuda.core's class for this is private; the log is how it differs from a mistake of ours.
+        _, found, log = str(error).partition("compilation log:")
+        if not found:
+            raise
+        expected = f"custom_cuda: expected {source.name} to compile for {architecture}"
+        text = log.strip("\0\n ")
+        msg = f"{expected}, came:\n{text}\ncorrect the source"
         raise EngineError(msg) from error
     finally:
         program.close()
@@ -130,9 +135,3 @@ def _nvrtc() -> Any:
         msg = f"custom_cuda: expected the wheel nvidia-cuda-nvrtc, came: {str(error).splitlines()[0]}; {INSTALL}"
         raise EngineError(msg) from error
     return nvrtc
-
-
-def _log(text: str) -> str:
-    """Return NVRTC's own lines out of an error of cuda.core."""
-    _, _, log = text.partition("compilation log:")
-    return (log or text).strip().rstrip("\0").strip()
