@@ -1,0 +1,303 @@
+// The tile of a tensor-core GEMM: values[t][row] = sum over columns of W[row] a[t], for all kinds with an mma.
+//
+// Weights are the mma's 16-row operand, tokens its 8 columns. A "group" is the 32 bytes of a's row that one mma takes:
+// 32 int8 (Q8_0, Q4_0) or 16 half or bf16 (F16, BF16). A stage is GROUPS of them, for all rows and tokens of the tile,
+// in shared memory; STAGES are in flight.
+//
+// A warp owns 64 rows, as 4 mma tiles whose rows are dealt so that a lane ends with 8 neighbouring rows of a token:
+// the tile's row 8 g + 2 m + h sits in slot 16 m + 8 h + g, mma tile m, where lane 4 g + t of the accumulator has
+// rows g and g + 8. So pairs of rows (gate and up, the halves of a rotation) never leave a lane and stores are wide.
+//
+// Shared rows are P = 2, 4 or 8 units of 16 bytes. Unit u of slot s lies at (r P + (u ^ (r P / 8 mod P))) with
+// r = s ^ (s / 8 mod 8): 8 slots that one ldmatrix phase reads cover all banks, and so do neighbouring rows written.
+#pragma once
+#include "kernel.h"
+#include "packing.cuh"
+#include "prefill_finish.cuh"
+#include "ptx.cuh"
+
+namespace gemm {
+
+constexpr bool QUANTIZED = packing::SCALED;
+constexpr int GROUP_COLUMNS = QUANTIZED ? 32 : 16;              // columns of a group
+constexpr int GROUP_BYTES = 32;                                 // of a's row
+constexpr int WEIGHT_BYTES = WEIGHT == WEIGHT_Q4_0 ? 16 : 32;   // of a row of W, a group
+constexpr int CHUNK = packing::CHUNK_COLUMNS;
+constexpr int WARP_ROWS = 64;
+constexpr int MAGIC = 0x4b400000;  // the bits of 1.5 * 2^23: adding a small int to them adds it to the float
+
+// One shape of tile. WARPS_K warps share rows and tokens and take the groups of a stage in turn.
+template <int WARPS_ROWS_, int WARPS_TOKENS_, int WARPS_K_, int TOKEN_TILES_, int GROUPS_, int STAGES_> struct Shape {
+    static constexpr int WARPS_ROWS = WARPS_ROWS_, WARPS_TOKENS = WARPS_TOKENS_, WARPS_K = WARPS_K_;
+    static constexpr int TOKEN_TILES = TOKEN_TILES_;  // of 8 tokens, of a warp; even
+    static constexpr int GROUPS = GROUPS_, STAGES = STAGES_;
+    static constexpr int THREADS = 32 * WARPS_ROWS * WARPS_TOKENS * WARPS_K;
+    static constexpr int ROWS = WARP_ROWS * WARPS_ROWS, TOKENS = 8 * TOKEN_TILES * WARPS_TOKENS;
+    static constexpr int WEIGHT_ROW = WEIGHT_BYTES * GROUPS, TOKEN_ROW = GROUP_BYTES * GROUPS;
+    static constexpr int TOKENS_AT = ROWS * WEIGHT_ROW;
+    static constexpr int WEIGHT_SCALES_AT = TOKENS_AT + TOKENS * TOKEN_ROW;
+    static constexpr int TOKEN_SCALES_AT = WEIGHT_SCALES_AT + (QUANTIZED ? 4 * ROWS * GROUPS : 0);
+    static constexpr int STAGE_BYTES = TOKEN_SCALES_AT + (QUANTIZED ? 4 * TOKENS * GROUPS : 0);
+    static constexpr int SCALES_PER_THREAD = QUANTIZED ? ROWS * GROUPS / THREADS : 1;
+    static_assert(CHUNK % (GROUPS * GROUP_COLUMNS) == 0, "a stage lies in one chunk");
+    static_assert(GROUPS % WARPS_K == 0 && TOKEN_TILES % 2 == 0 && STAGES >= 3, "");
+    static_assert(!QUANTIZED || ROWS * GROUPS % THREADS == 0, "every thread fetches as many scales");
+    // The warps that share rows hand their sums over through the stages' memory.
+    static_assert((WARPS_K - 1) * ROWS * TOKENS * 4 <= STAGES * STAGE_BYTES, "");
+};
+
+// Byte of a 16-byte unit in a shared array of rows of ROW_BYTES.
+template <int ROW_BYTES> __device__ inline int place(int slot, int unit) {
+    constexpr int P = ROW_BYTES / 16;
+    static_assert(P == 2 || P == 4 || P == 8, "");
+    const int row = slot ^ (slot >> 3 & 7);
+    return (row * P + (unit ^ (row / (8 / P) & (P - 1)))) * 16;
+}
+
+__device__ inline int slot_of(int row) {  // of 64 rows of a warp
+    return (row & ~63) + (row >> 1 & 3) * 16 + (row & 1) * 8 + (row >> 3 & 7);
+}
+
+template <class S> struct Loader {
+    const GemmParams &p;
+    char *shared;
+    int first_row, first_token;
+
+    // Begin copying stage `step` of the columns into its place; beyond a matrix's end there are zeros.
+    __device__ void copy(int step, int last_step) const {
+        if (step < last_step) {
+            char *stage = shared + step % S::STAGES * S::STAGE_BYTES;
+            copy_weights(stage, step);
+            copy_tokens(stage + S::TOKENS_AT, step);
+            if (QUANTIZED) copy_token_scales(stage + S::TOKEN_SCALES_AT, step);
+        }
+        ptx::cp_async_commit();
+    }
+
+    __device__ void copy_weights(char *to, int step) const {
+        constexpr int UNITS = S::WEIGHT_ROW / 16;
+        const int column = step * S::GROUPS * GROUP_COLUMNS;
+        const int within = column % CHUNK / GROUP_COLUMNS * WEIGHT_BYTES;
+        static_assert(S::ROWS * UNITS % S::THREADS == 0, "");
+#pragma unroll
+        for (int i = 0; i < S::ROWS * UNITS / S::THREADS; ++i) {
+            const int piece = i * S::THREADS + threadIdx.x;
+            const int local = piece / UNITS, unit = piece % UNITS, row = first_row + local;
+            const packing::Chunk chunk(p.w, row / packing::TILE_ROWS, column / CHUNK);
+            const int at = within + unit * 16;
+            const bool real = row < p.w.rows && at < chunk.row_bytes();
+            // Where nothing is read, the address still has to be one of the matrix.
+            const void *from = real ? chunk.weights + row % packing::TILE_ROWS * chunk.row_bytes() + at : p.w.tiles;
+            ptx::cp_async_16(to + place<S::WEIGHT_ROW>(slot_of(local), unit), from, real);
+        }
+    }
+
+    __device__ void copy_tokens(char *to, int step) const {
+        constexpr int UNITS = S::TOKEN_ROW / 16;
+        const int row_bytes = p.w.columns / GROUP_COLUMNS * GROUP_BYTES;
+        static_assert(S::TOKENS * UNITS % S::THREADS == 0, "");
+#pragma unroll
+        for (int i = 0; i < S::TOKENS * UNITS / S::THREADS; ++i) {
+            const int piece = i * S::THREADS + threadIdx.x;
+            const int local = piece / UNITS, unit = piece % UNITS, token = first_token + local;
+            const int at = step * S::TOKEN_ROW + unit * 16;
+            const bool real = token < p.finish.tokens && at < row_bytes;
+            const char *from = static_cast<const char *>(p.a);
+            if (real) from += static_cast<long long>(token) * row_bytes + at;
+            ptx::cp_async_16(to + place<S::TOKEN_ROW>(local, unit), from, real);
+        }
+    }
+
+    // [GROUPS][TOKENS]; the scales of a group are neighbours in memory, and their stride a multiple of 4.
+    __device__ void copy_token_scales(char *to, int step) const {
+        for (int piece = threadIdx.x; piece < S::GROUPS * S::TOKENS / 4; piece += S::THREADS) {
+            const int group = step * S::GROUPS + piece / (S::TOKENS / 4);
+            const int token = first_token + piece % (S::TOKENS / 4) * 4;
+            const bool real = group < p.w.columns / 32 && token < p.scale_stride;
+            const float *from = p.a_scale;
+            if (real) from += static_cast<long long>(group) * p.scale_stride + token;
+            ptx::cp_async_16(to + piece * 16, from, real);
+        }
+    }
+
+    // The scales of W are single halves without alignment, so they go through registers: fetched before a stage's
+    // arithmetic, put down after it.
+    __device__ void fetch_scales(float (&scale)[S::SCALES_PER_THREAD], int step, int last_step) const {
+        if (!QUANTIZED || step >= last_step) return;
+        const int column = step * S::GROUPS * GROUP_COLUMNS;
+#pragma unroll
+        for (int i = 0; i < S::SCALES_PER_THREAD; ++i) {
+            const int piece = i * S::THREADS + threadIdx.x;
+            const int row = first_row + piece / S::GROUPS, block = column % CHUNK / 32 + piece % S::GROUPS;
+            const packing::Chunk chunk(p.w, row / packing::TILE_ROWS, column / CHUNK);
+            scale[i] = 0.0f;
+            if (row < p.w.rows && block < chunk.columns / 32)
+                scale[i] = ptx::half_to_float(chunk.scales(row % packing::TILE_ROWS)[block]);
+        }
+    }
+
+    __device__ void put_scales(const float (&scale)[S::SCALES_PER_THREAD], int step, int last_step) const {
+        if (!QUANTIZED || step >= last_step) return;
+        float *to = reinterpret_cast<float *>(shared + step % S::STAGES * S::STAGE_BYTES + S::WEIGHT_SCALES_AT);
+#pragma unroll
+        for (int i = 0; i < S::SCALES_PER_THREAD; ++i) {  // [GROUPS][ROWS]
+            const int piece = i * S::THREADS + threadIdx.x;
+            to[piece % S::GROUPS * S::ROWS + piece / S::GROUPS] = scale[i];
+        }
+    }
+};
+
+// Nibbles to int8: 0..15 becomes -8..7 in each byte.
+__device__ inline unsigned minus_8(unsigned nibbles) {
+    return ((nibbles | 0x80808080u) - 0x08080808u) ^ 0x80808080u;
+}
+
+// The 16 x 32-byte operand of mma tile m.
+template <class S> __device__ inline void load_weights(unsigned (&a)[4], const char *stage, int warp_slot, int group, int m) {
+    const int lane = threadIdx.x % 32, slot = warp_slot + m * 16 + lane % 16;
+    if (WEIGHT == WEIGHT_Q4_0) {
+        // A byte has elements j and j + 16 of its block: the operand's near and far half of k.
+        unsigned nibbles[2];
+        ptx::ldmatrix_x2(nibbles, stage + place<S::WEIGHT_ROW>(slot, group));
+        a[0] = minus_8(nibbles[0] & 0x0f0f0f0fu);
+        a[1] = minus_8(nibbles[1] & 0x0f0f0f0fu);
+        a[2] = minus_8(nibbles[0] >> 4 & 0x0f0f0f0fu);
+        a[3] = minus_8(nibbles[1] >> 4 & 0x0f0f0f0fu);
+    } else {
+        ptx::ldmatrix_x4(a, stage + place<S::WEIGHT_ROW>(slot, group * 2 + lane / 16));
+    }
+}
+
+// acc[m][n]: mma tile m of the warp's rows, n of its tokens.
+template <class S>
+__device__ inline void multiply(float (&acc)[4][S::TOKEN_TILES][4], const char *stage, int warp_row, int warp_token, int group) {
+    const int lane = threadIdx.x % 32;
+    unsigned b[S::TOKEN_TILES][2];
+#pragma unroll
+    for (int n = 0; n < S::TOKEN_TILES; n += 2) {
+        unsigned both[4];
+        const int token = warp_token + n * 8 + lane / 16 * 8 + lane % 8;
+        ptx::ldmatrix_x4(both, stage + S::TOKENS_AT + place<S::TOKEN_ROW>(token, group * 2 + lane / 8 % 2));
+        b[n][0] = both[0];
+        b[n][1] = both[1];
+        b[n + 1][0] = both[2];
+        b[n + 1][1] = both[3];
+    }
+    if (!QUANTIZED) {
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+            unsigned a[4];
+            load_weights<S>(a, stage, warp_row, group, m);
+#pragma unroll
+            for (int n = 0; n < S::TOKEN_TILES; ++n) {
+                if (WEIGHT == WEIGHT_BF16)
+                    ptx::mma_bf16(acc[m][n], a, b[n]);
+                else
+                    ptx::mma_f16(acc[m][n], a, b[n]);
+            }
+        }
+        return;
+    }
+    const float *row_scale = reinterpret_cast<const float *>(stage + S::WEIGHT_SCALES_AT) + group * S::ROWS + warp_row;
+    const float *token_scale = reinterpret_cast<const float *>(stage + S::TOKEN_SCALES_AT) + group * S::TOKENS + warp_token;
+    float2 sx[S::TOKEN_TILES];
+#pragma unroll
+    for (int n = 0; n < S::TOKEN_TILES; ++n)
+        sx[n] = *reinterpret_cast<const float2 *>(token_scale + n * 8 + lane % 4 * 2);
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+        unsigned a[4];
+        load_weights<S>(a, stage, warp_row, group, m);
+        const float2 sw = *reinterpret_cast<const float2 *>(row_scale + lane / 4 * 8 + 2 * m);
+#pragma unroll
+        for (int n = 0; n < S::TOKEN_TILES; ++n) {
+            int dot[4] = {MAGIC, MAGIC, MAGIC, MAGIC};
+            ptx::mma_s8(dot, a, b[n]);
+            const float magic = 12582912.0f;
+            acc[m][n][0] = fmaf(__uint_as_float(dot[0]) - magic, sw.x * sx[n].x, acc[m][n][0]);
+            acc[m][n][1] = fmaf(__uint_as_float(dot[1]) - magic, sw.x * sx[n].y, acc[m][n][1]);
+            acc[m][n][2] = fmaf(__uint_as_float(dot[2]) - magic, sw.y * sx[n].x, acc[m][n][2]);
+            acc[m][n][3] = fmaf(__uint_as_float(dot[3]) - magic, sw.y * sx[n].y, acc[m][n][3]);
+        }
+    }
+}
+
+// The warps that took other groups hand their sums to the first, in order.
+template <class S> __device__ inline void gather(float (&acc)[4][S::TOKEN_TILES][4], float *sums, int k, int others) {
+    constexpr int VALUES = 4 * S::TOKEN_TILES * 4, SPAN = VALUES * S::THREADS / S::WARPS_K;
+    if (k > 0) {
+#pragma unroll
+        for (int i = 0; i < VALUES; ++i)
+            sums[(k - 1) * SPAN + i * (S::THREADS / S::WARPS_K) + others] = acc[i / 4 / S::TOKEN_TILES][i / 4 % S::TOKEN_TILES][i % 4];
+    }
+    __syncthreads();
+    if (k > 0) return;
+#pragma unroll
+    for (int other = 0; other < S::WARPS_K - 1; ++other)
+#pragma unroll
+        for (int i = 0; i < VALUES; ++i)
+            acc[i / 4 / S::TOKEN_TILES][i / 4 % S::TOKEN_TILES][i % 4] += sums[other * SPAN + i * (S::THREADS / S::WARPS_K) + others];
+}
+
+template <class S> __device__ inline void run(const GemmParams &p, char *shared) {
+    const Loader<S> loader = {p, shared, static_cast<int>(blockIdx.y) * S::ROWS, static_cast<int>(blockIdx.x) * S::TOKENS};
+    constexpr int STAGE_COLUMNS = S::GROUPS * GROUP_COLUMNS;
+    const int steps = (p.w.columns + STAGE_COLUMNS - 1) / STAGE_COLUMNS, share = (steps + p.splits - 1) / p.splits;
+    const int split = blockIdx.z, first = min(steps, split * share), last = min(steps, first + share);
+    const int warp = threadIdx.x / 32, k = warp % S::WARPS_K;
+    const int warp_row = warp / S::WARPS_K % S::WARPS_ROWS * WARP_ROWS;
+    const int warp_token = warp / S::WARPS_K / S::WARPS_ROWS * S::TOKEN_TILES * 8;
+
+    float acc[4][S::TOKEN_TILES][4] = {};
+    float scale[S::SCALES_PER_THREAD];
+#pragma unroll
+    for (int i = 0; i < S::STAGES - 1; ++i) {
+        loader.copy(first + i, last);
+        loader.fetch_scales(scale, first + i, last);
+        loader.put_scales(scale, first + i, last);
+    }
+    for (int step = first; step < last; ++step) {
+        ptx::cp_async_wait<S::STAGES - 2>();
+        __syncthreads();  // this step's stage is whole, and nobody reads the one that is filled next
+        const int next = step + S::STAGES - 1;
+        loader.copy(next, last);
+        loader.fetch_scales(scale, next, last);
+        const char *stage = shared + step % S::STAGES * S::STAGE_BYTES;
+#pragma unroll 1
+        for (int group = 0; group < S::GROUPS / S::WARPS_K; ++group)
+            multiply<S>(acc, stage, warp_row, warp_token, group * S::WARPS_K + k);
+        loader.put_scales(scale, next, last);
+    }
+    if (S::WARPS_K > 1) {
+        __syncthreads();  // the stages' memory is free
+        gather<S>(acc, reinterpret_cast<float *>(shared), k, (warp / S::WARPS_K) * 32 + threadIdx.x % 32);
+        if (k > 0) return;
+    }
+    const int lane = threadIdx.x % 32, row = loader.first_row + warp_row + lane / 4 * 8;
+    // One copy of the finishing code: the next tokens' sums move to the front, registers have no index.
+#pragma unroll 1
+    for (int n = 0; n < S::TOKEN_TILES; ++n) {
+#pragma unroll 1
+        for (int j = 0; j < 2; ++j) {
+            const int token = loader.first_token + warp_token + n * 8 + lane % 4 * 2 + j;
+            float value[8];
+#pragma unroll
+            for (int m = 0; m < 4; ++m) {
+                value[2 * m] = j ? acc[m][0][1] : acc[m][0][0];
+                value[2 * m + 1] = j ? acc[m][0][3] : acc[m][0][2];
+            }
+            if (p.splits > 1)
+                prefill::store_partial(p.partial, split, p.finish, token, row, value);
+            else
+                prefill::finish(p.finish, token, row, value);
+        }
+#pragma unroll
+        for (int m = 0; m < 4; ++m)
+#pragma unroll
+            for (int other = 1; other < S::TOKEN_TILES; ++other)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) acc[m][other - 1][i] = acc[m][other][i];
+    }
+}
+
+}  // namespace gemm
