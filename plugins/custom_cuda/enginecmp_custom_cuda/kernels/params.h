@@ -35,6 +35,7 @@ struct QkvParams {
     float epsilon;
     int heads;
     int rope_dims;  // leading dimensions of a head that are rotated; the rest passes
+    int ways;       // warps of a block that share a row's columns: 1, 2, 4 or 8 (engine/geometry.py)
 };
 
 // attention: one split of the positions 0..position of every head; scores scaled by 1 / sqrt(D).
@@ -53,9 +54,11 @@ struct OutputParams {
     Matrix w;  // hidden rows, heads D columns
     const float *partial;
     const float *partial_ml;
-    float *x;  // [B][hidden]
+    const int *position;  // [B]; below 0: x stays as it is
+    float *x;             // [B][hidden]
     int heads;
     int splits;
+    int ways;
 };
 
 // gate_up: x -> RMSNorm -> h = silu(gate x) * (up x). Row 2i of W is gate's row i, row 2i + 1 is up's.
@@ -63,15 +66,19 @@ struct GateUpParams {
     Matrix w;  // 2 inner rows, hidden columns
     const float *x;
     const float *norm;
-    float *h;  // [B][inner]
+    const int *position;  // [B]
+    float *h;             // [B][inner]
     float epsilon;
+    int ways;
 };
 
 // down: x += W h.
 struct DownParams {
     Matrix w;  // hidden rows, inner columns
     const float *h;
+    const int *position;  // [B]
     float *x;
+    int ways;
 };
 
 // head: x -> RMSNorm -> logits = W x; the largest one's row joins `best` by atomicMax.
@@ -83,16 +90,20 @@ struct HeadParams {
     float *logits;             // [B][vocabulary], or null
     unsigned long long *best;  // [B]: ordered bits of the logit << 32 | 0xffffffff - row: ties go to the lowest row
     float epsilon;
+    int ways;
 };
 
 // next: turn `best` into the chosen id, hand it out, and begin the next step with its embedding.
 struct NextParams {
     Matrix table;              // embedding: vocabulary rows, hidden columns
+    const int *active;         // [B]; below 0: leave this slot alone. In a step the positions themselves
     unsigned long long *best;  // [B]; read, then set to 0
     int *token;                // [B]: the id
     int *position;             // [B]: + 1
     int *count;                // [B]: ids handed out so far, + 1
-    int *ring;                 // [ring_slots][B], memory that the host can read while kernels run: ids by count
+    int *ring;                 // [ring_slots][ring_stride], memory that the host reads while kernels run: id n of slot
+                               // b is at [n % ring_slots][b]; the host sets an entry to -1 once it has taken the id
     float *x;                  // [B][hidden]
     int ring_slots;
+    int ring_stride;  // at least B
 };

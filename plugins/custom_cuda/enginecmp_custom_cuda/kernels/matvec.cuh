@@ -1,0 +1,170 @@
+// A block's share of a matrix times the activations of BATCH sequences.
+//
+// A warp takes 4 rows at a time; `ways` warps share the columns of the same 4 rows, so that narrow matrices keep all
+// multiprocessors busy too. Weights of the first rows are loaded before the launch before this one has ended, because
+// they depend on nothing; then every block makes the activations for itself, in shared memory.
+#pragma once
+#include "dot.cuh"
+#include "kernel.h"
+#include "norm.cuh"
+#include "params.h"
+#include "ptx.cuh"
+#include "warp.cuh"
+
+namespace matvec {
+
+constexpr int THREADS = 256, WARPS = THREADS / 32;
+// Of a multiprocessor, by what the sums take: as many as there are registers for. Three leave room for the next
+// launch's blocks to load their first weights while this one runs.
+constexpr int BLOCKS = BATCH <= 2 ? 3 : BATCH == 8 && !dot::Q8 ? 1 : 2;
+constexpr int AHEAD = 2;  // 16-byte loads of activations that a thread has in flight
+
+// Warm the L2 cache with a vector that depends on no earlier launch.
+__device__ inline void prefetch(const float *vector, int length) {
+    for (int i = threadIdx.x * 32; i < length; i += THREADS * 32) ptx::prefetch_l2(vector + i);
+}
+
+// Where the activations come from. `load(b, i)` gives columns 4 i to 4 i + 3 of sequence b.
+struct Plain {
+    const float *x;
+    int columns;
+    __device__ float4 load(int b, int i) const {
+        return reinterpret_cast<const float4 *>(x + static_cast<long long>(b) * columns)[i];
+    }
+    __device__ void end(int) {}
+};
+
+// x * weight; 1 / rms(x) is one number for all columns, so it is multiplied into the sums of the rows. That saves a
+// pass over x and a barrier, and int8 activations are the same up to rounding: their scale is proportional to x.
+struct Normed {
+    const float *x, *weight;
+    int columns;
+    float (*squares)[WARPS];  // [BATCH], shared
+    float square = 0.0f;
+
+    __device__ float4 load(int b, int i) {
+        const float4 v = reinterpret_cast<const float4 *>(x + static_cast<long long>(b) * columns)[i];
+        const float4 w = reinterpret_cast<const float4 *>(weight)[i];
+        square += rms_norm::square4(v);
+        return make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
+    }
+    __device__ void end(int b) {
+        const float total = warp::sum(square);
+        if (threadIdx.x % 32 == 0) squares[b][threadIdx.x / 32] = total;
+        square = 0.0f;
+    }
+    // After the barrier: 1 / rms of sequence b.
+    __device__ static float inverse(const float (*squares)[WARPS], int b, int columns, float epsilon) {
+        float total = 0.0f;
+#pragma unroll
+        for (int i = 0; i < WARPS; ++i) total += squares[b][i];
+        return rms_norm::inverse_rms(total, columns, epsilon);
+    }
+};
+
+// Fill the activations; whoever reads them waits for the block first.
+template <class Source>
+__device__ inline void fill(const dot::Activations &activations, int columns, const int *position, Source &source) {
+    const int fours = columns / 4;
+    for (int b = 0; b < BATCH; ++b) {
+        if (position[b] < 0) continue;
+        for (int base = 0; base < fours; base += THREADS * AHEAD) {
+            float4 x[AHEAD];
+#pragma unroll
+            for (int k = 0; k < AHEAD; ++k) {
+                const int i = base + k * THREADS + threadIdx.x;
+                x[k] = i < fours ? source.load(b, i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            }
+#pragma unroll
+            for (int k = 0; k < AHEAD; ++k) {
+                const int i = base + k * THREADS + threadIdx.x;
+                if (base + k * THREADS < fours) activations.store(b, i, x[k], i < fours);
+            }
+        }
+        source.end(b);
+    }
+}
+
+// This block's rows of w, piece by piece.
+struct Rows {
+    const Matrix &w;
+    int ways, way;           // warps that share rows; which of them this is
+    int group, step, groups;  // of 4 rows: this warp's first, distance to the next, number of all
+    int slabs, pieces;       // of a row; of those this warp takes
+    dot::Piece ring[dot::STAGES];
+
+    __device__ Rows(const Matrix &w_, int ways_) : w(w_), ways(ways_) {
+        const int warp = threadIdx.x / 32;
+        way = warp % ways;
+        group = blockIdx.x * (WARPS / ways) + warp / ways;
+        step = gridDim.x * (WARPS / ways);
+        groups = (w.rows + dot::ROWS - 1) / dot::ROWS;
+        slabs = dot::slabs(w.columns);
+        pieces = (slabs - way + ways - 1) / ways;
+    }
+
+    __device__ void load(int slot, int of_group, int piece) {
+        if (of_group < groups && piece < pieces) ring[slot].load(w, of_group, way + piece * ways);
+    }
+
+    // Before anything that earlier launches make is read.
+    __device__ void begin() {
+#pragma unroll
+        for (int s = 0; s < dot::STAGES; ++s) load(s, group, s);
+    }
+
+    // For every 4 rows: finish.store(row, b, sum, the sum of row ^ 1, what finish.ahead(row, b) gave before). One lane
+    // a row and sequence calls it. The activations are complete for the whole block.
+    template <class Finish> __device__ void run(const dot::Activations &activations, Finish &finish) {
+        constexpr int VALUES = dot::ROWS * BATCH;
+        __shared__ float sums[2][WARPS][VALUES];
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        const int row = lane / BATCH, b = lane % BATCH;  // of the sum that this lane finishes
+        const bool finishing = way == 0 && lane < VALUES;
+        // The first row group of the block, so that all its warps make as many rounds.
+        int parity = 0;
+        for (int first = blockIdx.x * (WARPS / ways); first < groups; first += step, group += step, parity ^= 1) {
+            const bool real = finishing && group * dot::ROWS + row < w.rows;
+            typename Finish::Ahead ahead;
+            if (real) ahead = finish.ahead(group * dot::ROWS + row, b);
+            float sum[dot::LOADS][BATCH];
+#pragma unroll
+            for (int i = 0; i < dot::LOADS; ++i)
+#pragma unroll
+                for (int c = 0; c < BATCH; ++c) sum[i][c] = 0.0f;
+            for (int base = 0; base < pieces; base += dot::STAGES) {
+                const bool last = base + dot::STAGES >= pieces;
+#pragma unroll
+                for (int s = 0; s < dot::STAGES; ++s) {
+                    if (group < groups && base + s < pieces)
+                        ring[s].multiply(sum, activations, way + (base + s) * ways, w.columns);
+                    load(s, last ? group + step : group, last ? s : base + dot::STAGES + s);
+                }
+            }
+            share(sum, sums[parity][warp]);
+            // The next round writes the other half, and the one after it comes after the next barrier.
+            if (ways == 1)
+                __syncwarp();
+            else
+                __syncthreads();
+            float total = 0.0f;
+            if (finishing)
+                for (int i = 0; i < ways; ++i) total += sums[parity][warp + i][lane];
+            const float other = __shfl_xor_sync(warp::ALL, total, BATCH);
+            if (real) finish.store(group * dot::ROWS + row, b, total, other, ahead);
+        }
+    }
+
+    // Add up the lanes: to[row][b].
+    __device__ static void share(float (&sum)[dot::LOADS][BATCH], float (&to)[dot::ROWS * BATCH]) {
+        constexpr int VALUES = dot::LOADS * BATCH;
+        float flat[VALUES];
+#pragma unroll
+        for (int i = 0; i < VALUES; ++i) flat[i] = sum[i / BATCH][i % BATCH];
+        const float total = warp::scattered_sum<dot::ROW_LANES>(flat);
+        const int lane = threadIdx.x % 32, value = lane % dot::ROW_LANES;
+        if (value < VALUES) to[dot::row_of(value / BATCH, lane) * BATCH + value % BATCH] = total;
+    }
+};
+
+}  // namespace matvec
