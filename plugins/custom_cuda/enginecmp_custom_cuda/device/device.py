@@ -82,7 +82,7 @@ class Device:
 
     def _describe(self, handle: Any) -> None:
         call = self._context.call
-        self.name: str = call("cuDeviceGetName", 256, handle, expected="the device's name").rstrip(b"\0").decode()
+        self.name: str = call("cuDeviceGetName", 256, handle, expected="the device's name").partition(b"\0")[0].decode()
         self.total_bytes = int(call("cuDeviceTotalMem", handle, expected="the size of the device's memory"))
         self.capability = (self.attribute("COMPUTE_CAPABILITY_MAJOR"), self.attribute("COMPUTE_CAPABILITY_MINOR"))
         self.multiprocessors = self.attribute("MULTIPROCESSOR_COUNT")
