@@ -80,6 +80,8 @@ def test_candidates_by_hand() -> None:
     assert kept(0, 0.39) == [1]
     assert kept(0, 0.95) == [0, 1, 2, 3, 4]
     assert kept(0, 0.0) == [1]
+    # Of four that are alike two have exactly a half.
+    assert np.flatnonzero(sampling.candidates([1.0] * 4, 0, 0.5)).tolist() == [0, 1]
     # After top-k the two have 2/3 and 1/3.
     assert kept(2, 0.66) == [1]
     assert kept(2, 0.67) == [1, 2]
