@@ -13,6 +13,7 @@ from enginecmp_custom_cuda.persistent.schedule import (
     Row,
     Schedule,
     copies,
+    default_splits,
     generate,
     part_tiles,
     tiles,
@@ -27,7 +28,7 @@ H200 = (132, 232448)
 
 def planned(shape: Shape, multiprocessors: int, shared_bytes: int = H200[1], **more: int) -> Schedule:
     bases = 0x7F00_0000_0000 + (1 << 30) * np.arange(4 * shape.layers, dtype=np.int64).reshape(-1, 4)
-    return generate(shape, multiprocessors, shared_bytes, bases, 1 << 40, **more)
+    return generate(shape, multiprocessors, shared_bytes, bases, 1 << 40, **{"splits": 2, **more})
 
 
 def changed(schedule: Schedule, multiprocessor: int, index: int, **fields: object) -> Schedule:
@@ -91,7 +92,7 @@ def test_bytes_are_even_over_a_token_and_tiles_over_each_step(shape: Shape) -> N
             sum(row.count for row in schedule.plan(sm) if row.kind == kind and row.layer in {1, 4}) for sm in range(132)
         ]
         assert max(owned) == -(-tiles(shape, kind) // 132)
-    assert schedule.layout.slots >= 22  # what the ring was designed to hold on this device
+    assert schedule.layout.slots >= 23  # what the ring was designed to hold on this device
 
 
 def test_copies_cover_every_byte_of_every_matrix_once_in_whole_chunks() -> None:
@@ -121,6 +122,14 @@ def test_copies_cover_every_byte_of_every_matrix_once_in_whole_chunks() -> None:
     down = int(schedule.bases[1, 3])
     assert down + locate(16, 512, TINY.inner, "Q8_0").weight in starts  # second tile, second chunk
     assert max(size for _, size in fetched) == chunk_bytes(TINY.inner, "Q8_0")
+
+
+def test_splits_give_each_multiprocessor_at_most_one_item_and_no_item_less_than_a_round() -> None:
+    assert default_splits(LLAMA_1B, 132, 1 << 20) == 16
+    assert default_splits(LLAMA_1B, 132, 513) == 5
+    assert default_splits(LLAMA_1B, 40, 1 << 20) == 5
+    assert default_splits(LLAMA_1B, 4, 1 << 20) == 1
+    assert default_splits(replace(LLAMA_1B, heads=56), 132, 1 << 20) == 8  # 7 query heads of a kv head are two items
 
 
 def test_parts_of_hidden_are_whole_chunks_of_down() -> None:

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..weights.kinds import BLOCK
+from ..weights.kinds import BLOCK, KINDS
 from ..weights.packing import CHUNK_COLUMNS, TILE_ROWS, tile_bytes
 
-CONSUMER_WARPS = 16
-"""Warps that multiply: one for each row of a tile."""
+CONSUMER_WARPS = 8
+"""Warps that multiply: two teams of four, each warp with four rows of the team's tile."""
+TEAMS = 2
 THREADS = 32 * (CONSUMER_WARPS + 1)
 """Of a block: the consumers and the warp that fetches weights."""
 ROW_BYTES = 32
 """Of one row of the schedule."""
 LAYER_BYTES = 64
 """Of one layer's addresses."""
+RESULT_TILES = 16
+"""Tiles whose sums are kept before they are stored; a step with more of them stores several times."""
+RESULT_BYTES = TEAMS * TILE_ROWS * 4
+"""Of a tile's sums."""
 SCRATCH_BYTES = 512
 """For sums and largest values across warps."""
 BARRIER_BYTES = 16
@@ -42,6 +47,7 @@ class Shape:
         vocabulary: rows of the head.
         kind: of every matrix, a name from `weights.kinds.KINDS`.
         quantized_activations: int8 activations with a scale for 32 (ACTIVATION_Q8); else float32.
+        kv_bytes: of an element of the cache, 2 or 4.
     """
 
     layers: int
@@ -53,6 +59,19 @@ class Shape:
     vocabulary: int
     kind: str
     quantized_activations: bool
+    kv_bytes: int = 2
+
+    @property
+    def item_heads(self) -> int:
+        """Query heads of one item of attention: HEADS of `kernels/attention.cuh`."""
+        vectors = self.head_dim * self.kv_bytes // 16
+        lanes = min(32, vectors & -vectors)  # the largest power of two that divides them
+        return 4 if vectors == lanes else 2
+
+    @property
+    def items(self) -> int:
+        """Items of attention for each split of the positions."""
+        return self.kv_heads * -(-(self.heads // self.kv_heads) // self.item_heads)
 
     @property
     def qkv_rows(self) -> int:
@@ -79,7 +98,7 @@ class Layout:
         layers: the layers' addresses.
         barriers: `slots` pairs of "full" and "empty".
         activation: the input of a matrix, or what attention merges.
-        results: 16 float32 of each tile of a step.
+        results: of some tiles, what the teams have summed up.
         scratch: sums and largest values of the warps.
         ring: the first slot.
         slot_bytes: from one slot to the next.
@@ -114,20 +133,24 @@ def chunk_bytes(columns: int, kind: str) -> int:
 
 
 def activation_bytes(shape: Shape) -> int:
-    """Return what the input of the widest matrix takes, or attention's merge across warps, whichever is more."""
-    vector = shape.widest + shape.widest // BLOCK * 4 if shape.quantized_activations else shape.widest * 4
-    group = shape.heads // shape.kv_heads
+    """Return what the input of the widest matrix takes, or attention's merge across warps, whichever is more.
+
+    `kernels/dot.cuh` pads an input to slabs: what the lanes of a warp read of a row at once, 16 bytes each (16 lanes
+    of 4-bit weights, whose other 16 take other rows).
+    """
+    slab = 512 if KINDS[shape.kind].scaled else 32 * 16 * BLOCK // KINDS[shape.kind].payload_bytes
+    padded = -(-shape.widest // slab) * slab
+    vector = padded + shape.widest // BLOCK * 4 if shape.quantized_activations else padded * 4
     # Of each warp and query head: D sums, the largest score, the sum of weights.
-    return max(vector, CONSUMER_WARPS * group * (shape.head_dim + 2) * 4)
+    return max(vector, CONSUMER_WARPS * shape.item_heads * (shape.head_dim + 2) * 4)
 
 
-def lay_out(shape: Shape, most_rows: int, most_tiles: int, shared_bytes: int, slots: int | None = None) -> Layout:
+def lay_out(shape: Shape, most_rows: int, shared_bytes: int, slots: int | None = None) -> Layout:
     """Return where everything lies; the ring has as many slots as fit.
 
     Args:
         shape: of the model.
         most_rows: of the schedule on any multiprocessor.
-        most_tiles: of any step whose results are kept.
         shared_bytes: that a block may have.
         slots: of the ring; None: all that fit, at most 64. A result may have fewer than `FEWEST_SLOTS`, or none:
             then the model does not fit.
@@ -137,7 +160,7 @@ def lay_out(shape: Shape, most_rows: int, most_tiles: int, shared_bytes: int, sl
         "layers": shape.layers * LAYER_BYTES,
         "barriers": MOST_SLOTS * BARRIER_BYTES,
         "activation": activation_bytes(shape),
-        "results": most_tiles * TILE_ROWS * 4,
+        "results": RESULT_TILES * RESULT_BYTES,
         "scratch": SCRATCH_BYTES,
     }
     starts, end = {}, 0

@@ -58,6 +58,8 @@ WORDS = 8
 for << 8 | counter signalled << 16 | prepare << 24; the waits are for successive counters; prepare: this row makes the
 matrix's input, a row without it goes on with the input of the row before."""
 MOST_SPLITS = 16
+SPLIT_TOKENS = 128
+"""Positions that a block of attention takes in one round."""
 MATRICES = (Kind.QKV, Kind.OUTPUT, Kind.GATE_UP, Kind.DOWN, Kind.HEAD)
 
 
@@ -95,7 +97,7 @@ class Schedule:
         shape: of the model.
         multiprocessors: that take part: the blocks of the launch.
         shared_bytes: that a block may have.
-        splits: of the positions in attention; its items are (kv head, split), split fastest.
+        splits: of the positions in attention; its items are (kv head, tile of its query heads, split), split fastest.
         parts: of the hidden columns.
         offsets: of each multiprocessor's first row, and the end, shape (multiprocessors + 1,).
         rows: int32, shape (rows, WORDS).
@@ -150,9 +152,13 @@ def part_tiles(shape: Shape, parts: int) -> list[int]:
     return [min(part * chunks // parts * per_chunk, tiles(shape, Kind.GATE_UP)) for part in range(parts + 1)]
 
 
-def default_splits(shape: Shape, multiprocessors: int) -> int:
-    """Return into how many splits attention cuts the positions: about one item for each multiprocessor."""
-    return max(1, min(MOST_SPLITS, multiprocessors // shape.kv_heads))
+def default_splits(shape: Shape, multiprocessors: int, context_tokens: int) -> int:
+    """Return into how many splits attention cuts the positions.
+
+    At most one item for each multiprocessor, and at least the positions that a block takes at once: every split that
+    is not empty is merged again by every multiprocessor.
+    """
+    return max(1, min(MOST_SPLITS, multiprocessors // shape.items, -(-context_tokens // SPLIT_TOKENS)))
 
 
 def generate(
@@ -162,7 +168,7 @@ def generate(
     bases: NDArray[np.int64],
     head: int,
     *,
-    splits: int | None = None,
+    splits: int = 1,
     slots: int | None = None,
 ) -> Schedule:
     """Return the plan for a model on a device.
@@ -173,7 +179,7 @@ def generate(
         shared_bytes: that a block may have.
         bases: device addresses, shape (layers, 4): qkv, output, gate_up, down.
         head: device address.
-        splits: of the positions; None: `default_splits`.
+        splits: of the positions; see `default_splits`.
         slots: of the ring; None: as many as fit.
 
     Returns:
@@ -181,7 +187,6 @@ def generate(
     """
     # A multiprocessor without any work in a layer would never say how far it is.
     multiprocessors = min(multiprocessors, tiles(shape, Kind.GATE_UP))
-    splits = splits or default_splits(shape, multiprocessors)
     parts = min(MOST_PARTS, -(-shape.inner // CHUNK_COLUMNS))
     edges = part_tiles(shape, parts)
     loads = np.zeros(multiprocessors, np.int64)
@@ -214,7 +219,7 @@ def generate(
         ready = (signalled[Counter.RESIDUAL],) if layer else ()
         add(Kind.QKV, layer, Counter.RESIDUAL, ready, Counter.QKV, _matrix_shares(shape, Kind.QKV, loads))
         target = (signalled[Counter.QKV],)
-        add(Kind.ATTENTION, layer, Counter.QKV, target, Counter.ATTENTION, _shares(shape.kv_heads * splits, 0, loads))
+        add(Kind.ATTENTION, layer, Counter.QKV, target, Counter.ATTENTION, _shares(shape.items * splits, 0, loads))
         target = (signalled[Counter.ATTENTION],)
         add(Kind.OUTPUT, layer, Counter.ATTENTION, target, Counter.OUTPUT, _matrix_shares(shape, Kind.OUTPUT, loads))
         target = (signalled[Counter.OUTPUT],)
@@ -233,8 +238,7 @@ def generate(
     everyone = np.ones(multiprocessors, np.int32)
     add(Kind.NEXT, last, Counter.BEST, (signalled[Counter.BEST],), NO_COUNTER, (0 * everyone, everyone))
 
-    most_tiles = max(row.count for plan in plans for row in plan if row.kind != Kind.HEAD)
-    layout = lay_out(shape, max(map(len, plans)), most_tiles, shared_bytes, slots)
+    layout = lay_out(shape, max(map(len, plans)), shared_bytes, slots)
     return Schedule(
         shape,
         multiprocessors,

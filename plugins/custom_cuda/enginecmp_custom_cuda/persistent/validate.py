@@ -21,6 +21,8 @@ from .layout import (
     FEWEST_SLOTS,
     LAYER_BYTES,
     MOST_SLOTS,
+    RESULT_BYTES,
+    RESULT_TILES,
     ROW_BYTES,
     SCRATCH_BYTES,
     activation_bytes,
@@ -126,7 +128,7 @@ def _ownership(schedule: Schedule) -> Iterator[Fault]:
     for layer in range(shape.layers):
         for kind in MATRICES[:-1]:
             owners[kind, layer] = np.zeros(tiles(shape, kind), np.int32)
-        owners[Kind.ATTENTION, layer] = np.zeros(shape.kv_heads * schedule.splits, np.int32)
+        owners[Kind.ATTENTION, layer] = np.zeros(shape.items * schedule.splits, np.int32)
     owners[Kind.HEAD, shape.layers] = np.zeros(tiles(shape, Kind.HEAD), np.int32)
     for sm in range(schedule.multiprocessors):
         plan = schedule.plan(sm)
@@ -206,14 +208,13 @@ def _memory(schedule: Schedule) -> Iterator[Fault]:
     if layout.total > schedule.shared_bytes:
         yield Fault("shared_memory", f"{layout.total} bytes, a block may have {schedule.shared_bytes}")
     plans = [schedule.plan(sm) for sm in range(schedule.multiprocessors)]
-    most_tiles = max((row.count for plan in plans for row in plan if row.kind != Kind.HEAD), default=0)
     least = {
         "rows": max(map(len, plans)) * ROW_BYTES,
         "layers": shape.layers * LAYER_BYTES,
         "barriers": MOST_SLOTS * BARRIER_BYTES,
         "activation": activation_bytes(shape),
         "scratch": SCRATCH_BYTES,
-        "results": most_tiles * 64,
+        "results": RESULT_TILES * RESULT_BYTES,
         "ring": layout.slots * layout.slot_bytes,
     }
     for name, first, end in layout.regions():
