@@ -104,6 +104,20 @@ class Head(ctypes.Structure):
     )
 
 
+class Begin(ctypes.Structure):
+    """`BeginParams`."""
+
+    _fields_ = (
+        ("position", POINTER),
+        ("active", POINTER),
+        ("count", POINTER),
+        ("best", POINTER),
+        ("slot", INT),
+        ("at", INT),
+        ("token", INT),
+    )
+
+
 class Next(ctypes.Structure):
     """`NextParams`."""
 
@@ -130,6 +144,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "GateUpParams": GateUp,
     "DownParams": Down,
     "HeadParams": Head,
+    "BeginParams": Begin,
     "NextParams": Next,
 }
 """By the name in the header."""

@@ -49,7 +49,8 @@ struct QkvFinish {
             p.q[(static_cast<long long>(b) * p.heads + head) * HEAD_DIM + d] = value;
             return;
         }
-        const int kv_head = (head - p.heads) % p.cache.kv_heads, which = (head - p.heads) / p.cache.kv_heads;
+        const int which = head < p.heads + p.cache.kv_heads ? kv::KEY : kv::VALUE;
+        const int kv_head = head - p.heads - which * p.cache.kv_heads;
         kv::at(p.cache, b, a.position, kv_head, which)[d] = kv::Element<KV>::from(value);
     }
 };
@@ -134,13 +135,11 @@ KERNEL(THREADS, matvec::BLOCKS, qkv, QkvParams) {
     rows.run(activations, finish);
 }
 
-// Grid: BATCH * kv_heads * tiles of HEADS query heads * splits, splits innermost.
+// Grid: (splits, kv_heads, BATCH * tiles of HEADS query heads), sequences before tiles.
 KERNEL(attend::THREADS, 1, attention, AttentionParams) {
     __shared__ attend::Shared shared;
-    const int group = p.heads / p.cache.kv_heads, tiles = (group + attend::HEADS - 1) / attend::HEADS;
-    const int split = blockIdx.x % p.splits, tile = blockIdx.x / p.splits % tiles;
-    const int kv_head = blockIdx.x / p.splits / tiles % p.cache.kv_heads;
-    const int b = blockIdx.x / p.splits / tiles / p.cache.kv_heads;
+    const int split = blockIdx.x, kv_head = blockIdx.y, b = blockIdx.z % BATCH, tile = blockIdx.z / BATCH;
+    const int group = p.heads / p.cache.kv_heads;
     take_turns();
     const int position = p.position[b];
     if (position < 0) return;
@@ -225,6 +224,16 @@ KERNEL(THREADS, matvec::BLOCKS, head, HeadParams) {
 #pragma unroll
     for (int i = 0; i < matvec::WARPS; ++i) top = max(top, best[i][threadIdx.x]);
     atomicMax(p.best + threadIdx.x, top);
+}
+
+// One block.
+KERNEL(32, 1, begin, BeginParams) {
+    take_turns();
+    if (threadIdx.x < BATCH) p.active[threadIdx.x] = threadIdx.x == p.slot ? 0 : -1;
+    if (threadIdx.x != 0) return;
+    p.position[p.slot] = p.at;
+    p.count[p.slot] = 0;
+    p.best[p.slot] = p.token < 0 ? 0 : 0xffffffffu - static_cast<unsigned>(p.token);
 }
 
 // One block a sequence.

@@ -16,11 +16,12 @@ namespace matvec {
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 // Of a multiprocessor, by what the sums take: as many as there are registers for. Three leave room for the next
 // launch's blocks to load their first weights while this one runs.
-constexpr int BLOCKS = BATCH <= 2 ? 3 : BATCH == 8 && !dot::Q8 ? 1 : 2;
+constexpr int BLOCKS = BATCH == 1 || (BATCH == 2 && dot::Q8) ? 3 : BATCH == 8 && !dot::Q8 ? 1 : 2;
 constexpr int AHEAD = 2;  // 16-byte loads of activations that a thread has in flight
 
 // Warm the L2 cache with a vector that depends on no earlier launch.
 __device__ inline void prefetch(const float *vector, int length) {
+#pragma unroll 1
     for (int i = threadIdx.x * 32; i < length; i += THREADS * 32) ptx::prefetch_l2(vector + i);
 }
 
@@ -88,19 +89,19 @@ __device__ inline void fill(const dot::Activations &activations, int columns, co
 // This block's rows of w, piece by piece.
 struct Rows {
     const Matrix &w;
-    int ways, way;           // warps that share rows; which of them this is
-    int group, step, groups;  // of 4 rows: this warp's first, distance to the next, number of all
-    int slabs, pieces;       // of a row; of those this warp takes
+    int ways, way;                   // warps that share rows; which of them this is
+    int first, group, step, groups;  // of 4 rows: the block's first, this warp's, distance to the next, number of all
+    int pieces;                      // slabs of a row that this warp takes
     dot::Piece ring[dot::STAGES];
 
     __device__ Rows(const Matrix &w_, int ways_) : w(w_), ways(ways_) {
-        const int warp = threadIdx.x / 32;
-        way = warp % ways;
-        group = blockIdx.x * (WARPS / ways) + warp / ways;
-        step = gridDim.x * (WARPS / ways);
+        const int warp = threadIdx.x / 32, bits = 31 - __clz(ways);  // a power of two: shifts, not divisions
+        way = warp & (ways - 1);
+        first = blockIdx.x * (WARPS >> bits);
+        group = first + (warp >> bits);
+        step = gridDim.x * (WARPS >> bits);
         groups = (w.rows + dot::ROWS - 1) / dot::ROWS;
-        slabs = dot::slabs(w.columns);
-        pieces = (slabs - way + ways - 1) / ways;
+        pieces = (dot::slabs(w.columns) - way + ways - 1) >> bits;
     }
 
     __device__ void load(int slot, int of_group, int piece) {
@@ -121,9 +122,8 @@ struct Rows {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         const int row = lane / BATCH, b = lane % BATCH;  // of the sum that this lane finishes
         const bool finishing = way == 0 && lane < VALUES;
-        // The first row group of the block, so that all its warps make as many rounds.
-        int parity = 0;
-        for (int first = blockIdx.x * (WARPS / ways); first < groups; first += step, group += step, parity ^= 1) {
+        // By the block's first group, so that all its warps make as many rounds.
+        for (int parity = 0; first < groups; first += step, group += step, parity ^= 1) {
             const bool real = finishing && group * dot::ROWS + row < w.rows;
             typename Finish::Ahead ahead;
             if (real) ahead = finish.ahead(group * dot::ROWS + row, b);
@@ -144,7 +144,7 @@ struct Rows {
             share(sum, sums[parity][warp]);
             // The next round writes the other half, and the one after it comes after the next barrier.
             if (ways == 1)
-                __syncwarp();
+                __syncwarp(warp::ALL);
             else
                 __syncthreads();
             float total = 0.0f;

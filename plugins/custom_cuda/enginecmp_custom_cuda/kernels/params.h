@@ -93,6 +93,18 @@ struct HeadParams {
     int ways;
 };
 
+// begin: put a sequence into a slot, or take it out, without waiting for the device.
+struct BeginParams {
+    int *position;             // [B]; the slot's becomes `at`
+    int *active;               // [B]; the slot's becomes 0, the others' -1: for a `head` and `next` of it alone
+    int *count;                // [B]; the slot's becomes 0
+    unsigned long long *best;  // [B]; the slot's becomes what stands for `token`
+    int slot;
+    int at;     // position of the last token that has been computed; -1: there is none, and without `next` the slot is
+                // empty
+    int token;  // chosen already, or -1: the head chooses
+};
+
 // next: turn `best` into the chosen id, hand it out, and begin the next step with its embedding.
 struct NextParams {
     Matrix table;              // embedding: vocabulary rows, hidden columns
