@@ -1,0 +1,114 @@
+// Names: of errors, and of the functions that callers look up.
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <cstring>
+#include <utility>
+
+#include "driver.h"
+
+namespace {
+
+struct ErrorText {
+    CUresult code;
+    const char *name, *text;
+};
+
+const ErrorText errors[] = {
+    {0, "CUDA_SUCCESS", "no error"},
+    {1, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
+    {2, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
+    {3, "CUDA_ERROR_NOT_INITIALIZED", "initialization error"},
+    {4, "CUDA_ERROR_DEINITIALIZED", "driver shutting down"},
+    {46, "CUDA_ERROR_DEVICE_UNAVAILABLE", "CUDA-capable device(s) is/are busy or unavailable"},
+    {100, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
+    {101, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
+    {200, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
+    {201, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
+    {209, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"},
+    {214, "CUDA_ERROR_ECC_UNCORRECTABLE", "uncorrectable ECC error encountered"},
+    {400, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
+    {401, "CUDA_ERROR_ILLEGAL_STATE", "the operation cannot be performed in the present state"},
+    {500, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
+    {600, "CUDA_ERROR_NOT_READY", "device not ready"},
+    {700, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
+    {701, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"},
+    {702, "CUDA_ERROR_LAUNCH_TIMEOUT", "the launch timed out and was terminated"},
+    {716, "CUDA_ERROR_MISALIGNED_ADDRESS", "misaligned address"},
+    {719, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
+    {720, "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE", "too many blocks in cooperative launch"},
+    {801, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
+    {900, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},
+    {901, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "operation failed due to a previous error during capture"},
+    {999, "CUDA_ERROR_UNKNOWN", "unknown error"},
+};
+
+// A function of its own for every name that is not here, so that a call can say which it was.
+constexpr int most_missing = 900;
+const char *missing_names[most_missing];
+bool missing_told[most_missing];
+int missing_count = 0;
+
+template <int index>
+CUresult missing() {
+    if (simt::verbose() && !missing_told[index]) {
+        missing_told[index] = true;
+        fprintf(stderr, "custom_cuda emulator: %s is not supported\n", missing_names[index]);
+    }
+    return CUDA_ERROR_NOT_SUPPORTED;
+}
+
+using Missing = CUresult (*)();
+template <int... indices>
+Missing missing_of(int index, std::integer_sequence<int, indices...>) {
+    static const Missing all[] = {missing<indices>...};
+    return all[index];
+}
+
+void *stand_in(const char *name) {
+    static std::mutex mutex;
+    std::lock_guard<std::mutex> lock(mutex);
+    int index = 0;
+    while (index < missing_count && strcmp(missing_names[index], name) != 0) index++;
+    if (index == missing_count) {
+        if (missing_count < most_missing - 1) missing_count++;
+        missing_names[index] = strdup(name);
+    }
+    return reinterpret_cast<void *>(missing_of(index, std::make_integer_sequence<int, most_missing>()));
+}
+
+}  // namespace
+
+API cuGetErrorName(CUresult code, const char **name) {
+    for (const ErrorText &error : errors)
+        if (error.code == code) return *name = error.name, CUDA_SUCCESS;
+    *name = nullptr;
+    return CUDA_ERROR_INVALID_VALUE;
+}
+
+API cuGetErrorString(CUresult code, const char **text) {
+    for (const ErrorText &error : errors)
+        if (error.code == code) return *text = error.text, CUDA_SUCCESS;
+    *text = nullptr;
+    return CUDA_ERROR_INVALID_VALUE;
+}
+
+// Callers ask for "cuMemAlloc" and get the newest form that is here.
+API cuGetProcAddress_v2(const char *symbol, void **function, int, unsigned long long, int *status) {
+    if (!symbol || !function) return CUDA_ERROR_INVALID_VALUE;
+    Dl_info self;
+    void *library = nullptr;
+    if (dladdr(reinterpret_cast<void *>(&cuGetProcAddress_v2), &self)) library = dlopen(self.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+    *function = nullptr;
+    for (const char *suffix : {"_v3", "_v2", ""}) {
+        if (!*function && library) *function = dlsym(library, (std::string(symbol) + suffix).c_str());
+    }
+    if (library) dlclose(library);
+    if (!*function) *function = stand_in(symbol);
+    if (status) *status = 0;
+    return CUDA_SUCCESS;
+}
+
+API cuGetProcAddress(const char *symbol, void **function, int version, unsigned long long flags) {
+    return cuGetProcAddress_v2(symbol, function, version, flags, nullptr);
+}
