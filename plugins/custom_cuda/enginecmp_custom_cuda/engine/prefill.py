@@ -8,7 +8,7 @@ tokens (position -1), so that few are kept.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -29,7 +29,8 @@ from .gemm import (
     ceil_div,
     round_up,
 )
-from .params import Cache as CacheParams, Matrix
+from .params import Cache as CacheParams
+from .params import Matrix
 from .prefill_params import Embed, Finish, FinishKind, Flash, Rows
 
 if TYPE_CHECKING:
@@ -154,7 +155,14 @@ class Prefill:
         self._at = {name: self._memory.address + offset for name, offset in offsets.items()}
         self.hidden = self._at["hidden"]
 
-    def enqueue(self, ids: Numbers, position: Numbers, slot: Numbers, tokens: int | None = None) -> None:
+    def enqueue(
+        self,
+        ids: Numbers,
+        position: Numbers,
+        slot: Numbers,
+        tokens: int | None = None,
+        run: Callable[[Program], None] = Program.launch,
+    ) -> None:
         """Compute tokens: their keys and values go to the cache, their residual to `hidden`.
 
         Tokens of one sequence must be neighbours, in ascending order. Addresses are read on the device, so that calls
@@ -165,6 +173,7 @@ class Prefill:
             position: (T,), in their sequences; below 0 for a token that is to be left out.
             slot: (T,), rows of the block table.
             tokens: T, where addresses are given.
+            run: runs the launches; another way than one after the other, for instance a graph of them.
 
         Raises:
             EngineError: T is 0 or more than `max_tokens`, or the three have different lengths.
@@ -190,7 +199,7 @@ class Prefill:
             table[:, :count] = numbers
             self._device.upload(self._at["numbers"], table)
             single = len(np.unique(numbers[2])) * 2 > count
-        self.program(rows, single).launch()
+        run(self.program(rows, single))
 
     def program(self, rows: int, single: bool) -> Program:
         """Return the launches for a number of tokens that is a bucket's.
@@ -238,16 +247,24 @@ class Prefill:
             self._logits = self._device.allocate(self._logits_tokens * vocabulary * 4, "logits")
         for first in range(0, len(to), self._logits_tokens):
             if first not in self._heads:
-                self._heads[first] = Program(self._logits_tokens, tuple(self._head(first, self._logits.address)))
+                tokens = min(self._logits_tokens, self._rows - first)
+                hidden = self.hidden + first * self._model.config.hidden * 4
+                self._heads[first] = self.head(hidden, tokens, self._logits.address)
             self._heads[first].launch()
             count = min(self._logits_tokens, len(to) - first)
             to[first : first + count] = self._device.download(self._logits.address, (count, vocabulary), np.float32)
 
-    def _head(self, first: int, logits: int) -> Iterator[tuple[Group, Launch]]:
-        model, tokens = self._model, min(self._logits_tokens, self._rows - first)
-        hidden = self.hidden + first * model.config.hidden * 4
-        yield "norm", self._norm(hidden, model.output_norm, model.head, tokens)
-        yield from self._product("lm_head", model.head, tokens, Finish(kind=FinishKind.STORE, out=logits))
+    def head(self, x: int, tokens: int, logits: int) -> Program:
+        """Return the launches that turn residuals into logits: the last norm, then the head.
+
+        Args:
+            x: address of float32 [tokens][hidden], such as `hidden` or rows copied from it.
+            tokens: how many, at most `max_tokens`.
+            logits: address of float32 [tokens][vocabulary].
+        """
+        model = self._model
+        product = self._product("lm_head", model.head, tokens, Finish(kind=FinishKind.STORE, out=logits))
+        return Program(tokens, (("norm", self._norm(x, model.output_norm, model.head, tokens)), *product))
 
     def _steps(self, tokens: int, single: bool) -> Iterator[tuple[Group, Launch]]:
         """Yield all launches of a call."""
@@ -281,9 +298,7 @@ class Prefill:
             yield from self._product("ffn", layer.gate_up, tokens, gate)
             yield from self._onward("ffn", at["inner"], layer.down, tokens)
 
-    def _onward(
-        self, group: Group, x: int, matrix: DeviceMatrix, tokens: int
-    ) -> Iterator[tuple[Group, Launch]]:
+    def _onward(self, group: Group, x: int, matrix: DeviceMatrix, tokens: int) -> Iterator[tuple[Group, Launch]]:
         """Yield the launches of residual += matrix x."""
         add = Finish(kind=FinishKind.ADD, out=self.hidden)
         kind = self._multipliers[matrix.kind].activation
