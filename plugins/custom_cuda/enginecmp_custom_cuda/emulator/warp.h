@@ -6,7 +6,7 @@
 #include "sites.h"
 
 #define __syncthreads() ::simt::block_barrier(SIMT_SITE("syncthreads"))
-#define __syncwarp(...) ::simt::warp_barrier(SIMT_SITE("syncwarp"), ##__VA_ARGS__)
+#define __syncwarp(...) ::simt::warp_barrier(SIMT_SITE("syncwarp") __VA_OPT__(, ) __VA_ARGS__)
 
 namespace simt {
 
