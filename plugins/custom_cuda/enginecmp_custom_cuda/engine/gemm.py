@@ -94,9 +94,7 @@ class Multiplier(Protocol):
 def mma_shapes(kind: str) -> tuple[Shape, ...]:
     """Return the shapes of gemm_mma.cu for a kind, the smallest first; sizes as in gemm_mma.cuh."""
 
-    def shape(
-        name: str, rows: int, tokens: int, threads: int, resident: int, groups: int, stages: int
-    ) -> Shape:
+    def shape(name: str, rows: int, tokens: int, threads: int, resident: int, groups: int, stages: int) -> Shape:
         scaled = TENSOR_CORES[kind] == "s8"
         weight_bytes = 16 if kind == "Q4_0" else 32
         stage = groups * (rows * weight_bytes + tokens * 32 + (4 * (rows + tokens) if scaled else 0))

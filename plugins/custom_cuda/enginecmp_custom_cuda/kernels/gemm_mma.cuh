@@ -58,10 +58,30 @@ __device__ inline int slot_of(int row) {  // of 64 rows of a warp
     return (row & ~63) + (row >> 1 & 3) * 16 + (row & 1) * 8 + (row >> 3 & 7);
 }
 
+// What a thread copies: of each operand the same 16-byte unit of rows PASS apart, so that one address serves all.
+// Places are computed again for every stage: kept, they would push sums out of the registers.
 template <class S> struct Loader {
+    static constexpr int WEIGHT_UNITS = S::WEIGHT_ROW / 16, WEIGHT_PASS = S::THREADS / WEIGHT_UNITS;
+    static constexpr int TOKEN_UNITS = S::TOKEN_ROW / 16, TOKEN_PASS = S::THREADS / TOKEN_UNITS;
+    static constexpr int SCALE_PASS = S::THREADS / S::GROUPS;
+    static_assert(WEIGHT_PASS % packing::TILE_ROWS == 0 && S::ROWS % WEIGHT_PASS == 0, "the same row of every tile");
+    static_assert(S::TOKENS % TOKEN_PASS == 0 || S::TOKENS < TOKEN_PASS, "");
+
     const GemmParams &p;
     char *shared;
     int first_row, first_token;
+    int tile_bytes;  // of 16 packed rows
+
+    __device__ Loader(const GemmParams &p, char *shared)
+        : p(p), shared(shared), first_row(blockIdx.y * S::ROWS), first_token(blockIdx.x * S::TOKENS),
+          tile_bytes(static_cast<int>(packing::tile_bytes(p.w.columns))) {}
+
+    // The tile of a row of the block.
+    __device__ const unsigned char *tile_of(int local) const {
+        const long long tile = (first_row + local) / packing::TILE_ROWS;
+        return static_cast<const unsigned char *>(p.w.tiles) + tile * tile_bytes;
+    }
+    __device__ int token_bytes() const { return p.w.columns / GROUP_COLUMNS * GROUP_BYTES; }
 
     // Begin copying stage `step` of the columns into its place; beyond a matrix's end there are zeros.
     __device__ void copy(int step, int last_step) const {
@@ -75,75 +95,81 @@ template <class S> struct Loader {
     }
 
     __device__ void copy_weights(char *to, int step) const {
-        constexpr int UNITS = S::WEIGHT_ROW / 16;
-        const int column = step * S::GROUPS * GROUP_COLUMNS;
-        const int within = column % CHUNK / GROUP_COLUMNS * WEIGHT_BYTES;
-        static_assert(S::ROWS * UNITS % S::THREADS == 0, "");
+        const int thread = ptx::thread_index();
+        const int column = step * S::GROUPS * GROUP_COLUMNS, local = thread / WEIGHT_UNITS;
+        const int row_bytes = chunk_columns(column) / packing::BLOCK * packing::BLOCK_BYTES;
+        const int unit = thread % WEIGHT_UNITS, at = column % CHUNK / GROUP_COLUMNS * WEIGHT_BYTES + unit * 16;
+        const unsigned char *from = tile_of(local) + chunk_at(column) + (local % packing::TILE_ROWS * row_bytes + at);
+        const long long pass_bytes = static_cast<long long>(tile_bytes) * (WEIGHT_PASS / packing::TILE_ROWS);
 #pragma unroll
-        for (int i = 0; i < S::ROWS * UNITS / S::THREADS; ++i) {
-            const int piece = i * S::THREADS + threadIdx.x;
-            const int local = piece / UNITS, unit = piece % UNITS, row = first_row + local;
-            const packing::Chunk chunk(p.w, row / packing::TILE_ROWS, column / CHUNK);
-            const int at = within + unit * 16;
-            const bool real = row < p.w.rows && at < chunk.row_bytes();
+        for (int i = 0; i < S::ROWS / WEIGHT_PASS; ++i) {
+            const int row = local + i * WEIGHT_PASS;
+            const bool real = first_row + row < p.w.rows && at < row_bytes;
             // Where nothing is read, the address still has to be one of the matrix.
-            const void *from = real ? chunk.weights + row % packing::TILE_ROWS * chunk.row_bytes() + at : p.w.tiles;
-            ptx::cp_async_16(to + place<S::WEIGHT_ROW>(slot_of(local), unit), from, real);
+            const void *source = real ? from + i * pass_bytes : p.w.tiles;
+            ptx::cp_async_16(to + place<S::WEIGHT_ROW>(slot_of(row), unit), source, real);
         }
     }
 
     __device__ void copy_tokens(char *to, int step) const {
-        constexpr int UNITS = S::TOKEN_ROW / 16;
-        const int row_bytes = p.w.columns / GROUP_COLUMNS * GROUP_BYTES;
-        static_assert(S::TOKENS * UNITS % S::THREADS == 0, "");
+        const int thread = ptx::thread_index();
+        const int local = thread / TOKEN_UNITS, unit = thread % TOKEN_UNITS;
+        const int row_bytes = token_bytes(), at = step * S::TOKEN_ROW + unit * 16;
+        const char *from = static_cast<const char *>(p.a);
 #pragma unroll
-        for (int i = 0; i < S::TOKENS * UNITS / S::THREADS; ++i) {
-            const int piece = i * S::THREADS + threadIdx.x;
-            const int local = piece / UNITS, unit = piece % UNITS, token = first_token + local;
-            const int at = step * S::TOKEN_ROW + unit * 16;
-            const bool real = token < p.finish.tokens && at < row_bytes;
-            const char *from = static_cast<const char *>(p.a);
-            if (real) from += static_cast<long long>(token) * row_bytes + at;
-            ptx::cp_async_16(to + place<S::TOKEN_ROW>(local, unit), from, real);
+        for (int i = 0; i < (S::TOKENS + TOKEN_PASS - 1) / TOKEN_PASS; ++i) {
+            const int token = local + i * TOKEN_PASS;
+            if (S::TOKENS < TOKEN_PASS && token >= S::TOKENS) break;
+            const bool real = first_token + token < p.finish.tokens && at < row_bytes;
+            const void *source = real ? from + static_cast<long long>(first_token + token) * row_bytes + at : from;
+            ptx::cp_async_16(to + place<S::TOKEN_ROW>(token, unit), source, real);
         }
     }
 
     // [GROUPS][TOKENS]; the scales of a group are neighbours in memory, and their stride a multiple of 4.
     __device__ void copy_token_scales(char *to, int step) const {
-        for (int piece = threadIdx.x; piece < S::GROUPS * S::TOKENS / 4; piece += S::THREADS) {
-            const int group = step * S::GROUPS + piece / (S::TOKENS / 4);
-            const int token = first_token + piece % (S::TOKENS / 4) * 4;
-            const bool real = group < p.w.columns / 32 && token < p.scale_stride;
-            const float *from = p.a_scale;
-            if (real) from += static_cast<long long>(group) * p.scale_stride + token;
-            ptx::cp_async_16(to + piece * 16, from, real);
-        }
+        const int thread = ptx::thread_index();
+        constexpr int PIECES = S::TOKENS / 4;
+        static_assert(S::GROUPS * PIECES <= S::THREADS, "one piece a thread");
+        if (thread >= S::GROUPS * PIECES) return;
+        const int group = step * S::GROUPS + thread / PIECES, token = first_token + thread % PIECES * 4;
+        const bool real = group < p.w.columns / packing::BLOCK && token < p.scale_stride;
+        const float *from = p.a_scale + (real ? static_cast<long long>(group) * p.scale_stride + token : 0);
+        ptx::cp_async_16(to + thread * 16, from, real);
     }
 
     // The scales of W are single halves without alignment, so they go through registers: fetched before a stage's
     // arithmetic, put down after it.
     __device__ void fetch_scales(float (&scale)[S::SCALES_PER_THREAD], int step, int last_step) const {
+        const int thread = ptx::thread_index();
         if (!QUANTIZED || step >= last_step) return;
-        const int column = step * S::GROUPS * GROUP_COLUMNS;
+        const int column = step * S::GROUPS * GROUP_COLUMNS, blocks = chunk_columns(column) / packing::BLOCK;
+        const int local = thread / S::GROUPS, block = column % CHUNK / packing::BLOCK + thread % S::GROUPS;
+        const unsigned char *from = tile_of(local) + chunk_at(column) + packing::TILE_ROWS * blocks * packing::BLOCK_BYTES;
+        const long long pass_bytes = static_cast<long long>(tile_bytes) * (SCALE_PASS / packing::TILE_ROWS);
 #pragma unroll
         for (int i = 0; i < S::SCALES_PER_THREAD; ++i) {
-            const int piece = i * S::THREADS + threadIdx.x;
-            const int row = first_row + piece / S::GROUPS, block = column % CHUNK / 32 + piece % S::GROUPS;
-            const packing::Chunk chunk(p.w, row / packing::TILE_ROWS, column / CHUNK);
             scale[i] = 0.0f;
-            if (row < p.w.rows && block < chunk.columns / 32)
-                scale[i] = ptx::half_to_float(chunk.scales(row % packing::TILE_ROWS)[block]);
+            if (first_row + local + i * SCALE_PASS < p.w.rows && block < blocks) {
+                const unsigned short *scales = reinterpret_cast<const unsigned short *>(from + i * pass_bytes);
+                scale[i] = ptx::half_to_float(scales[local % packing::TILE_ROWS * blocks + block]);
+            }
         }
     }
 
     __device__ void put_scales(const float (&scale)[S::SCALES_PER_THREAD], int step, int last_step) const {
+        const int thread = ptx::thread_index();
         if (!QUANTIZED || step >= last_step) return;
         float *to = reinterpret_cast<float *>(shared + step % S::STAGES * S::STAGE_BYTES + S::WEIGHT_SCALES_AT);
 #pragma unroll
-        for (int i = 0; i < S::SCALES_PER_THREAD; ++i) {  // [GROUPS][ROWS]
-            const int piece = i * S::THREADS + threadIdx.x;
-            to[piece % S::GROUPS * S::ROWS + piece / S::GROUPS] = scale[i];
-        }
+        for (int i = 0; i < S::SCALES_PER_THREAD; ++i)  // [GROUPS][ROWS]
+            to[thread % S::GROUPS * S::ROWS + thread / S::GROUPS + i * SCALE_PASS] = scale[i];
+    }
+
+    // Of the chunk of a column: its width, and its place in a tile.
+    __device__ int chunk_columns(int column) const { return min(CHUNK, p.w.columns - column / CHUNK * CHUNK); }
+    __device__ int chunk_at(int column) const {
+        return column / CHUNK * static_cast<int>(packing::tile_bytes(CHUNK));
     }
 };
 
@@ -198,6 +224,8 @@ __device__ inline void multiply(float (&acc)[4][S::TOKEN_TILES][4], const char *
         }
         return;
     }
+    const int magic_bits[4] = {MAGIC, MAGIC, MAGIC, MAGIC};
+    const float magic = 12582912.0f;
     const float *row_scale = reinterpret_cast<const float *>(stage + S::WEIGHT_SCALES_AT) + group * S::ROWS + warp_row;
     const float *token_scale = reinterpret_cast<const float *>(stage + S::TOKEN_SCALES_AT) + group * S::TOKENS + warp_token;
     float2 sx[S::TOKEN_TILES];
@@ -211,9 +239,8 @@ __device__ inline void multiply(float (&acc)[4][S::TOKEN_TILES][4], const char *
         const float2 sw = *reinterpret_cast<const float2 *>(row_scale + lane / 4 * 8 + 2 * m);
 #pragma unroll
         for (int n = 0; n < S::TOKEN_TILES; ++n) {
-            int dot[4] = {MAGIC, MAGIC, MAGIC, MAGIC};
-            ptx::mma_s8(dot, a, b[n]);
-            const float magic = 12582912.0f;
+            int dot[4];
+            ptx::mma_s8(dot, a, b[n], magic_bits);
             acc[m][n][0] = fmaf(__uint_as_float(dot[0]) - magic, sw.x * sx[n].x, acc[m][n][0]);
             acc[m][n][1] = fmaf(__uint_as_float(dot[1]) - magic, sw.x * sx[n].y, acc[m][n][1]);
             acc[m][n][2] = fmaf(__uint_as_float(dot[2]) - magic, sw.y * sx[n].x, acc[m][n][2]);
@@ -240,7 +267,7 @@ template <class S> __device__ inline void gather(float (&acc)[4][S::TOKEN_TILES]
 }
 
 template <class S> __device__ inline void run(const GemmParams &p, char *shared) {
-    const Loader<S> loader = {p, shared, static_cast<int>(blockIdx.y) * S::ROWS, static_cast<int>(blockIdx.x) * S::TOKENS};
+    const Loader<S> loader(p, shared);
     constexpr int STAGE_COLUMNS = S::GROUPS * GROUP_COLUMNS;
     const int steps = (p.w.columns + STAGE_COLUMNS - 1) / STAGE_COLUMNS, share = (steps + p.splits - 1) / p.splits;
     const int split = blockIdx.z, first = min(steps, split * share), last = min(steps, first + share);
@@ -250,7 +277,7 @@ template <class S> __device__ inline void run(const GemmParams &p, char *shared)
 
     float acc[4][S::TOKEN_TILES][4] = {};
     float scale[S::SCALES_PER_THREAD];
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < S::STAGES - 1; ++i) {
         loader.copy(first + i, last);
         loader.fetch_scales(scale, first + i, last);
