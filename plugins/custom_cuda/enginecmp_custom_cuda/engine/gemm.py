@@ -77,6 +77,14 @@ class Activations:
     tokens: int
 
 
+class Step(Protocol):
+    """Something that is enqueued on the device's stream: a kernel's launch, or a library's."""
+
+    def launch(self) -> None:
+        """Run it after everything launched before, or record it while a graph is captured."""
+        ...
+
+
 class Multiplier(Protocol):
     """One way of multiplying weights of one kind."""
 
@@ -86,7 +94,7 @@ class Multiplier(Protocol):
         """Return how much memory for sums of splits a product needs."""
         ...
 
-    def launches(self, matrix: DeviceMatrix, given: Activations, finish: Finish, partial: int) -> list[Launch]:
+    def launches(self, matrix: DeviceMatrix, given: Activations, finish: Finish, partial: int) -> Sequence[Step]:
         """Return the launches of one product, in order; `finish` gets its tokens and rows here."""
         ...
 
