@@ -66,7 +66,7 @@ class Shape:
         """Query heads of one item of attention: HEADS of `kernels/attention.cuh`."""
         vectors = self.head_dim * self.kv_bytes // 16
         lanes = min(32, vectors & -vectors)  # the largest power of two that divides them
-        return 4 if vectors == lanes else 2
+        return 4 if vectors == lanes else 1
 
     @property
     def items(self) -> int:

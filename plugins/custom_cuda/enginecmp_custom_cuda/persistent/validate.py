@@ -308,11 +308,13 @@ def _awaited(schedule: Schedule, token: int, row: Row) -> Iterator[tuple[int, in
 def _touch(schedule: Schedule, paper: _Paper, token: int, row: Row, node: tuple[int, int]) -> None:
     """Note what a row reads and writes. Memory is told apart by name, its contents by growing versions."""
     step = _epoch(schedule, token, row.layer)  # a version of what is made once a layer
-    stream = 2 * step  # of the residual stream, made twice a layer; the first layer's comes from the embedding
+    stream = 2 * step  # of the residual stream, made twice a layer, and once before the first
     match Kind(row.kind):
         case Kind.QKV:
             if row.layer:
                 paper.reads["residual", stream - 1].append(node)
+            else:  # all write the same: the token's embedding; each reads what it wrote itself
+                paper.writes["residual", stream - 1].append(node)
             paper.writes["query", step].append(node)
             paper.writes["cache", step].append(node)
         case Kind.ATTENTION:
@@ -321,8 +323,7 @@ def _touch(schedule: Schedule, paper: _Paper, token: int, row: Row, node: tuple[
             paper.writes["partial", step].append(node)
         case Kind.OUTPUT:
             paper.reads["partial", step].append(node)
-            if row.layer:
-                paper.reads_own["residual", stream - 1].append(node)
+            paper.reads_own["residual", stream - 1].append(node)
             paper.writes["residual", stream].append(node)
         case Kind.GATE_UP:
             paper.reads["residual", stream].append(node)

@@ -1,0 +1,272 @@
+// decode_persistent: tokens of one sequence, one after the other, by one kernel that stays: a block a multiprocessor.
+//
+// Every block follows its rows of the schedule (persistent/schedule.py): it waits for the counters that a row names,
+// makes the matrix's input for itself, multiplies its tiles, stores its rows, and raises a counter. Weights come
+// through a ring in shared memory that a warp of its own keeps filled. Launched cooperatively: blocks wait for others.
+#include "attention.cuh"
+#include "kernel.h"
+#include "persistent_finish.cuh"
+#include "persistent_params.h"
+#include "persistent_ring.cuh"
+#include "persistent_sources.cuh"
+#include "persistent_wait.cuh"
+#include "ptx.cuh"
+
+static_assert(BATCH == 1, "one sequence");
+
+namespace persistent {
+
+// What the consumers have in shared memory beside the ring.
+struct Scratch {
+    float squares[1][matvec::WARPS];
+    unsigned long long best[matvec::WARPS];
+    int halt;
+};
+
+struct Consumer {
+    const PersistentParams &p;
+    const PersistentLayer *layers;
+    Ring ring;
+    uint4 *activation;
+    float *results;
+    Scratch &scratch;
+    int id, position, count;
+    int token = 0, row_number = 0;
+    unsigned long long best = 0;  // of this thread's rows of the head
+
+    __device__ Consumer(const PersistentParams &p_, unsigned char *shared, Scratch &scratch_)
+        : p(p_), layers(reinterpret_cast<const PersistentLayer *>(shared + p_.layers_at)), ring(p_, shared),
+          activation(reinterpret_cast<uint4 *>(shared + p_.activation_at)),
+          results(reinterpret_cast<float *>(shared + p_.results_at)), scratch(scratch_), id(*p_.token),
+          position(*p_.position), count(*p_.count) {}
+
+    __device__ __forceinline__ void run(const int *words, int rows) {
+        for (bool going_on = true; going_on; ++token) {
+            for (row_number = 0; row_number < rows; ++row_number) {
+                const Row row = {words + row_number * ROW_WORDS};
+                switch (row.kind()) {
+                    case ATTENTION: attention(row); break;
+                    case NEXT: going_on = next(row) && token + 1 < p.tokens; break;
+                    default: matrix(row); break;
+                }
+            }
+        }
+        end();
+    }
+
+    // Everything that the counter stands for has happened before what follows, for all consumers.
+    __device__ __forceinline__ void await(const Row &row, int part) const {
+        if (threadIdx.x == 0)
+            REMOVABLE("counter", await_counter(p, token, row_number, row.counter() + part, row.target(part)));
+        CONSUMERS_MEET();
+    }
+
+    // Everything that this block has stored happens before the counter's growth.
+    __device__ __forceinline__ void signal(const Row &row) const {
+        CONSUMERS_MEET();
+        if (threadIdx.x == 0) ptx::add_release(p.counters + row.signal() * 32, 1u);
+    }
+
+    // The input of a matrix, then this block's tiles of it, then what becomes of their rows.
+    __device__ __forceinline__ void matrix(const Row &row) {
+        const int kind = row.kind(), columns = columns_of(p, kind), parts = kind == DOWN ? p.parts : 1;
+        const int chunks = (columns + packing::CHUNK_COLUMNS - 1) / packing::CHUNK_COLUMNS;
+        const int warp = threadIdx.x / 32, team = warp / TEAM_WARPS, quarter = warp % TEAM_WARPS;
+        const dot::Activations activations(activation, columns);
+        int stop = 0;
+        if (kind == HEAD && blockIdx.x == 0 && threadIdx.x == 0) stop = ptx::load_system(p.stop);
+        int part = row.prepare() ? 0 : parts;
+        if (row.count() == 0 && row.waits() > 0) await(row, 0);  // what follows is in order all the same
+        for (int base = 0; base < row.count(); base += p.result_tiles) {
+            const int tiles = min(p.result_tiles, row.count() - base);
+            for (int tile = 0; tile < tiles; ++tile) {
+                float sum[dot::LOADS][BATCH];
+#pragma unroll
+                for (int i = 0; i < dot::LOADS; ++i) sum[i][0] = 0.0f;
+                for (int chunk = 0; chunk < chunks; ++chunk) {
+                    if (part < parts && chunk == part * chunks / parts) {
+                        if (part < row.waits()) await(row, part);
+                        prepare(row, activations, chunk, (part + 1) * chunks / parts);
+                        CONSUMERS_MEET();
+                        ++part;
+                    }
+                    const int number = (row.first() + base + tile) * chunks + chunk;
+                    if (number % TEAMS == team) take(sum, activations, columns, chunk, quarter);
+                    ring.advance();
+                }
+                float *const to = results + (tile * TEAMS + team) * packing::TILE_ROWS + quarter * dot::ROWS;
+                matvec::Rows::share(sum, *reinterpret_cast<float(*)[dot::ROWS * BATCH]>(to));
+            }
+            CONSUMERS_MEET();
+            finish(row, (row.first() + base) * packing::TILE_ROWS, tiles * packing::TILE_ROWS);
+            // The next tiles' sums go where these are.
+            if (base + p.result_tiles < row.count()) CONSUMERS_MEET();
+        }
+        if (kind == HEAD) hand_in(stop);
+        signal(row);
+    }
+
+    // Fill the activations for some chunks of columns. They are complete when the consumers have met.
+    __device__ __forceinline__ void prepare(const Row &row, const dot::Activations &activations, int first, int last) {
+        constexpr int FOURS = packing::CHUNK_COLUMNS / 4;
+        if (row.kind() == OUTPUT) {
+            Merged source = {p};
+            fill(activations, 0, p.heads * HEAD_DIM / 4, source);
+            return;
+        }
+        if (row.kind() == DOWN) {
+            Plain source = {p.h};
+            fill(activations, first * FOURS, min(last * FOURS, p.inner / 4), source);
+            return;
+        }
+        if (row.kind() == QKV && row.layer() == 0) {
+            // All blocks that read x here write the same numbers to it, and read what they have written themselves.
+            embed(p, id);
+            CONSUMERS_MEET();
+        }
+        const float *const weight = row.kind() == HEAD  ? p.output_norm
+                                    : row.kind() == QKV ? layers[row.layer()].attention_norm
+                                                        : layers[row.layer()].ffn_norm;
+        Normed source = {p.x, weight};
+        fill(activations, 0, p.hidden / 4, source);
+        const float total = warp::sum(source.square);
+        if (threadIdx.x % 32 == 0) scratch.squares[0][threadIdx.x / 32] = total;
+    }
+
+    // 4 rows of one chunk.
+    __device__ __forceinline__ void take(float (&sum)[dot::LOADS][BATCH], const dot::Activations &activations,
+                                         int columns, int chunk, int quarter) const {
+        constexpr int SLABS = packing::CHUNK_COLUMNS / dot::SLAB;
+        const int lane = threadIdx.x % 32, width = min(packing::CHUNK_COLUMNS, columns - chunk * packing::CHUNK_COLUMNS);
+        REMOVABLE("full slot", await_full(ring, p, token, row_number));
+        const packing::Chunk weights(Matrix{ring.chunk(), packing::TILE_ROWS, width}, 0, 0);
+#pragma unroll
+        for (int slab = 0; slab < SLABS; ++slab) {
+            const int within = slab * dot::SLAB + lane % dot::ROW_LANES * dot::ELEMENTS;
+            if (within >= width) continue;
+            const unsigned char *const at = weights.weights + within / dot::ELEMENTS * 16;
+            dot::Piece piece;
+#pragma unroll
+            for (int i = 0; i < dot::LOADS; ++i) {
+                const int r = quarter * dot::ROWS + dot::row_of(i, lane);
+                const uint4 bits = *reinterpret_cast<const uint4 *>(at + r * weights.row_bytes());
+                piece.word[i][0] = bits.x, piece.word[i][1] = bits.y;
+                piece.word[i][2] = bits.z, piece.word[i][3] = bits.w;
+                if (packing::SCALED) piece.scale[i] = weights.scales(r)[within / packing::BLOCK];
+            }
+            piece.multiply(sum, activations, chunk * SLABS + slab, columns);
+        }
+        release(ring);
+    }
+
+    // Rows first to first + rows - 1, whose sums are complete.
+    __device__ __forceinline__ void finish(const Row &row, int first, int rows) {
+        const int kind = row.kind();
+        const int all = kind == QKV       ? (p.heads + 2 * p.kv_heads) * HEAD_DIM
+                        : kind == GATE_UP ? 2 * p.inner
+                        : kind == HEAD    ? p.vocabulary
+                                          : p.hidden;
+        const float inverse = matvec::Normed::inverse(scratch.squares, 0, p.hidden, p.epsilon);
+        for (int i = threadIdx.x; i < rows && first + i < all; i += CONSUMERS) {
+            const int r = first + i;
+            const float sum = sum_of(results, i), other = sum_of(results, i ^ 1);
+            if (kind == QKV) {
+                finish_qkv(p, layers[row.layer()], position, inverse, r, sum, other);
+            } else if (kind == GATE_UP) {
+                finish_gate_up(p.h, inverse, r, sum, other);
+            } else if (kind == HEAD) {
+                const float logit = sum * inverse;
+                if (p.logits) p.logits[r] = logit;
+                best = max(best, key_of(r, logit));
+            } else {
+                p.x[r] = p.x[r] + sum;
+            }
+        }
+    }
+
+    // This block's best row of the head, and the host's wish.
+    __device__ __forceinline__ void hand_in(int stop) {
+        const unsigned long long key = largest_key(best);
+        best = 0;
+        if (threadIdx.x % 32 == 0) scratch.best[threadIdx.x / 32] = key;
+        CONSUMERS_MEET();
+        if (threadIdx.x > 0) return;
+        unsigned long long top = 0;
+        for (int i = 0; i < matvec::WARPS; ++i) top = max(top, scratch.best[i]);
+        p.best[blockIdx.x] = top;
+        if (blockIdx.x == 0) p.best[gridDim.x] = stop != 0;
+    }
+
+    // Items are (kv head, tile of its query heads, split), splits innermost.
+    __device__ __forceinline__ void attention(const Row &row) {
+        const int group = p.heads / p.kv_heads, tiles = (group + attend::HEADS - 1) / attend::HEADS;
+        const Cache cache = {layers[row.layer()].pages, p.table, 0, p.kv_heads};
+        attend::Shared &shared = *reinterpret_cast<attend::Shared *>(activation);
+        await(row, 0);
+        for (int item = row.first(); item < row.first() + row.count(); ++item) {
+            const int split = item % p.splits, tile = item / p.splits % tiles, kv_head = item / p.splits / tiles;
+            const int head = kv_head * group + tile * attend::HEADS;
+            const int heads = min(attend::HEADS, group - tile * attend::HEADS);
+            const long long at = static_cast<long long>(head) * p.splits + split;
+            float *const partial = p.partial + at * HEAD_DIM, *const partial_ml = p.partial_ml + at * 2;
+            if (split > position / kv::PAGE_TOKENS) {
+                if (threadIdx.x < heads)
+                    *reinterpret_cast<float2 *>(partial_ml + threadIdx.x * p.splits * 2) =
+                        make_float2(MINUS_INFINITY, 0.0f);
+                continue;
+            }
+            attend::run(shared, p.q + head * HEAD_DIM, cache, 0, kv_head, heads, position, split, p.splits);
+            CONSUMERS_MEET();
+            attend::merge(shared, partial, partial_ml, heads, p.splits);
+            if (item + 1 < row.first() + row.count()) CONSUMERS_MEET();  // the next one uses the same memory
+        }
+        signal(row);
+    }
+
+    // The token's id, in every block alike. False: the host wants to stop.
+    __device__ __forceinline__ bool next(const Row &row) {
+        await(row, 0);
+        unsigned long long key = 0;
+        for (int i = threadIdx.x % 32; i < gridDim.x; i += 32) key = max(key, p.best[i]);
+        key = largest_key(key);
+        // No logit was a number: any id is as good, but it must exist.
+        id = min(0xffffffffu - static_cast<unsigned>(key), static_cast<unsigned>(p.vocabulary - 1));
+        ++position;
+        if (blockIdx.x == 0 && threadIdx.x == 0)
+            ptx::store_system(p.ring + static_cast<long long>(count % p.ring_slots) * p.ring_stride, id);
+        ++count;
+        return p.best[gridDim.x] == 0;
+    }
+
+    // Leave everything as the kernels of single steps do. Nobody reads x any more: all have handed in their best row.
+    __device__ __forceinline__ void end() {
+        if (threadIdx.x == 0) *static_cast<volatile int *>(&scratch.halt) = 1;
+        if (blockIdx.x > 0) return;
+        embed(p, id);
+        if (threadIdx.x == 0) *p.token = id, *p.position = position, *p.count = count;
+    }
+};
+
+}  // namespace persistent
+
+KERNEL(persistent::THREADS, 1, decode_persistent, PersistentParams) {
+    using namespace persistent;
+    DYNAMIC_SHARED(unsigned char, shared);
+    Scratch &scratch = *reinterpret_cast<Scratch *>(shared + p.scratch_at);
+    const int first = p.offsets[blockIdx.x], rows = p.offsets[blockIdx.x + 1] - first;
+    int *const words = reinterpret_cast<int *>(shared);
+    for (int i = threadIdx.x; i < rows * ROW_WORDS; i += THREADS) words[i] = p.rows[first * ROW_WORDS + i];
+    unsigned long long *const layers = reinterpret_cast<unsigned long long *>(shared + p.layers_at);
+    for (int i = threadIdx.x; i < p.layer_count * static_cast<int>(sizeof(PersistentLayer) / 8); i += THREADS)
+        layers[i] = reinterpret_cast<const unsigned long long *>(p.layers)[i];
+    if (threadIdx.x == 0) {
+        scratch.halt = 0;
+        Ring(p, shared).begin();
+    }
+    __syncthreads();
+    if (threadIdx.x >= CONSUMERS) {
+        Producer(p, shared, &scratch.halt).run(words, rows, reinterpret_cast<const PersistentLayer *>(layers));
+    } else {
+        Consumer(p, shared, scratch).run(words, rows);
+    }
+}

@@ -1,0 +1,371 @@
+"""The resident decode kernel as an engine drives it: one launch hands out many tokens of one sequence.
+
+It works on the buffers of a decode step of batch 1 and leaves them as steps do, so that the two can take turns. What a
+model and a device must have for it says `misfit`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from enginecmp import EngineError
+
+from ..compiling import EMULATED, build
+from ..device import LostDeviceError
+from ..engine.decode import ELEMENT_BYTES, DecodeSettings, DecodeStep, defines
+from ..weights.kinds import KINDS
+from .layout import RESULT_TILES, THREADS, Shape
+from .params import Layer, Params
+from .schedule import COUNTERS, Kind, Schedule, default_splits, generate
+from .validate import check, check_positions, counter_name
+
+if TYPE_CHECKING:
+    from ..device import Device, Memory
+    from ..engine.decode import CacheLayout, DecodeBuffers
+    from ..weights.model import DeviceModel
+
+COUNTER_BYTES = 128
+STATUS_WORDS = 8
+PATIENCE = 1 << 22
+"""Polls before a block gives up: seconds on a GPU, where one takes about half a microsecond."""
+EMULATED_PATIENCE = 1 << 30
+"""The emulator itself finds out when nothing can go on."""
+BULK_CAPABILITY = (9, 0)
+ASYNC_CAPABILITY = (8, 0)
+
+
+def shape_of(model: DeviceModel, settings: DecodeSettings) -> Shape:
+    """Return what a schedule has to know of a model."""
+    config, kind = model.config, model.head.kind
+    return Shape(
+        layers=config.layers,
+        hidden=config.hidden,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        inner=config.inner,
+        vocabulary=model.head.rows,
+        kind=kind,
+        quantized_activations=KINDS[kind].scaled and not settings.exact,
+        kv_bytes=ELEMENT_BYTES[settings.kv],
+    )
+
+
+def ring_of(device: Device) -> str | None:
+    """Return how weights get into the ring of a device: a define of the kernel; None: not at all."""
+    if device.architecture == EMULATED or device.capability >= BULK_CAPABILITY:
+        return "RING_BULK"
+    return "RING_ASYNC" if device.capability >= ASYNC_CAPABILITY else None
+
+
+def misfit(device: Device, model: DeviceModel, settings: DecodeSettings) -> str | None:
+    """Return why a model cannot be decoded by the resident kernel on a device; None where it can."""
+    if ring_of(device) is None:
+        return f"expected compute capability 8.0 or more, came {'.'.join(map(str, device.capability))}"
+    matrices = {model.embedding.kind, model.head.kind}
+    for layer in model.layers:
+        matrices |= {layer.qkv.kind, layer.output.kind, layer.gate_up.kind, layer.down.kind}
+    if len(matrices) > 1:
+        return f"expected matrices of one kind, came {', '.join(sorted(matrices))}"
+    faults = check(_schedule(device, model, settings))
+    return f"expected a plan that fits, came {faults[0]}" if faults else None
+
+
+def _schedule(
+    device: Device,
+    model: DeviceModel,
+    settings: DecodeSettings,
+    multiprocessors: int | None = None,
+    splits: int | None = None,
+    slots: int | None = None,
+) -> Schedule:
+    shape = shape_of(model, settings)
+    multiprocessors = multiprocessors or device.multiprocessors
+    bases = [[each.address for each in (of.qkv, of.output, of.gate_up, of.down)] for of in model.layers]
+    return generate(
+        shape,
+        multiprocessors,
+        device.shared_bytes,
+        np.array(bases, np.int64),
+        model.head.address,
+        splits=splits or default_splits(shape, multiprocessors, settings.positions),
+        slots=slots,
+    )
+
+
+class PersistentDecoder:
+    """Tokens of one sequence, many a launch.
+
+    The sequence is number 0 of the block table and of the buffers. It enters with `begin` or `seat` as it does into a
+    step, then every `enqueue` hands out so many ids through the ring of the buffers. The caller keeps pages behind
+    every position that a launch may reach.
+
+    Args:
+        device: where.
+        model: its weights.
+        settings: how it computes; the same as of the step.
+        cache: keys and values, elements of `settings.kv`.
+        buffers: to work on; own ones when not given.
+        multiprocessors: that take part; all when not given.
+        splits: of the positions in attention; fitting when not given.
+        slots: of the ring of weights; as many as fit when not given.
+        ring: "RING_BULK" or "RING_ASYNC", how weights get there; the device's best when not given.
+        patience: polls after which a block gives up.
+        result_tiles: tiles whose sums a block keeps before it stores them, at most the layout's.
+
+    Attributes:
+        schedule: that the kernel follows.
+        step: a step on the same buffers.
+        buffers: what both work on.
+
+    Raises:
+        EngineError: the model and the device do not go together; `misfit` says why beforehand.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        model: DeviceModel,
+        settings: DecodeSettings,
+        cache: CacheLayout,
+        buffers: DecodeBuffers | None = None,
+        *,
+        multiprocessors: int | None = None,
+        splits: int | None = None,
+        slots: int | None = None,
+        ring: str | None = None,
+        patience: int | None = None,
+        result_tiles: int = RESULT_TILES,
+    ) -> None:
+        if reason := misfit(device, model, settings):
+            msg = f"custom_cuda: {reason}; pass -o custom_cuda.decoder=graph"
+            raise EngineError(msg)
+        self.schedule = _schedule(device, model, settings, multiprocessors, splits, slots)
+        if faults := check(self.schedule):
+            msg = f"custom_cuda: expected a plan without faults, came {faults[0]}; pass other sizes"
+            raise EngineError(msg)
+        self._device = device
+        self._settings = settings
+        self._model = model
+        self._position = -1
+        self._memory: list[Memory] = []
+        self.step = DecodeStep(device, model, 1, settings, cache, buffers)
+        self.buffers = self.step.buffers
+        self._stop = device.pinned(4, what="the wish to stop")
+        self._status = device.pinned(self.schedule.multiprocessors * STATUS_WORDS * 4, what="the blocks' last words")
+        self._counters = self._allocate(COUNTERS * COUNTER_BYTES, "counters")
+        names = defines(model.head.kind, settings.exact, settings.kv, model.config.head_dim, 1)
+        module = build(device, "persistent", names | {"RING": ring or ring_of(device) or ""})
+        self.module = module
+        if patience is None:
+            patience = EMULATED_PATIENCE if device.architecture == EMULATED else PATIENCE
+        self._launch = device.prepare(
+            module.kernel("decode_persistent"),
+            self.schedule.multiprocessors,
+            THREADS,
+            self.schedule.layout.total,
+            self._params(cache, patience, result_tiles),
+            cooperative=True,
+        )
+
+    # A sequence
+
+    def begin(self, position: int, x: int) -> None:
+        """Take a sequence in after its prompt, and enqueue the choice of its first id, number 0 in the ring.
+
+        Args:
+            position: of the prompt's last token.
+            x: address of that token's hidden state behind the last layer, float32 (hidden,).
+        """
+        self.step.begin(0, position, x)
+        self._position = position + 1
+
+    def seat(self, position: int, token: int) -> None:
+        """Take a sequence in whose next token is known: it comes out of the ring as number 0.
+
+        Args:
+            position: of the token, which the next launch computes first.
+            token: its id.
+        """
+        self.step.seat(0, position, token)
+        self._position = position
+
+    def enqueue(self, tokens: int) -> None:
+        """Launch the kernel for so many tokens; their ids come through the ring.
+
+        Raises:
+            EngineError: there is no sequence, or no place for the tokens.
+        """
+        slots = self.buffers.ring.slots
+        if not 1 <= tokens <= slots:
+            msg = f"custom_cuda: expected 1 to {slots} tokens a launch, came {tokens}; pass fewer, or more ring_slots"
+            raise EngineError(msg)
+        positions = self._settings.positions
+        if faults := check_positions(self._position, tokens, positions, self._model.positions):
+            msg = f"custom_cuda: expected tokens that have a place, came {faults[0]}; begin a sequence, or pass fewer"
+            raise EngineError(msg)
+        self._device.fill(self._counters, COUNTERS * COUNTER_BYTES)
+        self._launch.params.tokens = tokens
+        self._launch.launch()
+        self._position += tokens
+
+    def run(self, tokens: int, wanted: Callable[[int], bool] | None = None) -> list[int]:
+        """Hand out up to so many tokens, and return their ids.
+
+        Args:
+            tokens: at most.
+            wanted: asked with every id as it comes; False ends the launch after the token that is under way.
+
+        Returns:
+            The ids that were not in the ring before, in order; those after an unwanted one are there too where they
+            were under way already.
+
+        Raises:
+            LostDeviceError: a block gave up, with what it had waited for.
+        """
+        self.enqueue(tokens)
+        ids: list[int] = []
+        try:
+            while len(ids) < tokens:
+                ids.append(self.buffers.ring.wait(0))
+                if wanted is not None and not wanted(ids[-1]):
+                    self._end_early(ids)
+                    break
+        except LostDeviceError as error:
+            raise self._explained(error) from error
+        self._position -= tokens - len(ids)
+        return ids
+
+    def synchronize(self) -> None:
+        """Wait until everything is done.
+
+        Raises:
+            LostDeviceError: a block gave up, with what it had waited for.
+        """
+        try:
+            self._device.synchronize()
+        except LostDeviceError as error:
+            raise self._explained(error) from error
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.step.close()
+        for memory in self._memory:
+            memory.free()
+        self._memory = []
+        self._stop.free()
+        self._status.free()
+
+    # Parts
+
+    def _end_early(self, ids: list[int]) -> None:
+        stop = self._stop.array.view(np.int32)
+        stop[0] = 1
+        self._device.synchronize()
+        stop[0] = 0
+        while (token := self.buffers.ring.take(0)) is not None:
+            ids.append(token)
+
+    def _explained(self, error: LostDeviceError) -> LostDeviceError:
+        """Return the error with what the blocks said before they gave up."""
+        if not (words := last_words(self._status.array, self.schedule)):
+            return error
+        return LostDeviceError(f"{error}; {words}", error.code)
+
+    def _allocate(self, nbytes: int, what: str) -> int:
+        self._memory.append(self._device.allocate(nbytes, what=f"the resident kernel's {what}"))
+        return self._memory[-1].address
+
+    def _upload(self, array: NDArray[np.int32], what: str) -> int:
+        address = self._allocate(array.nbytes, what)
+        self._device.upload(address, array)
+        return address
+
+    def _params(self, cache: CacheLayout, patience: int, result_tiles: int) -> Params:
+        model, config, buffers, schedule = self._model, self._model.config, self.buffers, self.schedule
+        layers = (Layer * config.layers)()
+        for number, layer in enumerate(model.layers):
+            layers[number].matrix[:] = [int(each) for each in schedule.bases[number]]
+            layers[number].attention_norm = layer.attention_norm
+            layers[number].ffn_norm = layer.ffn_norm
+            layers[number].bias = layer.qkv_bias
+            layers[number].pages = cache.layer_address(number)
+        layers_at = self._allocate(ctypes.sizeof(layers), "addresses")
+        self._device.upload(layers_at, bytes(layers))
+        layout, heads = schedule.layout, config.heads * schedule.splits
+        return Params(
+            rows=self._upload(schedule.rows, "plan"),
+            offsets=self._upload(schedule.offsets, "plan's offsets"),
+            layers=layers_at,
+            counters=self._counters,
+            per_token=(ctypes.c_int32 * COUNTERS)(*schedule.per_token.tolist()),
+            layers_at=layout.layers,
+            barriers_at=layout.barriers,
+            activation_at=layout.activation,
+            results_at=layout.results,
+            scratch_at=layout.scratch,
+            ring_at=layout.ring,
+            slot_bytes=layout.slot_bytes,
+            slots=layout.slots,
+            result_tiles=result_tiles,
+            head=model.head.address,
+            embedding=model.embedding.address,
+            output_norm=model.output_norm,
+            rope=model.rope,
+            table=cache.table_address,
+            x=buffers.x,
+            q=buffers.q,
+            partial=self._allocate(heads * config.head_dim * 4, "attention"),
+            partial_ml=self._allocate(heads * 8, "attention's sums"),
+            h=buffers.h,
+            logits=buffers.logits,
+            best=self._allocate((schedule.multiprocessors + 1) * 8, "best ids"),
+            token=buffers.token,
+            position=buffers.position,
+            count=buffers.count,
+            ring=buffers.ring.address,
+            stop=self._stop.address,
+            status=self._status.address,
+            ring_slots=buffers.ring.slots,
+            ring_stride=buffers.ring.stride,
+            layer_count=config.layers,
+            hidden=config.hidden,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            inner=config.inner,
+            vocabulary=model.head.rows,
+            rope_dims=config.rope.dimensions,
+            splits=schedule.splits,
+            parts=schedule.parts,
+            patience=patience,
+            epsilon=config.epsilon,
+        )
+
+
+def last_words(status: NDArray[np.uint8], schedule: Schedule) -> str:
+    """Return why blocks gave up, the first few of them; "" where none did.
+
+    Args:
+        status: what they left, int32 (multiprocessors, 8): reason, token, row, counter or slot, expected, seen.
+        schedule: that they followed.
+    """
+    lines = []
+    for sm, words in enumerate(status.view(np.int32).reshape(-1, STATUS_WORDS).tolist()):
+        reason, token, row, what, expected, seen = words[:6]
+        if not reason:
+            continue
+        plan = schedule.plan(sm)
+        step = f"{Kind(plan[row].kind).name} of layer {plan[row].layer}" if 0 <= row < len(plan) else "its end"
+        waited = {
+            1: f"counter {counter_name(what)} to reach {expected}, it was {seen}",
+            2: f"slot {what} of the ring to be full in pass {expected}",
+            3: f"slot {what} of the ring to be empty in pass {expected}",
+        }.get(reason, f"reason {reason}")
+        lines.append(f"multiprocessor {sm} gave up at {step}, token {token}: it had waited for {waited}")
+    more = f", and {len(lines) - 3} more" if len(lines) > 3 else ""
+    return "; ".join(lines[:3]) + more
