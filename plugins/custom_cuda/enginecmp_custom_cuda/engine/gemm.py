@@ -98,6 +98,10 @@ class Multiplier(Protocol):
         """Return the launches of one product, in order; `finish` gets its tokens and rows here."""
         ...
 
+    def close(self) -> None:
+        """Free what it keeps on the device; it may be closed before."""
+        ...
+
 
 def mma_shapes(kind: str) -> tuple[Shape, ...]:
     """Return the shapes of gemm_mma.cu for a kind, the smallest first; sizes as in gemm_mma.cuh."""
@@ -154,6 +158,9 @@ class TileMultiplier:
         self._module = build(device, source, {**defines, "WEIGHT": f"WEIGHT_{kind}"})
         self._reduce = reduce.kernel("reduce")
         self._splits = splits
+
+    def close(self) -> None:
+        """Do nothing: kernels read the packed weights."""
 
     def plan(self, rows: int, columns: int, tokens: int) -> tuple[Shape, int]:
         """Return the shape of tile and the number of splits for a product."""

@@ -25,6 +25,7 @@ from .gemm import (
     Activation,
     Activations,
     Multiplier,
+    Step,
     TileMultiplier,
     ceil_div,
     round_up,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ..device.memory import Memory
     from ..device.module import Launch, Module
     from ..weights.model import DeviceMatrix, DeviceModel
+    from .cublaslt import Backend
 
 Group = Literal["embedding", "norm", "attention", "ffn", "lm_head"]
 """Components, by the names of `cmp_profile`."""
@@ -80,7 +82,7 @@ class Program:
     """The launches for one number of tokens, in order, with the component that each belongs to."""
 
     tokens: int
-    steps: tuple[tuple[Group, Launch], ...]
+    steps: tuple[tuple[Group, Step], ...]
 
     def launch(self) -> None:
         """Run it, or record it while a graph is captured."""
@@ -97,6 +99,8 @@ class Prefill:
         cache: keys and values; block tables must hold the pages of every position that is computed.
         precise: float32 activations for every kind of weights.
         max_tokens: most tokens of a call.
+        library: multiplies the layers' matrices where activations are not float32; the project's own kernels without
+            one. The head stays with those, as it is multiplied for few tokens at a time.
 
     Attributes:
         hidden: address of the residual, float32 [max_tokens][hidden]; row t is the last call's token t, before the
@@ -106,7 +110,14 @@ class Prefill:
     """
 
     def __init__(
-        self, device: Device, model: DeviceModel, cache: CacheGeometry, *, precise: bool, max_tokens: int
+        self,
+        device: Device,
+        model: DeviceModel,
+        cache: CacheGeometry,
+        *,
+        precise: bool,
+        max_tokens: int,
+        library: Backend | None = None,
     ) -> None:
         self.max_tokens = max_tokens
         self._device = device
@@ -118,8 +129,11 @@ class Prefill:
         self._module = self._build("prefill", model.embedding.kind)
         self._flash_name = "flash_f16" if cache.kind == "f16" and not precise and self._tensor_cores() else "flash_f32"
         self._flash = self._build(self._flash_name, None)
-        matrices = [model.head, *(each for layer in model.layers for each in _matrices(layer))]
-        self._multipliers = {kind: self._multiplier(kind, precise) for kind in sorted({each.kind for each in matrices})}
+        inner = [each for layer in model.layers for each in _matrices(layer)]
+        chosen = {kind: self._multiplier(kind, precise, library) for kind in sorted({each.kind for each in inner})}
+        self._multipliers = {each.address: chosen[each.kind] for each in inner}
+        self._multipliers[model.head.address] = self._multiplier(model.head.kind, precise)
+        matrices = [*inner, model.head]
         self._programs: OrderedDict[tuple[int, bool], Program] = OrderedDict()
         self._heads: dict[int, Program] = {}
         self._allocate(matrices)
@@ -128,7 +142,7 @@ class Prefill:
         config, rows = self._model.config, self._rows
         widest = max(each.columns for each in matrices)
         partial = max(
-            self._multipliers[each.kind].partial_bytes(each.rows, each.columns, tokens)
+            self._multipliers[each.address].partial_bytes(each.rows, each.columns, tokens)
             for each in {(each.kind, each.rows, each.columns): each for each in matrices}.values()
             for tokens in buckets(rows)
         )
@@ -234,7 +248,10 @@ class Prefill:
         return logits
 
     def close(self) -> None:
-        """Free the buffers."""
+        """Free the buffers, and what a library keeps of the weights."""
+        self._programs.clear()
+        for multiplier in self._multipliers.values():
+            multiplier.close()
         self._memory.free()
         if self._logits is not None:
             self._logits.free()
@@ -266,7 +283,7 @@ class Prefill:
         product = self._product("lm_head", model.head, tokens, Finish(kind=FinishKind.STORE, out=logits))
         return Program(tokens, (("norm", self._norm(x, model.output_norm, model.head, tokens)), *product))
 
-    def _steps(self, tokens: int, single: bool) -> Iterator[tuple[Group, Launch]]:
+    def _steps(self, tokens: int, single: bool) -> Iterator[tuple[Group, Step]]:
         """Yield all launches of a call."""
         model, config, at = self._model, self._model.config, self._at
         ids, position, slot = (at["numbers"] + place * tokens * 4 for place in range(3))
@@ -298,10 +315,10 @@ class Prefill:
             yield from self._product("ffn", layer.gate_up, tokens, gate)
             yield from self._onward("ffn", at["inner"], layer.down, tokens)
 
-    def _onward(self, group: Group, x: int, matrix: DeviceMatrix, tokens: int) -> Iterator[tuple[Group, Launch]]:
+    def _onward(self, group: Group, x: int, matrix: DeviceMatrix, tokens: int) -> Iterator[tuple[Group, Step]]:
         """Yield the launches of residual += matrix x."""
         add = Finish(kind=FinishKind.ADD, out=self.hidden)
-        kind = self._multipliers[matrix.kind].activation
+        kind = self._multipliers[matrix.address].activation
         if kind == "f32":
             yield from self._product(group, matrix, tokens, add, x)
             return
@@ -310,7 +327,7 @@ class Prefill:
 
     def _norm(self, x: int, weight: int, matrix: DeviceMatrix, tokens: int) -> Launch:
         """Return the norm of x in the form that a matrix takes."""
-        kind = self._multipliers[matrix.kind].activation
+        kind = self._multipliers[matrix.address].activation
         return self._one(f"norm_{kind}", tokens, self._rows_params(x, weight, matrix))
 
     def _rows_params(self, x: int, weight: int, matrix: DeviceMatrix) -> Rows:
@@ -322,9 +339,9 @@ class Prefill:
 
     def _product(
         self, group: Group, matrix: DeviceMatrix, tokens: int, finish: Finish, a: int | None = None
-    ) -> Iterator[tuple[Group, Launch]]:
+    ) -> Iterator[tuple[Group, Step]]:
         given = Activations(self._at["activations"] if a is None else a, self._at["scales"], self._rows, tokens)
-        for launch in self._multipliers[matrix.kind].launches(matrix, given, finish, self._at["partial"]):
+        for launch in self._multipliers[matrix.address].launches(matrix, given, finish, self._at["partial"]):
             yield group, launch
 
     def _attend(self, cache: CacheParams, position: int, slot: int, tokens: int, single: bool) -> Launch:
@@ -342,9 +359,13 @@ class Prefill:
     def _tensor_cores(self) -> bool:
         return self._device.kind == "emulated" or self._device.capability >= TENSOR_CORE_CAPABILITY
 
-    def _multiplier(self, kind: str, precise: bool) -> Multiplier:
+    def _multiplier(self, kind: str, precise: bool, library: Backend | None = None) -> Multiplier:
         """Return the way of multiplying weights of a kind: the one place where backends are chosen."""
         activation: Activation = "f32"
+        if library is not None and not precise and kind in TENSOR_CORES:
+            from .cublaslt import LibraryMultiplier
+
+            return LibraryMultiplier(library, kind, self._module)
         if not precise and self._tensor_cores():
             activation = TENSOR_CORES.get(kind, "f32")
         return TileMultiplier(self._device, kind, activation, self._defines, self._module)
