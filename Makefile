@@ -5,13 +5,14 @@ BIN     := .venv/bin
 PLUGINS := $(sort $(wildcard plugins/*/pyproject.toml))
 # Compiled by cargo, which not every machine has: built by itself, after everything else.
 CANDLE  := plugins/candle
-EDITABLE := -e . $(foreach p,$(filter-out $(CANDLE)/%,$(PLUGINS)),-e $(dir $(p)))
+BURN    := plugins/burn
+EDITABLE := -e . $(foreach p,$(filter-out $(CANDLE)/% $(BURN)/%,$(PLUGINS)),-e $(dir $(p)))
 CARGO   := $(shell command -v cargo 2>/dev/null)
 # Beside the models, not in the clone: Candle compiles for minutes, and the next clone takes what this one built.
 export CARGO_TARGET_DIR ?= $(or $(ENGINECMP_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/enginecmp)/cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model run test lint format bench calibrate constraints clean
+.PHONY: help setup burn model run test lint format bench calibrate constraints clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -43,6 +44,17 @@ else
 	@echo "the engine candle is left out: no cargo here; install Rust 1.88 or newer and run make setup again"
 endif
 
+burn: .venv/.burn ## compile the engine burn as well (minutes, which is why make setup leaves it out)
+
+.venv/.burn: .venv/.ready $(BURN)/Cargo.toml $(BURN)/Cargo.lock $(wildcard $(BURN)/src/*.rs)
+ifdef CARGO
+	@echo "building the engine burn (about 7 minutes on 2 cores the first time on this machine)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e $(BURN)
+	touch $@
+else
+	@echo "the engine burn needs cargo: install Rust 1.95 or newer and run make burn again" && exit 1
+endif
+
 model: setup ## fetch the embedded model and derive its Q8_0 and F32 files
 	$(BIN)/cmp model pull smollm2-135m-instruct
 	$(BIN)/cmp model quantize smollm2-135m-instruct f32
@@ -55,6 +67,7 @@ run: model ## measure every engine on the embedded model (about 10 minutes) and 
 test: model ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 	test ! -e .venv/.candle || (cd $(CANDLE) && cargo test --quiet --release --locked)
+	test ! -e .venv/.burn || (cd $(BURN) && cargo test --quiet --release --locked)
 
 lint: .venv/.ready ## ruff and mypy --strict; rustfmt and clippy where they are installed
 	$(BIN)/ruff check .
@@ -62,6 +75,9 @@ lint: .venv/.ready ## ruff and mypy --strict; rustfmt and clippy where they are 
 	$(BIN)/mypy core analysis bench $(wildcard plugins/*/enginecmp_*)
 ifneq ($(shell command -v cargo-clippy 2>/dev/null),)
 	cd $(CANDLE) && cargo fmt --check && cargo clippy --quiet --release --locked --all-targets --features python -- -D warnings
+	@# Clippy goes through all of Burn first, so only where somebody has built it.
+	cd $(BURN) && cargo fmt --check
+	test ! -e .venv/.burn || (cd $(BURN) && cargo clippy --quiet --release --locked --all-targets --features python -- -D warnings)
 endif
 
 format: .venv/.ready ## apply ruff's fixes and formatting

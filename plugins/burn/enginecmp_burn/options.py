@@ -1,0 +1,58 @@
+"""What a user may set with `-o burn.KEY=VALUE`, and what must be set before Python starts."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from enginecmp import EngineError, LoadOptions, UnknownOption, did_you_mean
+
+THREAD_VARIABLE = "RAYON_NUM_THREADS"
+LARGEST = 2**31 - 1
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about a session that is not in `LoadOptions` itself.
+
+    Attributes:
+        prompt_chunk: most prompt tokens that are computed at once. Attention scores take heads x chunk x context
+            float32 values.
+    """
+
+    prompt_chunk: int = 512
+
+
+def read_settings(options: LoadOptions) -> Settings:
+    """Return the settings that these options ask for.
+
+    Raises:
+        UnknownOption: a key that does not exist.
+        EngineError: a value that is not allowed.
+    """
+    for key in options.extra:
+        if key not in Settings.__struct_fields__:
+            msg = f"burn: unknown option '{key}'{did_you_mean(key, Settings.__struct_fields__)}"
+            raise UnknownOption(msg)
+    if "prompt_chunk" not in options.extra:
+        return Settings()
+    text = options.extra["prompt_chunk"]
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST:
+        msg = f"burn: option prompt_chunk expects a whole number >= 1, got '{text}'; leave it out for 512"
+        raise EngineError(msg)
+    return Settings(prompt_chunk=int(text))
+
+
+def check_threads(threads: int) -> None:
+    """Refuse to load when the environment, which Burn's thread pool reads once, says another number of threads.
+
+    Raises:
+        EngineError: with the line that mends it.
+    """
+    found = os.environ.get(THREAD_VARIABLE)
+    if found != str(threads):
+        msg = (
+            f"burn: expected an environment for {threads} threads, got {THREAD_VARIABLE}={found or '(unset)'}; "
+            f"start Python with {THREAD_VARIABLE}={threads}"
+        )
+        raise EngineError(msg)
