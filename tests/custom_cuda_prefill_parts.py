@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
 from enginecmp_custom_cuda.compiling import build
 from enginecmp_custom_cuda.device import Device
 from enginecmp_custom_cuda.engine.gemm import ACTIVATION_BYTES, Activation, Activations, TileMultiplier
-from enginecmp_custom_cuda.engine.params import Cache
+from enginecmp_custom_cuda.engine.params import Cache, Matrix
 from enginecmp_custom_cuda.engine.prefill_params import Embed, Finish, FinishKind, Flash, Rows
 from enginecmp_custom_cuda.weights.kinds import encode
 from enginecmp_custom_cuda.weights.model import DeviceMatrix
 from enginecmp_custom_cuda.weights.packing import pack
-from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 PAGE = 64
 CACHE_TYPES: dict[str, DTypeLike] = {"KV_F16": np.float16, "KV_F32": np.float32}
@@ -122,8 +123,6 @@ class Bench:
         """Run embed."""
         matrix = self.matrix(table, kind)
         tokens = len(np.asarray(ids))
-        from enginecmp_custom_cuda.engine.params import Matrix
-
         x = self.room(tokens * matrix.columns * 4)
         where = Matrix(matrix.address, matrix.rows, matrix.columns)
         self.small("embed", tokens, Embed(where, self.put(ids, np.int32), self.put(position, np.int32), x), kind)

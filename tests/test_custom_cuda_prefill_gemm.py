@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from custom_cuda_prefill_parts import bench
+from numpy.typing import NDArray
+
 from enginecmp_custom_cuda.device import Device
 from enginecmp_custom_cuda.engine.gemm import (
     FLOAT_SHAPES,
@@ -17,7 +19,6 @@ from enginecmp_custom_cuda.engine.gemm import (
 from enginecmp_custom_cuda.engine.prefill_params import FinishKind
 from enginecmp_custom_cuda.oracle import dp4a, reference
 from enginecmp_custom_cuda.weights.kinds import decode, encode
-from numpy.typing import NDArray
 
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 TENSOR_KINDS = tuple(TENSOR_CORES)

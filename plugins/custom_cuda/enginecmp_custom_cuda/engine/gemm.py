@@ -27,8 +27,8 @@ ACTIVATION_BYTES: dict[Activation, int] = {"f32": 4, "f16": 2, "bf16": 2, "s8": 
 TENSOR_CORES: dict[str, Activation] = {"Q8_0": "s8", "Q4_0": "s8", "F16": "f16", "BF16": "bf16"}
 """Kinds of weights that gemm_mma.cu multiplies, and what with."""
 
-TENSOR_CORE_CAPABILITY = (8, 0)
-"""The mma shapes of gemm_mma.cu and flash_f16.cu (PTX ISA, mma.sync: m16n8k32 and m16n8k16 need sm_80)."""
+BF16_CAPABILITY = (8, 0)
+"""What mma with bf16 needs (PTX ISA, mma.sync); halves and int8 have one on every device that the engine takes."""
 
 FINISH_ROWS = 8
 REDUCE_THREADS = 128

@@ -20,7 +20,7 @@ from enginecmp import EngineError
 from ..compiling import build
 from .gemm import (
     ACTIVATION_BYTES,
-    TENSOR_CORE_CAPABILITY,
+    BF16_CAPABILITY,
     TENSOR_CORES,
     Activation,
     Activations,
@@ -127,7 +127,7 @@ class Prefill:
         self._rows = bucket(max_tokens, round_up(max_tokens, 64))
         self._defines = {"KV": f"KV_{cache.kind.upper()}", "HEAD_DIM": str(config.head_dim)}
         self._module = self._build("prefill", model.embedding.kind)
-        self._flash_name = "flash_f16" if cache.kind == "f16" and not precise and self._tensor_cores() else "flash_f32"
+        self._flash_name = "flash_f16" if cache.kind == "f16" and not precise else "flash_f32"
         self._flash = self._build(self._flash_name, None)
         inner = [each for layer in model.layers for each in _matrices(layer)]
         chosen = {kind: self._multiplier(kind, precise, library) for kind in sorted({each.kind for each in inner})}
@@ -356,9 +356,6 @@ class Prefill:
         weight = {} if kind is None else {"WEIGHT": f"WEIGHT_{kind}"}
         return build(self._device, source, {**self._defines, **weight})
 
-    def _tensor_cores(self) -> bool:
-        return self._device.kind == "emulated" or self._device.capability >= TENSOR_CORE_CAPABILITY
-
     def _multiplier(self, kind: str, precise: bool, library: Backend | None = None) -> Multiplier:
         """Return the way of multiplying weights of a kind: the one place where backends are chosen."""
         activation: Activation = "f32"
@@ -366,8 +363,10 @@ class Prefill:
             from .cublaslt import LibraryMultiplier
 
             return LibraryMultiplier(library, kind, self._module)
-        if not precise and self._tensor_cores():
+        if not precise:
             activation = TENSOR_CORES.get(kind, "f32")
+        if activation == "bf16" and self._device.kind != "emulated" and self._device.capability < BF16_CAPABILITY:
+            activation = "f32"
         return TileMultiplier(self._device, kind, activation, self._defines, self._module)
 
     def _check_count(self, count: int) -> int:
