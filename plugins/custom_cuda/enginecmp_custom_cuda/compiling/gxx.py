@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from enginecmp import EngineError
@@ -27,7 +26,7 @@ COMMON = ("-O2", "-std=c++17", "-march=native", "-fPIC", "-pthread")
 # Contraction is left to the sources' own fmaf: one source gives one result, however it is inlined.
 # Unique symbols would let two modules with the same names share variables.
 KERNEL = (*COMMON, "-shared", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off", "-fno-math-errno", "-w")
-DRIVER = (*COMMON, "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+DRIVER = (*COMMON, "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 
 TIMEOUT_SECONDS = 600
 
@@ -75,21 +74,15 @@ def build_driver(sources: list[Path], folder: Path) -> None:
         msg = f"custom_cuda: expected a writable folder for compiled kernels, came: {error}; set ENGINECMP_CACHE"
         raise EngineError(msg) from error
     try:
-        objects = [f"{temporary}/{source.stem}.o" for source in sources]
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            list(pool.map(compile_object, sources, objects))
-        run([*COMMON, "-shared", f"-Wl,-soname,{LIBRARY}", *objects, "-o", f"{temporary}/{LIBRARY}", "-ldl"], LIBRARY)
-        for name in objects:
-            os.unlink(name)
+        # One file that takes in all: most of the time goes into the standard library's headers.
+        whole = Path(temporary) / "driver.cpp"
+        whole.write_text("".join(f'#include "{source}"\n' for source in sources), encoding="utf-8")
+        run([*DRIVER, f"-Wl,-soname,{LIBRARY}", str(whole), "-o", f"{temporary}/{LIBRARY}", "-ldl"], LIBRARY)
+        whole.unlink()
         with contextlib.suppress(OSError):  # another process was faster
             os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def compile_object(source: Path, out: str) -> None:
-    """Compile one file of the driver."""
-    run([*DRIVER, "-c", str(source), "-o", out], source.name)
 
 
 def run(arguments: list[str], what: str) -> str:

@@ -302,9 +302,6 @@ void dependency_wait() {
 void *dynamic_shared() { return running_block->shared; }
 
 namespace {
-constexpr size_t page = 4096;
-constexpr unsigned char red = 0xfd;
-
 struct TlsSearch {
     const void *inside;
     size_t bytes;
@@ -335,8 +332,8 @@ void Block::prepare_shared() {
     }
     shared = shared_mapping + shared_mapping_bytes - page - bytes;
     memset(shared, 0xff, grid->shared_bytes);
-    memset(shared + grid->shared_bytes, red, bytes - grid->shared_bytes);
-    memset(shared - 256, red, 256);
+    memset(shared + grid->shared_bytes, red_zone, bytes - grid->shared_bytes);
+    memset(shared - 256, red_zone, 256);
     if (grid->module_shared_bytes == 0) return;
     if (module_shared_of != grid->module_number) {
         TlsSearch search = {grid->module->shared(), grid->module_shared_bytes, nullptr};
@@ -414,7 +411,7 @@ void Block::run(Grid &of, unsigned block_number) {
     for (const char *at = shared - 256; at < shared_mapping + shared_mapping_bytes - page; at++) {
         if (at == shared) at += of.shared_bytes;
         if (at >= shared_mapping + shared_mapping_bytes - page) break;
-        if (*reinterpret_cast<const unsigned char *>(at) == red) continue;
+        if (*reinterpret_cast<const unsigned char *>(at) == red_zone) continue;
         of.fail(700, "block (%u,%u,%u): wrote outside its %u bytes of dynamic shared memory, at offset %td", index.x,
                 index.y, index.z, of.shared_bytes, at - shared);
         break;

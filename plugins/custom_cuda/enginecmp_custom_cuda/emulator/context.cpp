@@ -82,8 +82,6 @@ using simt::driver;
 
 namespace {
 
-constexpr int optin_shared = 227 * 1024;
-
 // Numbers of CUdevice_attribute. Where an emulation has no answer of its own, a device of compute capability 9.0 is
 // described: bulk copies, mbarriers and programmatic launches are there.
 int attribute(int number) {
@@ -105,9 +103,9 @@ int attribute(int number) {
         case 39: return 2048;                                          // threads of a multiprocessor
         case 75: return 9;                                             // compute capability
         case 76: return 0;
-        case 81: return optin_shared + 1024;
+        case 81: return int(simt::multiprocessor_shared);
         case 86: case 95: return 1;                                    // atomics of the host, cooperative launches
-        case 97: return optin_shared;
+        case 97: return int(simt::optin_shared);
         case 106: return 32;                                           // blocks of a multiprocessor
         case 111: return 1024;
         default: return 0;

@@ -45,6 +45,9 @@ enum : CUresult {
 
 namespace simt {
 
+// Shared memory, in bytes, of a multiprocessor and of a block that asked for it: as on compute capability 9.0.
+constexpr size_t multiprocessor_shared = 228 * 1024, optin_shared = 227 * 1024;
+
 // ---- memory.cpp
 
 struct Allocation {
@@ -128,27 +131,30 @@ struct Graph {
     std::vector<Operation> operations;
 };
 
+struct Early;
+
 // Runs operations one after the other on an OS thread of its own.
 class Executor {
   public:
-    Executor() : thread_(&Executor::work, this) {}
+    Executor();
     ~Executor();
-    void add(Operation operation);
+    void add(std::vector<Operation> operations);  // all at once: what overlaps must be seen together
     void wait();  // for all that was added before
     bool idle();
 
   private:
     void work();
+    CUresult launch(const Launch &launch, const Launch *behind);
+
     std::mutex mutex_;
     std::condition_variable changed_;
     std::deque<Operation> queue_;
     uint64_t added_ = 0, done_ = 0;
     bool stop_ = false;
-    Pool pool_;
-    std::unique_ptr<Pool> second_;  // for a launch that may begin before the one in front of it ends
-    std::thread thread_;
-    CUresult launch(const Launch &launch);
-    CUresult overlapped(const Launch &first, const Launch &second);
+    Pool pool_, early_pools_[2];
+    unsigned early_turn_ = 0;
+    std::unique_ptr<Early> early_;
+    std::thread thread_;  // the last member: it uses the others
 };
 
 struct Stream {
@@ -208,6 +214,7 @@ extern thread_local bool context_is_current;
 enum Needs { nothing, initialised, device_context };
 CUresult enter(const char *name, Needs needs);
 bool unsafe_in_capture();  // some capture forbids calls that may wait; breaks that capture
+CUresult submit(Stream *stream, std::vector<Operation> operations);
 CUresult submit(Stream *stream, Operation operation);
 CUresult synchronize(Stream *stream);
 Stream *stream_of(void *handle, CUresult *error);

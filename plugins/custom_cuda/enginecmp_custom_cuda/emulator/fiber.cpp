@@ -31,7 +31,6 @@ asm(".text\n.globl simt_switch\n.hidden simt_switch\n.type simt_switch,%function
 namespace simt {
 
 namespace {
-constexpr size_t page = 4096;
 constexpr size_t stride = fiber_stack_bytes + page;
 // Every guard page splits a mapping, and the kernel bounds their number (65530 by default); the canary is always there.
 constexpr unsigned most_guards = 12000;

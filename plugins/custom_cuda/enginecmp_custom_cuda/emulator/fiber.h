@@ -4,16 +4,21 @@
 #include <cstddef>
 #include <cstdint>
 
-#if !defined(__x86_64__) && !defined(__aarch64__)
+#if !defined(SIMT_UCONTEXT) && !defined(__x86_64__) && !defined(__aarch64__)
+#define SIMT_UCONTEXT
+#endif
+#if defined(SIMT_UCONTEXT)
 #include <ucontext.h>
 #endif
 
 namespace simt {
 
 constexpr size_t fiber_stack_bytes = 64 * 1024;
+constexpr size_t page = 4096;              // of memory protection
+constexpr unsigned char red_zone = 0xfd;  // what lies around memory that kernels may write
 constexpr uint64_t fiber_canary = 0x5afe57acc0ffee11u;
 
-#if defined(__x86_64__) || defined(__aarch64__)
+#if !defined(SIMT_UCONTEXT)
 using Registers = void *;  // the stack pointer; the registers lie on the stack
 
 extern "C" void simt_switch(void **save, void *load);

@@ -179,13 +179,9 @@ API cuGraphLaunch(void *handle, void *stream_handle) {
     Stream *const stream = simt::stream_of(stream_handle, &error);
     if (!stream) return error;
     // The first launch of a graph does not overlap what was in the stream before.
-    bool first = true;
-    for (Operation operation : graph->operations) {
-        if (first) operation.launch.overlap = false;
-        first = false;
-        if ((error = simt::submit(stream, std::move(operation)))) return error;
-    }
-    return CUDA_SUCCESS;
+    std::vector<Operation> operations = graph->operations;
+    if (!operations.empty()) operations[0].launch.overlap = false;
+    return simt::submit(stream, std::move(operations));
 }
 
 API cuGraphDestroy(void *handle) {

@@ -3,8 +3,10 @@
 #include <sched.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 namespace simt {
 
@@ -40,10 +42,14 @@ void on_fault(int number, siginfo_t *info, void *context) {
     else if (number == SIGFPE || number == SIGILL)
         block->grid->fail(719, "block (%u,%u,%u), thread %u: signal %d", index.x, index.y, index.z, thread.x, number);
     else
-        block->grid->fail(number == SIGBUS || info->si_addr == nullptr ? 716 : 700,
-                          "block (%u,%u,%u), thread %u: illegal or misaligned address %p%s", index.x, index.y, index.z,
-                          thread.x, info->si_addr,
-                          describe_address ? describe_address(info->si_addr).c_str() : "");
+        // The machine names no address when an aligned access of 16 bytes or more met a misaligned one.
+        if (number == SIGBUS || info->si_code == SI_KERNEL)
+            block->grid->fail(716, "block (%u,%u,%u), thread %u: misaligned address", index.x, index.y, index.z,
+                              thread.x);
+        else
+            block->grid->fail(700, "block (%u,%u,%u), thread %u: illegal address %p%s", index.x, index.y, index.z,
+                              thread.x, info->si_addr,
+                              describe_address ? describe_address(info->si_addr).c_str() : "");
     siglongjmp(block->recover, 1);
 }
 
@@ -101,7 +107,11 @@ void Pool::blocks(Grid &grid, Block &block) {
         const unsigned number = next_.fetch_add(1);
         if (number >= count || grid.failure.load()) return;
         // The order of blocks follows the order of threads.
-        block.run(grid, grid.order == Order::reverse ? count - 1 - number : number);
+        try {
+            block.run(grid, grid.order == Order::reverse ? count - 1 - number : number);
+        } catch (const std::bad_alloc &) {
+            grid.fail(719, "no memory for the stacks of a block's threads");
+        }
     }
 }
 

@@ -11,8 +11,6 @@ using simt::Launch;
 
 namespace {
 
-constexpr size_t optin_shared = 227 * 1024, shared_of_a_multiprocessor = 228 * 1024;
-
 enum : int { attribute_cooperative = 2, attribute_cluster = 4, attribute_overlap = 6 };
 
 struct LaunchAttribute {
@@ -41,8 +39,8 @@ CUresult refuse(const Function &function, CUresult code, const char *why) {
 
 unsigned occupancy(const Function &function, unsigned threads, size_t shared_bytes) {
     const size_t shared = function.static_shared + shared_bytes;
-    if (threads == 0 || threads > unsigned(function.kernel->threads) || shared > optin_shared) return 0;
-    const unsigned by_shared = unsigned(shared_of_a_multiprocessor / (shared + 1024));
+    if (threads == 0 || threads > unsigned(function.kernel->threads) || shared > simt::optin_shared) return 0;
+    const unsigned by_shared = unsigned(simt::multiprocessor_shared / (shared + 1024));
     return std::min(32u, std::min(2048 / ((threads + 31) / 32 * 32), by_shared));
 }
 
@@ -95,7 +93,7 @@ CUresult launch_kernel(const LaunchConfig &config, void *handle, void **pointers
         return refuse(*function, CUDA_ERROR_INVALID_VALUE, "grid");
     if (threads > size_t(function->kernel->threads))
         return refuse(*function, CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, "more threads than the kernel's bound");
-    if (config.shared_bytes > function->dynamic_shared || config.shared_bytes + function->static_shared > optin_shared)
+    if (config.shared_bytes > function->dynamic_shared || config.shared_bytes + function->static_shared > simt::optin_shared)
         return refuse(*function, CUDA_ERROR_INVALID_VALUE, "more shared memory than the function may have");
     if (launch.cooperative) {
         const size_t fit = size_t(driver().settings.multiprocessors) * occupancy(*function, unsigned(threads), config.shared_bytes);
@@ -167,7 +165,7 @@ API cuFuncSetAttribute(void *handle, int attribute, int value) {
     ENTER(device_context);
     Function &function = *static_cast<Function *>(handle);
     if (attribute == 8) {
-        if (value < 0 || size_t(value) + function.static_shared > optin_shared) return CUDA_ERROR_INVALID_VALUE;
+        if (value < 0 || size_t(value) + function.static_shared > simt::optin_shared) return CUDA_ERROR_INVALID_VALUE;
         function.dynamic_shared = size_t(value);
         return CUDA_SUCCESS;
     }

@@ -10,8 +10,7 @@
 namespace simt {
 
 namespace {
-constexpr size_t page = 4096, alignment = 256;
-constexpr unsigned char red = 0xfd;
+constexpr size_t alignment = 256;
 // Poisoning takes real memory; beyond this only both ends are.
 constexpr size_t poison_whole = size_t(256) << 20, poison_end = size_t(16) << 20;
 
@@ -30,8 +29,8 @@ CUresult Memory::allocate(size_t bytes, bool pinned, char **address) {
     made.address = made.mapping + mapped - page - data;
     mprotect(made.mapping, page, PROT_NONE);
     mprotect(made.mapping + mapped - page, page, PROT_NONE);
-    memset(made.mapping + page, red, size_t(made.address - made.mapping) - page);
-    memset(made.address + bytes, red, data - bytes);
+    memset(made.mapping + page, red_zone, size_t(made.address - made.mapping) - page);
+    memset(made.address + bytes, red_zone, data - bytes);
     if (bytes <= poison_whole) {
         memset(made.address, 0xff, bytes);
     } else {
@@ -88,7 +87,7 @@ bool Memory::damaged(std::string &how) const {
         const auto *last = reinterpret_cast<const unsigned char *>(one.mapping + one.mapping_bytes - page);
         for (const unsigned char *at = first; at < last; at++) {
             if (at == data) at += one.bytes;
-            if (at == last || *at == red) continue;
+            if (at == last || *at == red_zone) continue;
             char text[160];
             snprintf(text, sizeof text, "byte %td of an allocation of %zu bytes at %p was written", at - data,
                      one.bytes, static_cast<const void *>(one.address));

@@ -4,7 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <tuple>
@@ -37,6 +37,19 @@ CUresult measure(const unsigned char *image, size_t &bytes) {
         return CUDA_ERROR_INVALID_IMAGE;
     bytes = header.e_shoff + size_t(header.e_shnum) * sizeof(Elf64_Shdr);
     return CUDA_SUCCESS;
+}
+
+// Whether all sections lie in the file: a truncated one would bring the loader down.
+bool whole(const unsigned char *image, size_t bytes) {
+    Elf64_Ehdr header;
+    memcpy(&header, image, sizeof header);
+    if (header.e_shnum < 2 || header.e_shstrndx >= header.e_shnum) return false;
+    const auto *sections = reinterpret_cast<const Elf64_Shdr *>(image + header.e_shoff);
+    if (sections[0].sh_type != SHT_NULL || sections[header.e_shstrndx].sh_type != SHT_STRTAB) return false;
+    for (unsigned i = 0; i < header.e_shnum; i++)
+        if (sections[i].sh_type != SHT_NOBITS && (sections[i].sh_offset > bytes || sections[i].sh_size > bytes))
+            return false;
+    return true;
 }
 
 // Names and sizes of the variables of a thread: what `__shared__` became.
@@ -82,9 +95,10 @@ CUresult load_module(const void *image, std::unique_ptr<Module> &module) {
     module->file = memfd_create("kernels", MFD_CLOEXEC);
     for (size_t done = 0; done < bytes;) {
         const ssize_t written = write(module->file, raw + done, bytes - done);
-        if (written <= 0) return CUDA_ERROR_OUT_OF_MEMORY;
+        if (written <= 0) return errno == EFAULT ? CUDA_ERROR_INVALID_IMAGE : CUDA_ERROR_OUT_OF_MEMORY;
         done += size_t(written);
     }
+    if (!whole(raw, bytes)) return CUDA_ERROR_INVALID_IMAGE;
     // The file stays open: the loader knows libraries by name, and the next one must not get the same.
     const std::string path = "/proc/self/fd/" + std::to_string(module->file);
     module->library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);

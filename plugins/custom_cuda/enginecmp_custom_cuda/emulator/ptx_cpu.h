@@ -9,7 +9,8 @@
 
 #include "simt.h"
 
-#if defined(__F16C__)
+#if defined(__F16C__) && !defined(SIMT_SOFT_HALF)
+#define SIMT_F16C 1
 #include <immintrin.h>
 #endif
 
@@ -59,7 +60,7 @@ static inline void store_release_system(unsigned *address, unsigned value) { cpu
 // ---- numbers
 
 static inline float half_to_float(unsigned short bits) {
-#if defined(__F16C__)
+#if defined(SIMT_F16C)
     return _cvtsh_ss(bits);
 #else
     const unsigned sign = unsigned(bits & 0x8000u) << 16, exponent = bits >> 10 & 0x1fu, fraction = bits & 0x3ffu;
@@ -70,7 +71,7 @@ static inline float half_to_float(unsigned short bits) {
 }
 static inline unsigned short float_to_half(float x) {
     if (!(x == x)) return 0x7fff;  // as the hardware does
-#if defined(__F16C__)
+#if defined(SIMT_F16C)
     return static_cast<unsigned short>(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 #else
     const unsigned bits = simt::bits<unsigned>(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
@@ -268,6 +269,7 @@ static inline void mma_bf16(float (&sum)[4], const unsigned (&a)[4], const unsig
 // ---- order
 
 static inline void launch_dependents() {}
+static inline int thread_index() { return int(threadIdx.x); }
 static inline void nanosleep(unsigned) { simt::spin(); }
 static inline unsigned long long globaltimer() { return (unsigned long long)clock64(); }
 

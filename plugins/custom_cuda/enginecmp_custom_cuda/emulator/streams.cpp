@@ -19,11 +19,11 @@ Executor::~Executor() {
     thread_.join();
 }
 
-void Executor::add(Operation operation) {
+void Executor::add(std::vector<Operation> operations) {
     {
         std::lock_guard<std::mutex> lock(mutex_);
-        queue_.push_back(std::move(operation));
-        added_++;
+        added_ += operations.size();
+        for (Operation &operation : operations) queue_.push_back(std::move(operation));
     }
     changed_.notify_all();
 }
@@ -45,28 +45,20 @@ void Executor::work() {
     for (;;) {
         changed_.wait(lock, [&] { return stop_ || !queue_.empty(); });
         if (stop_ && queue_.empty()) return;
-        Operation operation = std::move(queue_.front());
+        const Operation operation = std::move(queue_.front());
         queue_.pop_front();
-        Operation second;
-        unsigned count = 1;
-        if (!operation.work && !queue_.empty() && !queue_.front().work && queue_.front().launch.overlap) {
-            second = std::move(queue_.front());
-            queue_.pop_front();
-            count = 2;
-        }
+        Launch behind = {};
+        const bool overlap = !operation.work && !queue_.empty() && !queue_.front().work && queue_.front().launch.overlap;
+        if (overlap) behind = queue_.front().launch;
         lock.unlock();
         CUresult error = CUDA_SUCCESS;
-        if (context.lost.load() == 0 || operation.always) {
-            if (operation.work)
-                error = operation.work();
-            else if (count == 2)
-                error = overlapped(operation.launch, second.launch);
-            else
-                error = launch(operation.launch);
-        }
+        if (context.lost.load() == 0 || operation.always)
+            error = operation.work ? operation.work() : launch(operation.launch, overlap ? &behind : nullptr);
+        else
+            early_.reset();
         if (error) context.lose(error, "");
         lock.lock();
-        done_ += count;
+        done_++;
         changed_.notify_all();
     }
 }
@@ -97,41 +89,63 @@ CUresult outcome(const Grid &grid) {
     return CUDA_SUCCESS;
 }
 
-// Beyond this many threads it costs too much to hold a whole grid at its beginning.
-constexpr unsigned most_blocks_ahead = 32;
+// Beyond this many blocks it costs too much to hold a whole grid at its beginning.
+constexpr unsigned most_blocks_early = 32;
 
 }  // namespace
 
-CUresult Executor::launch(const Launch &launch) {
+// A programmatic launch that has begun before the one in front of it ended. All its blocks go as far as they get
+// without that one's end, and wait there: the earliest that any of its reads and writes can happen.
+struct Early {
     Grid grid;
-    fill(grid, launch);
-    pool_.run(grid);
-    return outcome(grid);
-}
-
-// A programmatic launch may begin before the one in front of it. Here it does so as early as it can: all its blocks go
-// as far as they get without waiting for that one, and only then that one begins.
-CUresult Executor::overlapped(const Launch &first, const Launch &second) {
-    Grid behind;
-    fill(behind, second);
-    if (!driver().settings.overlap || behind.blocks() > most_blocks_ahead) {
-        const CUresult error = launch(first);
-        return error ? error : launch(second);
-    }
-    if (!second_) second_.reset(new Pool());
+    Launch launch;  // keeps the parameters
     std::atomic<bool> gate{false};
-    behind.gate = &gate;
-    behind.cooperative = true;
-    std::thread ahead([&] { second_->run(behind); });
-    while (behind.at_gate.load() < behind.blocks() && !behind.failure.load()) {
-        const timespec nap = {0, 20000};
-        nanosleep(&nap, nullptr);
+    std::thread thread;
+
+    Early(const Launch &of, Pool &pool) : launch(of) {
+        fill(grid, launch);
+        grid.gate = &gate;
+        grid.cooperative = true;
+        thread = std::thread([this, &pool] { pool.run(grid); });
+        while (grid.at_gate.load() < grid.blocks() && !grid.failure.load()) {
+            const timespec nap = {0, 20000};
+            nanosleep(&nap, nullptr);
+        }
     }
-    CUresult error = behind.failure.load() ? CUDA_SUCCESS : launch(first);
-    if (error) behind.failure.store(error);
-    gate.store(true);
-    ahead.join();
-    return error ? error : outcome(behind);
+    ~Early() {
+        if (!thread.joinable()) return;
+        int fine = 0;
+        grid.failure.compare_exchange_strong(fine, CUDA_ERROR_LAUNCH_FAILED);
+        open();
+    }
+    void open() {
+        gate.store(true);
+        thread.join();
+    }
+};
+
+Executor::Executor() : thread_(&Executor::work, this) {}
+
+// Runs a launch, unless it has begun already; the one behind it may begin before it ends.
+CUresult Executor::launch(const Launch &launch, const Launch *behind) {
+    const std::unique_ptr<Early> begun = std::move(early_);
+    if (behind && driver().settings.overlap && behind->grid.x * behind->grid.y * behind->grid.z <= most_blocks_early) {
+        early_turn_ ^= 1;
+        early_.reset(new Early(*behind, early_pools_[early_turn_]));
+        if (early_->grid.failure.load()) return outcome(early_->grid);
+    }
+    CUresult error = CUDA_SUCCESS;
+    if (begun) {
+        begun->open();
+        error = outcome(begun->grid);
+    } else {
+        Grid grid;
+        fill(grid, launch);
+        pool_.run(grid);
+        error = outcome(grid);
+    }
+    if (error) early_.reset();
+    return error;
 }
 
 Stream *stream_of(void *handle, CUresult *error) {
@@ -144,14 +158,20 @@ Stream *stream_of(void *handle, CUresult *error) {
     return nullptr;
 }
 
-CUresult submit(Stream *stream, Operation operation) {
+CUresult submit(Stream *stream, std::vector<Operation> operations) {
     if (stream->capture) {
         if (stream->capture_broken) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
-        stream->capture->operations.push_back(std::move(operation));
+        for (Operation &operation : operations) stream->capture->operations.push_back(std::move(operation));
         return CUDA_SUCCESS;
     }
-    (stream->executor ? *stream->executor : *driver().context.executor).add(std::move(operation));
+    (stream->executor ? *stream->executor : *driver().context.executor).add(std::move(operations));
     return CUDA_SUCCESS;
+}
+
+CUresult submit(Stream *stream, Operation operation) {
+    std::vector<Operation> one;
+    one.push_back(std::move(operation));
+    return submit(stream, std::move(one));
 }
 
 // Called without the driver's lock: others may go on meanwhile.

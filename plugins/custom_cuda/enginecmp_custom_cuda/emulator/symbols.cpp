@@ -3,7 +3,6 @@
 
 #include <cstdio>
 #include <cstring>
-#include <utility>
 
 #include "driver.h"
 
@@ -43,14 +42,20 @@ const ErrorText errors[] = {
     {999, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
 
-// A function of its own for every name that is not here, so that a call can say which it was.
-constexpr int most_missing = 900;
+// Callers get an entry of its own for every name that is not here, so that a call can say which it was.
+constexpr int most_missing = 1024, entry_bytes = 16;
 const char *missing_names[most_missing];
 bool missing_told[most_missing];
 int missing_count = 0;
 
-template <int index>
-CUresult missing() {
+}  // namespace
+
+extern "C" {
+__attribute__((visibility("hidden"))) extern const char simt_missing_entries[];
+__attribute__((visibility("hidden"), used)) CUresult simt_missing(int index);
+}
+
+CUresult simt_missing(int index) {
     if (simt::verbose() && !missing_told[index]) {
         missing_told[index] = true;
         fprintf(stderr, "custom_cuda emulator: %s is not supported\n", missing_names[index]);
@@ -58,12 +63,18 @@ CUresult missing() {
     return CUDA_ERROR_NOT_SUPPORTED;
 }
 
-using Missing = CUresult (*)();
-template <int... indices>
-Missing missing_of(int index, std::integer_sequence<int, indices...>) {
-    static const Missing all[] = {missing<indices>...};
-    return all[index];
-}
+// Entry i calls simt_missing(i).
+#if defined(__x86_64__)
+#define SIMT_ENTRY "movl $simt_index, %edi\njmp simt_missing\n"
+#elif defined(__aarch64__)
+#define SIMT_ENTRY "mov w0, #simt_index\nb simt_missing\n"
+#endif
+#if defined(SIMT_ENTRY)
+asm(".text\n.balign 16\n.hidden simt_missing_entries\nsimt_missing_entries:\n.set simt_index, 0\n"
+    ".rept 1024\n.balign 16\n" SIMT_ENTRY ".set simt_index, simt_index + 1\n.endr\n");
+#endif
+
+namespace {
 
 void *stand_in(const char *name) {
     static std::mutex mutex;
@@ -74,7 +85,11 @@ void *stand_in(const char *name) {
         if (missing_count < most_missing - 1) missing_count++;
         missing_names[index] = strdup(name);
     }
-    return reinterpret_cast<void *>(missing_of(index, std::make_integer_sequence<int, most_missing>()));
+#if defined(SIMT_ENTRY)
+    return const_cast<char *>(simt_missing_entries + index * entry_bytes);
+#else
+    return nullptr;  // callers know what that means
+#endif
 }
 
 }  // namespace
