@@ -34,7 +34,7 @@ def test_no_page_is_owned_twice_and_none_is_lost(data: Any, slots: int, stride: 
     promised = dict.fromkeys(range(slots), 0)
     for _ in range(data.draw(st.integers(1, 40))):
         slot = data.draw(st.integers(0, slots - 1))
-        match data.draw(st.sampled_from(("promise", "grow", "release"))):
+        match data.draw(st.sampled_from(("promise", "grow", "release", "swap"))):
             case "promise" if not pages.owned(slot):
                 tokens = data.draw(st.integers(1, stride * PAGE_TOKENS))
                 others = sum(count for other, count in promised.items() if other != slot)
@@ -49,6 +49,12 @@ def test_no_page_is_owned_twice_and_none_is_lost(data: Any, slots: int, stride: 
             case "release":
                 pages.release(slot)
                 promised[slot] = 0
+            case "swap":
+                other = data.draw(st.integers(0, slots - 1))
+                owned = [list(pages.owned(each)) for each in (slot, other)]
+                pages.swap(slot, other)
+                assert [list(pages.owned(each)) for each in (other, slot)] == owned
+                promised[slot], promised[other] = promised[other], promised[slot]
         require_sound(pages)
         assert pages.unpromised == pages.count - sum(promised.values())
     for slot in range(slots):
@@ -130,8 +136,28 @@ def test_a_small_device_shares_what_it_has_as_long_as_one_sequence_fits() -> Non
 def test_a_cache_that_cannot_hold_one_sequence_says_what_would_fit() -> None:
     with pytest.raises(EngineError, match=r"KV cache of 200 tokens.*a small device has .* free; pass --context 128"):
         cache_of(int(3 * PAGE_BYTES * 2.5))
-    with pytest.raises(EngineError, match="take a smaller model"):
+    with pytest.raises(EngineError, match="use a smaller model"):
         cache_of(100)
+
+
+def test_memory_that_others_will_need_is_left_to_them() -> None:
+    room = Room(3 * PAGE_BYTES * 20)
+    spare = 3 * PAGE_BYTES * 14
+    cache = Cache(room, Shape(), "f16", 200, 3, spare_bytes=spare)  # type: ignore[arg-type]
+    assert cache.pages.count < 6
+    assert room.free >= spare
+
+
+def test_slots_that_change_places_are_told_to_the_device() -> None:
+    cache, room = cache_of(1 << 30)
+    cache.pages.promise(0, 200)
+    cache.grow(0, 130)
+    table = cache.pages.table[0].tolist()
+    room.uploads.clear()
+    cache.swap(0, 2)
+    assert cache.pages.owned(0) == []
+    assert (cache.row_address(2), table) in room.uploads
+    assert len(room.uploads) == 2
 
 
 def test_only_a_page_that_is_new_is_told_to_the_device() -> None:

@@ -25,6 +25,7 @@ class Context:
         stream: the stream of everything that this context does, in order.
         capturing: launches are being recorded into a graph, not run.
         owned: how to free what was made here and is not freed yet, by the identity of its object.
+        allocated_bytes: of the device's memory that was allocated here and is not freed yet.
     """
 
     def __init__(self, driver: Any, device: Any) -> None:
@@ -33,6 +34,7 @@ class Context:
         self.capturing = False
         self.closed = False
         self.owned: dict[int, Callable[[], None]] = {}
+        self.allocated_bytes = 0
         self._lost: LostDeviceError | None = None
         status, self._handle = driver.cuDevicePrimaryCtxRetain(device)
         if int(status):

@@ -115,6 +115,11 @@ class Device:
 
     # Memory
 
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of its memory that were allocated here and are not freed yet."""
+        return self._context.allocated_bytes
+
     def allocate(self, nbytes: int, what: str = "a buffer") -> Memory:
         """Return memory of the device, its content undefined.
 

@@ -32,11 +32,13 @@ class Memory:
         except OutOfMemoryError as error:
             raise no_room(context, error, nbytes, what) from error
         context.owned[id(self)] = self.free
+        context.allocated_bytes += nbytes
 
     def free(self) -> None:
         """Give the memory back; twice is fine. What still runs on the device must not use it."""
         context, self._context = self._context, None
         if context is not None:
+            context.allocated_bytes -= self.nbytes
             context.release(self, "cuMemFree", self.address)
 
 

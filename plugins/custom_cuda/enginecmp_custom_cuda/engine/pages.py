@@ -14,6 +14,8 @@ import numpy as np
 
 from enginecmp import EngineError
 
+from ..device.memory import size_text
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -92,6 +94,12 @@ class Pages:
         self._owned[slot] = []
         self._promised[slot] = 0
 
+    def swap(self, one: int, other: int) -> None:
+        """Let two slots change places; either may be empty."""
+        self._owned[one], self._owned[other] = self._owned[other], self._owned[one]
+        self._promised[one], self._promised[other] = self._promised[other], self._promised[one]
+        self.table[[one, other]] = self.table[[other, one]]
+
 
 class Cache:
     """Keys and values of all sequences on the device.
@@ -102,18 +110,27 @@ class Cache:
         kind: "f16" or "f32".
         context_tokens: most tokens of one sequence.
         max_sequences: most sequences at once.
+        spare_bytes: of the device's free memory, to be left to others.
 
     Raises:
         EngineError: not even one sequence of `context_tokens` fits the device's free memory; it says how many would.
     """
 
-    def __init__(self, device: Device, config: ModelConfig, kind: str, context_tokens: int, max_sequences: int) -> None:
+    def __init__(
+        self,
+        device: Device,
+        config: ModelConfig,
+        kind: str,
+        context_tokens: int,
+        max_sequences: int,
+        spare_bytes: int = 0,
+    ) -> None:
         self.kind = kind
         self.context_tokens = context_tokens
         self.page_bytes = config.kv_heads * 2 * PAGE_TOKENS * config.head_dim * ELEMENT_BYTES[kind]  # of one layer
         self.token_bytes = config.layers * self.page_bytes // PAGE_TOKENS
         stride = pages_for(context_tokens)
-        count = _affordable(device, config.layers * self.page_bytes, context_tokens, max_sequences)
+        count = _affordable(device, config.layers * self.page_bytes, context_tokens, max_sequences, spare_bytes)
         self.pages = Pages(count, max_sequences, stride)
         self._device = device
         self._layer_bytes = count * self.page_bytes
@@ -152,6 +169,12 @@ class Cache:
         if self.pages.grow(slot, tokens):
             self._device.upload(self.row_address(slot), self.pages.table[slot])
 
+    def swap(self, one: int, other: int) -> None:
+        """Let two slots change places, on the device too; no step that reads their tables may be under way."""
+        self.pages.swap(one, other)
+        for slot in (one, other):
+            self._device.upload(self.row_address(slot), self.pages.table[slot])
+
     def upload(self) -> None:
         """Copy all block tables to the device."""
         self._device.upload(self._table.address, self.pages.table)
@@ -167,24 +190,20 @@ class Cache:
         self._table.free()
 
 
-def _affordable(device: Device, bytes_per_page: int, context_tokens: int, max_sequences: int) -> int:
+def _affordable(device: Device, bytes_per_page: int, context_tokens: int, max_sequences: int, spare_bytes: int) -> int:
     """Return how many pages the cache gets: what was asked for, or what the device has and one sequence needs.
 
     Raises:
         EngineError: one whole sequence does not fit.
     """
     one = pages_for(context_tokens)
-    room = int(device.free_bytes() * HEADROOM) // bytes_per_page
+    free = device.free_bytes()
+    room = max(0, int(free * HEADROOM) - spare_bytes) // bytes_per_page
     if room >= one:
         return min(one * max_sequences, room)
-    fits = f"pass --context {room * PAGE_TOKENS}" if room else "take a smaller model, or close what uses the device"
+    fits = f"pass --context {room * PAGE_TOKENS} or less" if room else "use a smaller model or a larger device"
     msg = (
-        f"custom_cuda: expected {_gib(one * bytes_per_page)} for the KV cache of {context_tokens} tokens, "
-        f"{device.name} has {_gib(device.free_bytes())} free; {fits}, or -o custom_cuda.kv=f16 where it is f32"
+        f"custom_cuda: expected {size_text(one * bytes_per_page)} for the KV cache of {context_tokens} tokens, "
+        f"{device.name} has {size_text(free)} free; {fits}"
     )
     raise EngineError(msg)
-
-
-def _gib(count: int) -> str:
-    """Return bytes as people read them."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**27 else f"{count / 2**20:.2f} MiB"

@@ -105,26 +105,39 @@ class Sampler:
         self._vocabulary = vocabulary
         self._scratch: dict[str, Memory] = {}
         # Zero between steps: every kernel leaves it as it found it.
-        for name, nbytes in (("drawn", 8), ("arrived", 4), ("bins", BINS * BIN_BYTES), ("cut", CUT_BYTES)):
-            self._scratch[name] = device.allocate(rows * nbytes, f"sampling ({name})")
-            device.fill(self._scratch[name].address, rows * nbytes)
-        self._scratch["codes"] = device.allocate(rows * vocabulary * 8, "sampling (codes)")
+        for name, nbytes in (("drawn", 8), ("arrived", 4), ("cut", CUT_BYTES)):
+            self._allocate(name, nbytes)
 
-    def launches(self, strategy: Strategy) -> list[Launch]:
-        """Return the launches of one draw, in order."""
-        grid = (self._blocks, self._rows, 1)
+    def launches(self, strategy: Strategy, rows: int | None = None) -> list[Launch]:
+        """Return the launches of one draw, in order.
+
+        Args:
+            strategy: how to choose.
+            rows: only the first so many; all when None.
+        """
+        rows = self._rows if rows is None else rows
+        grid = (self._blocks, rows, 1)
         names: list[tuple[str, tuple[int, int, int], int]] = []
         if strategy.temperature > 0:
             stages = [TOP_K] * (strategy.top_k > 0) + [TOP_P] * (strategy.top_p < 1)
             if stages:
+                # Filters alone need these, and a batch that chooses greedily never has any.
+                self._allocate("bins", BINS * BIN_BYTES)
+                self._allocate("codes", self._vocabulary * 8)
                 names.append(("sampling_histogram", grid, 0))
             for stage in stages:
-                names += [("sampling_gather", grid, stage), ("sampling_cut", (1, self._rows, 1), stage)]
+                names += [("sampling_gather", grid, stage), ("sampling_cut", (1, rows, 1), stage)]
         names.append(("sampling_draw", grid, 0))
         return [
             self._device.prepare(self._module.kernel(name), extent, THREADS, 0, self._params(strategy, stage))
             for name, extent, stage in names
         ]
+
+    def _allocate(self, name: str, row_bytes: int) -> None:
+        if name not in self._scratch:
+            memory = self._device.allocate(self._rows * row_bytes, f"sampling ({name})")
+            self._device.fill(memory.address, memory.nbytes)
+            self._scratch[name] = memory
 
     def close(self) -> None:
         """Free the scratch memory."""

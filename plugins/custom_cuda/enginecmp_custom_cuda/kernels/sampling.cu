@@ -66,8 +66,9 @@ static __device__ inline u64 code_of(float value, int id) {
     return (u64)ordered(value) << 32 | (0xffffffffu - (unsigned)id);
 }
 
+// Adding 0 makes the two zeros one: ordered bits tell them apart, a comparison does not.
 static __device__ inline float score_of(const SamplingParams &p, float logit) {
-    return p.temperature > 0.0f ? logit / p.temperature : logit;
+    return (p.temperature > 0.0f ? logit / p.temperature : logit) + 0.0f;
 }
 
 static __device__ inline u64 mass_of(float score, float largest) {
