@@ -77,4 +77,71 @@ def examine(gate: Gate, architecture: str) -> list[str]:
     return check(compile_cubin(gate.file, gate.defines, architecture), gate.budgets(architecture))
 
 
-GATES: tuple[Gate, ...] = ()
+AMPERE_AND_HOPPER = ("sm_80", "sm_90a")
+"""For further defines of a file that one line compiles for all."""
+
+GEMM_MMA = {"gemm_small": 128, "gemm_medium": 168, "gemm_large": 128}
+"""Kernels of gemm_mma.cu and their registers."""
+
+GATES: tuple[Gate, ...] = (
+    # Prefill. Its tiles count on so many registers: more, and fewer blocks share a multiprocessor.
+    Gate(
+        "gemm_mma",
+        {"WEIGHT": "WEIGHT_Q8_0", "KV": "KV_F16", "HEAD_DIM": "64"},
+        needs={name: ("IMMA", "LDSM", "LDGSTS.128>=80") for name in GEMM_MMA},
+        registers=GEMM_MMA,
+    ),
+    Gate(
+        "gemm_mma",
+        {"WEIGHT": "WEIGHT_Q4_0", "KV": "KV_F32", "HEAD_DIM": "96"},
+        needs={name: ("IMMA", "LDSM", "LDGSTS.128>=80") for name in GEMM_MMA},
+        registers=GEMM_MMA,
+        architectures=AMPERE_AND_HOPPER,
+    ),
+    Gate(
+        "gemm_mma",
+        {"WEIGHT": "WEIGHT_F16", "KV": "KV_F16", "HEAD_DIM": "128"},
+        needs={name: ("HMMA", "LDSM", "LDGSTS.128>=80") for name in GEMM_MMA},
+        registers=GEMM_MMA,
+        architectures=AMPERE_AND_HOPPER,
+    ),
+    Gate(
+        "gemm_mma",
+        {"WEIGHT": "WEIGHT_BF16", "KV": "KV_F16", "HEAD_DIM": "64"},
+        needs={name: ("HMMA.BF16", "LDSM", "LDGSTS.128") for name in GEMM_MMA},
+        registers=GEMM_MMA,
+        architectures=AMPERE_AND_HOPPER,
+    ),
+    Gate(
+        "gemm_f32",
+        {"WEIGHT": "WEIGHT_F32", "KV": "KV_F32", "HEAD_DIM": "64"},
+        needs={name: ("LDG.128", "LDS.128", "FFMA") for name in ("gemm_small", "gemm_medium")},
+        registers={"gemm_small": 128, "gemm_medium": 128},
+    ),
+    Gate(
+        "prefill",
+        {"WEIGHT": "WEIGHT_Q8_0", "KV": "KV_F16", "HEAD_DIM": "64"},
+        needs={name: ("LDG.128", "STG.64") for name in ("norm_s8", "quantize_s8")},
+        registers={"norm_s8": 64, "quantize_s8": 64, "embed": 64, "reduce": 64},
+    ),
+    *(
+        Gate(
+            "flash_f16",
+            {"KV": "KV_F16", "HEAD_DIM": str(head_dim)},
+            needs={"flash_f16": ("HMMA", "LDSM", "LDSM.MT88", "LDGSTS.128>=80", "MUFU.EX2")},
+            registers={"flash_f16": registers},
+            architectures=architectures,
+        )
+        for head_dim, registers, architectures in (
+            (64, 168, AMPERE_AND_HOPPER),
+            (96, 255, AMPERE_AND_HOPPER),
+            (128, 255, ARCHITECTURES),
+        )
+    ),
+    Gate(
+        "flash_f32",
+        {"KV": "KV_F32", "HEAD_DIM": "128"},
+        needs={"flash_f32": ("LDG.128", "LDS.128", "FFMA")},
+        registers={"flash_f32": 168},
+    ),
+)

@@ -107,7 +107,7 @@ __device__ inline void sum_values(Rows &rows, const float (&weights)[8][4], cons
 
 }  // namespace flash
 
-KERNEL(128, 2, flash_f16, FlashParams) {
+KERNEL(128, HEAD_DIM <= 64 ? 3 : 2, flash_f16, FlashParams) {
     using namespace flash;
     __shared__ __align__(16) Page k;
     __shared__ __align__(16) Page v;
