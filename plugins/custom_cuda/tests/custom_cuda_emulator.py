@@ -38,9 +38,11 @@ class Threads(ctypes.Structure):
 class Bench:
     """The kernels of one file, on a device; arrays go to the device and the result comes back."""
 
-    def __init__(self, device: Device, file: str, params: type[ctypes.Structure]) -> None:
+    def __init__(
+        self, device: Device, file: str, params: type[ctypes.Structure], defines: dict[str, str] | None = None
+    ) -> None:
         self.device = device
-        self.module = build(device, DATA / file, {})
+        self.module = build(device, DATA / file, defines or {})
         self.params = params
 
     def run(

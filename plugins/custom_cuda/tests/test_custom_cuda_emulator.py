@@ -25,6 +25,15 @@ def cpu_bench(emulated: Device) -> Bench:
     return Bench(emulated, "emulator_meanings.cu", Meanings)
 
 
+@pytest.fixture(scope="module", params=["bench", "written out"])
+def halves(request: pytest.FixtureRequest) -> Bench:
+    """As `bench`, and the conversions for processors without instructions for them."""
+    if request.param == "bench":
+        return request.getfixturevalue("cpu_bench")  # type: ignore[no-any-return]
+    device = request.getfixturevalue("emulated")
+    return Bench(device, "emulator_meanings.cu", Meanings, {"SIMT_SOFT_HALF": "1"})
+
+
 # ---- warps (CUDA C++ Programming Guide, "Warp Shuffle Functions", "Warp Vote Functions")
 
 
@@ -122,9 +131,9 @@ def test_a_ring_of_bulk_copies_hands_over_every_byte(bench: Bench, chunks: int, 
 # ---- numbers
 
 
-def test_halves_are_read_as_ieee_says(bench: Bench) -> None:
+def test_halves_are_read_as_ieee_says(halves: Bench) -> None:
     bits = np.arange(65536, dtype=np.uint16)
-    rows = bench.run("from_half", np.zeros((4, 65536), np.float32), grid=256)
+    rows = halves.run("from_half", np.zeros((4, 65536), np.float32), grid=256)
     half = bits.view(np.float16).astype(np.float32)
     assert np.array_equal(rows[0], half, equal_nan=True)
     assert np.array_equal(rows[1].view(np.uint32), bits.astype(np.uint32) << 16)
@@ -141,14 +150,14 @@ def to_bf16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
     return np.where(up, (low >> 16) + 1, low >> 16).astype(np.uint16)
 
 
-def test_floats_are_rounded_to_nearest_even(bench: Bench) -> None:
+def test_floats_are_rounded_to_nearest_even(halves: Bench) -> None:
     rng = np.random.default_rng(2)
-    halves = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float64)
-    ties = ((halves[1:] + halves[:-1]) / 2).astype(np.float32)
+    every = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float64)
+    ties = ((every[1:] + every[:-1]) / 2).astype(np.float32)
     spread = (rng.standard_normal(4000) * 10.0 ** rng.uniform(-9, 9, 4000)).astype(np.float32)
     edges = np.array([0, -0.0, np.inf, -np.inf, 65504, 65519.99, 65520, -65520, 1e-8, 2**-25, 2**-24], np.float32)
     x = np.concatenate([ties, -ties, spread, edges]).astype(np.float32)
-    raw = bench.run("to_half", np.zeros((3, len(x)), np.uint32), grid=-(-len(x) // 256), a=x, n=len(x))
+    raw = halves.run("to_half", np.zeros((3, len(x)), np.uint32), grid=-(-len(x) // 256), a=x, n=len(x))
     half = raw[0].view(np.uint16)[: len(x)]
     bf16 = raw[0].view(np.uint16)[len(x) :]
     with np.errstate(over="ignore"):

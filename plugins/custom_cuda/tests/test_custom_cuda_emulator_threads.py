@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from enginecmp_custom_cuda.compiling import compile_cubin
 from enginecmp_custom_cuda.device import Device
 from enginecmp_custom_cuda.device import emulated as control
 
-ORDERS: list[str | int] = ["forward", "reverse", 1, 2, 3]
+Order = Literal["forward", "reverse"] | int
+ORDERS: list[Order] = ["forward", "reverse", 1, 2, 3]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,8 @@ def rotate(threads: Bench, kernel: str) -> list[int]:
         control.set_multiprocessors(8)
     counter = np.zeros(2, np.uint32)
     out = np.zeros(sizes[kernel], np.int32)
-    return threads.run(kernel, out, grid=grid, cooperative=cooperative, counter=counter, n=5, m=2).tolist()
+    found = threads.run(kernel, out, grid=grid, cooperative=cooperative, counter=counter, n=5, m=2)
+    return [int(value) for value in found]
 
 
 EXPECTED = {
@@ -74,16 +77,16 @@ def line_of(text: str) -> int:
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("kernel", list(EXPECTED))
-def test_barriers_hold_in_every_order(threads: Bench, kernel: str, order: str | int) -> None:
-    control.set_order(order)  # type: ignore[arg-type]
+def test_barriers_hold_in_every_order(threads: Bench, kernel: str, order: Order) -> None:
+    control.set_order(order)
     assert rotate(threads, kernel) == EXPECTED[kernel]
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("kernel", list(EXPECTED))
-def test_a_removed_barrier_shows_in_every_order(threads: Bench, kernel: str, which: int, order: str | int) -> None:
-    control.set_order(order)  # type: ignore[arg-type]
+def test_a_removed_barrier_shows_in_every_order(threads: Bench, kernel: str, which: int, order: Order) -> None:
+    control.set_order(order)
     control.remove_barrier(threads.module, sites(threads, kernel)[which])
     assert rotate(threads, kernel) != EXPECTED[kernel]
 
@@ -127,10 +130,10 @@ def test_one_half_of_a_barrier_does_not_wait(threads: Bench) -> None:
 # ---- orders
 
 
-def trace(threads: Bench, order: str | int) -> list[int]:
+def trace(threads: Bench, order: Order) -> list[int]:
     """Return the numbers of a block's threads in the order in which they came by."""
-    control.set_order(order)  # type: ignore[arg-type]
-    return threads.run("order", np.zeros(96, np.int32), counter=np.zeros(1, np.uint32)).tolist()
+    control.set_order(order)
+    return [int(number) for number in threads.run("order", np.zeros(96, np.int32), counter=np.zeros(1, np.uint32))]
 
 
 def test_orders_differ_and_seeds_repeat(threads: Bench) -> None:

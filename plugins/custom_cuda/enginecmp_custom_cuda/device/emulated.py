@@ -27,7 +27,7 @@ class Barrier(NamedTuple):
             gave REMOVABLE.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple's method, which nobody asks of these
     file: str
     line: int
     kind: str

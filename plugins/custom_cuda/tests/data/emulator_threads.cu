@@ -92,6 +92,11 @@ KERNEL(32, 1, rotate_blocks, Params) {
 
 KERNEL(96, 1, order, Params) { at<int>(p.out)[atomicAdd(p.counter, 1u)] = blockIdx.x * 96 + threadIdx.x; }
 
+KERNEL(1, 1, place, Params) {
+    const int number = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
+    at<int>(p.out)[number] = blockIdx.x + 10 * blockIdx.y + 100 * blockIdx.z;
+}
+
 // What shared memory holds when a block begins.
 KERNEL(32, 1, fresh, Params) {
     __shared__ unsigned fixed[32];
