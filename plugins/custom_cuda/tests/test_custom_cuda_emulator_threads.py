@@ -167,24 +167,27 @@ def test_device_memory_is_poison_until_it_is_written(emulated: Device) -> None:
 
 # ---- launches
 
+CHAIN = 12
+
 
 @pytest.fixture
 def chain(threads: Bench, emulated: Device) -> Iterator[NDArray[np.int32]]:
-    """Four launches of `follow`, each of what the one in front left: x -> 2 x + 1; the results."""
-    memory = emulated.allocate(5 * 256, "a chain")
+    """Launches of `follow`, each of what the one in front left: x -> 2 x + 1; the results of three ways to run them."""
+    memory = emulated.allocate(CHAIN * 256, "a chain")
     kernel = threads.module.kernel("follow")
     found: list[NDArray[np.int32]] = []
 
     def go() -> NDArray[np.int32]:
-        emulated.upload(memory.address, np.full((5, 64), 3, np.int32))
+        emulated.upload(memory.address, np.full((CHAIN, 64), 3, np.int32))
         with emulated.capture() as capture:
-            for i in range(4):
+            for i in range(CHAIN - 1):
                 params = Threads(a=memory.address + 256 * i, out=memory.address + 256 * (i + 1), m=1)
                 emulated.launch(kernel, 1, 64, 0, params, overlap=i > 0)
-        capture.graph.launch()
+        for _ in range(5):
+            capture.graph.launch()
         emulated.synchronize()
         capture.graph.close()
-        return emulated.download(memory.address, (5, 64), np.int32)
+        return emulated.download(memory.address, (CHAIN, 64), np.int32)
 
     found.append(go())
     wait = [one.index for one in control.barriers(threads.module) if one.kind == "grid dependency wait"]
@@ -197,7 +200,7 @@ def chain(threads: Bench, emulated: Device) -> Iterator[NDArray[np.int32]]:
 
 
 def test_a_launch_that_overlaps_sees_only_what_it_waited_for(chain: NDArray[np.int32]) -> None:
-    right = [[value] * 64 for value in (3, 7, 15, 31, 63)]
+    right = [[value] * 64 for value in (4 * 2**i - 1 for i in range(CHAIN))]
     waited, hurried, apart = chain.tolist()
     assert waited == right
     assert hurried != right

@@ -335,6 +335,9 @@ void Block::prepare_shared() {
     memset(shared + grid->shared_bytes, red_zone, bytes - grid->shared_bytes);
     memset(shared - 256, red_zone, 256);
     if (grid->module_shared_bytes == 0) return;
+    // Of this OS thread; a block may run on another one next time.
+    static __thread uint64_t module_shared_of = 0;
+    static __thread char *module_shared = nullptr;
     if (module_shared_of != grid->module_number) {
         TlsSearch search = {grid->module->shared(), grid->module_shared_bytes, nullptr};
         dl_iterate_phdr(find_tls, &search);

@@ -102,8 +102,6 @@ struct Block {
     char *shared = nullptr;  // dynamic shared memory of this block
     char *shared_mapping = nullptr;
     size_t shared_mapping_bytes = 0;
-    char *module_shared = nullptr;
-    uint64_t module_shared_of = 0;
     sigjmp_buf recover;
 
     ~Block();
