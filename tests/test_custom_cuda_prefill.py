@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from enginecmp import EngineError, GGUFFile, read_gguf
 from enginecmp.models.synth import write_synth
 from enginecmp_custom_cuda.compiling.sources import KERNELS
 from enginecmp_custom_cuda.device import Device
-from enginecmp_custom_cuda.engine import params, prefill_params
+from enginecmp_custom_cuda.engine import gemm, params, prefill_params
+from enginecmp_custom_cuda.engine.decode import DecodeSettings, DecodeStep
 from enginecmp_custom_cuda.engine.pages import Cache
 from enginecmp_custom_cuda.engine.prefill import Prefill, bucket, buckets
 from enginecmp_custom_cuda.oracle import dp4a, reference
@@ -72,7 +74,7 @@ def test_float32_prefill_is_the_reference(emulated: Device, model: Model, archit
     ids = ids_of(file, 150)
     with prefill(emulated, file, precise=True, kv="f32") as (it, _):
         found = it.score(ids)
-        hidden = emulated.download(it.hidden, (150 - 96, found.shape[1] and it._model.config.hidden), np.float32)
+        hidden = emulated.download(it.hidden, (150 - 96, it._model.config.hidden), np.float32)
     expected = reference.forward(file, ids, CONTEXT)
     np.testing.assert_allclose(found, expected.logits, rtol=0, atol=1e-5 * np.abs(expected.logits).max())
     last = expected.hidden[-1]
@@ -150,6 +152,45 @@ def test_sequences_share_a_call_and_do_not_see_each_other(emulated: Device, mode
     np.testing.assert_allclose(mixed[1], expected[1][-1], rtol=0, atol=1e-5 * scale)
     np.testing.assert_allclose(mixed[3:], expected[2], rtol=0, atol=1e-5 * scale)
     np.testing.assert_allclose(single, mixed[:2], rtol=0, atol=1e-5 * scale)
+
+
+def test_splits_of_the_columns_change_nothing(emulated: Device, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemm, "LEAST_STEPS", 1)
+    splits = []
+    choose = gemm.choose_splits
+
+    def noted(*arguments: Any) -> int:
+        splits.append(choose(*arguments))
+        return splits[-1]
+
+    monkeypatch.setattr(gemm, "choose_splits", noted)
+    file = model("qwen2")  # with biases
+    ids = ids_of(file, 20)
+    with prefill(emulated, file, precise=True, kv="f32") as (it, _):
+        splits.clear()
+        found = it.score(ids)
+    assert splits.count(1) < len(splits) / 2
+    expected = reference.logits(file, ids, CONTEXT)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_prefill_and_decode_agree(emulated: Device, model: Model, architecture: str) -> None:
+    file = model(architecture)
+    ids = ids_of(file, 68)
+    with prefill(emulated, file, precise=True, kv="f32") as (it, cache):
+        whole = it.score(ids)
+        settings = DecodeSettings(positions=CONTEXT, kv="f32", exact=True, logits=True)
+        step = DecodeStep(emulated, it._model, 1, settings, cache)
+        # From the prompt's keys and values on, then the same positions from nothing but decoding.
+        for first, last in ((62, 68), (0, 3)):
+            found = []
+            for position in range(first, last):
+                step.seat(0, position, int(ids[position]))
+                step.enqueue()
+                found.append(emulated.download(step.buffers.logits, (whole.shape[1],), np.float32))
+            np.testing.assert_allclose(found, whole[first:last], rtol=0, atol=1e-5 * np.abs(whole).max())
+        step.close()
 
 
 def test_the_cache_holds_what_the_reference_says_and_nothing_of_empty_tokens(emulated: Device, model: Model) -> None:

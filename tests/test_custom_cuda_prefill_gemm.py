@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from custom_cuda_prefill_parts import bench
+from custom_cuda_prefill_parts import CACHE_TYPES, Pages, bench
 from numpy.typing import NDArray
 
 from enginecmp_custom_cuda.device import Device
@@ -16,7 +16,8 @@ from enginecmp_custom_cuda.engine.gemm import (
     choose_splits,
     mma_shapes,
 )
-from enginecmp_custom_cuda.engine.prefill_params import FinishKind
+from enginecmp_custom_cuda.engine.params import Cache
+from enginecmp_custom_cuda.engine.prefill_params import Finish, FinishKind
 from enginecmp_custom_cuda.oracle import dp4a, reference
 from enginecmp_custom_cuda.weights.kinds import decode, encode
 
@@ -129,6 +130,54 @@ def test_products_are_added_and_gated(
         gated = it.multiply(x, weights, kind, activation, FinishKind.SWIGLU)
     np.testing.assert_allclose(added, plain + 1, rtol=0, atol=2e-5)
     np.testing.assert_allclose(gated, reference.swiglu(plain[:, ::2], plain[:, 1::2]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize(("kv", "rope_dims"), [("KV_F16", 8), ("KV_F32", 16)])
+def test_queries_keys_and_values_are_biased_rotated_and_put_in_their_pages(
+    emulated: Device, kv: str, rope_dims: int, splits: int
+) -> None:
+    random = np.random.default_rng(12)
+    heads, kv_heads, tokens, columns = 3, 2, 21, 64
+    rows = (heads + 2 * kv_heads) * 16
+    x = random.standard_normal((tokens, columns)).astype(np.float32)
+    weights = random.standard_normal((rows, columns)).astype(np.float32)
+    bias = random.standard_normal(rows).astype(np.float32)
+    angles = random.standard_normal((100, rope_dims // 2))
+    table = np.stack((np.cos(angles), np.sin(angles)), axis=-1)
+    position = np.array([*range(60, 70), -1, *range(10)])
+    slot = np.array([1] * 11 + [0] * 10)
+    pages = Pages(2, 100, kv_heads, 16, random)
+    with bench(emulated, kv=kv, splits=splits) as it:
+        memory = it.put(pages.memory, CACHE_TYPES[kv])
+        q = it.put(np.full((tokens, heads, 16), 7), np.float32)
+        finish = Finish(
+            out=q,
+            bias=it.put(bias, np.float32),
+            rope=it.put(table, np.float32),
+            position=it.put(position, np.int32),
+            slot=it.put(slot, np.int32),
+            cache=Cache(memory, it.put(pages.table, np.int32), pages.table.shape[1], kv_heads),
+            heads=heads,
+            rope_dims=rope_dims,
+            kind=FinishKind.QKV,
+        )
+        it.product(it.matrix(weights, "F32"), it.activations(x, "f32"), "f32", finish)
+        queries = emulated.download(q, (tokens, heads, 16), np.float32)
+        cached = emulated.download(memory, pages.memory.shape, CACHE_TYPES[kv])
+    y = reference.linear(x, weights, bias).reshape(tokens, heads + 2 * kv_heads, 16)
+    wanted_q, wanted_k, wanted_v = np.split(y, (heads, heads + kv_heads), axis=1)
+    wanted_q, wanted_k = (reference.rotate_interleaved(each, table[position]) for each in (wanted_q, wanted_k))
+    wanted_q[10] = 7  # the empty token
+    np.testing.assert_allclose(queries, wanted_q, rtol=0, atol=1e-4)
+    for number, start, first, last in ((1, 60, 0, 10), (0, 0, 11, 21)):
+        for which, wanted in enumerate((wanted_k, wanted_v)):
+            found = pages.read(cached, number, which, 100)  # (100, kv_heads, 16)
+            end = start + last - first
+            tolerance = {"KV_F16": 1e-2, "KV_F32": 1e-4}[kv]
+            np.testing.assert_allclose(found[start:end], wanted[first:last], rtol=0, atol=tolerance)
+            assert np.isnan(found[:start]).all()
+            assert np.isnan(found[end:]).all()
 
 
 def test_gemms_repeat_to_the_bit(emulated: Device) -> None:
