@@ -1,0 +1,69 @@
+// What a machine can do at most: read bandwidth, and the price of a launch, of a graph node and of a grid barrier.
+//
+// Each kernel leaves something that shows that its work was done.
+#include "kernel.h"
+#include "ptx.cuh"
+
+struct ReadParams {
+    const uint4 *data;
+    long long vectors;  // of 16 bytes
+    unsigned *sum;      // += all 32-bit words, wrapping
+};
+
+struct StepParams {
+    unsigned *count;  // + 1
+};
+
+struct MeetParams {
+    unsigned *count;  // of arrivals; starts at 0
+    int rounds;
+};
+
+// 16-byte loads, eight in flight a thread, neighbours in a warp side by side.
+KERNEL(512, 2, read, ReadParams) {
+    constexpr int AHEAD = 8;
+    const long long stride = static_cast<long long>(gridDim.x) * 512;
+    unsigned total = 0;
+    long long i = static_cast<long long>(blockIdx.x) * 512 + threadIdx.x;
+    for (; i + (AHEAD - 1) * stride < p.vectors; i += AHEAD * stride) {
+        uint4 loaded[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) loaded[k] = ptx::load_stream(p.data + i + k * stride);
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) total += loaded[k].x + loaded[k].y + loaded[k].z + loaded[k].w;
+    }
+    for (; i < p.vectors; i += stride) {
+        const uint4 loaded = ptx::load_stream(p.data + i);
+        total += loaded.x + loaded.y + loaded.z + loaded.w;
+    }
+    for (int lanes = 16; lanes > 0; lanes /= 2) total += __shfl_xor_sync(0xffffffffu, total, lanes);
+    if (threadIdx.x % 32 == 0) atomicAdd(p.sum, total);
+}
+
+// Next to nothing: what is left is the price of running a kernel after another.
+KERNEL(32, 1, step, StepParams) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) *p.count += 1;
+}
+
+// The same, launched so that it may begin before the kernel before it has ended.
+KERNEL(32, 1, step_overlapped, StepParams) {
+    ptx::launch_dependents();
+    ptx::grid_dependency_wait();
+    if (blockIdx.x == 0 && threadIdx.x == 0) *p.count += 1;
+}
+
+// All blocks wait for each other, `rounds` times: an arrival and a wait for the round's last one.
+KERNEL(512, 1, meet, MeetParams) {
+    for (int round = 1; round <= p.rounds; round++) {
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            __threadfence();
+            atomicAdd(p.count, 1u);
+            const unsigned all = gridDim.x * static_cast<unsigned>(round);
+            while (atomicAdd(p.count, 0u) < all) {
+            }
+            __threadfence();
+        }
+        __syncthreads();
+    }
+}
