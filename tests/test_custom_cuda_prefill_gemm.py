@@ -225,7 +225,7 @@ def test_norms_follow_the_oracle(emulated: Device, columns: int) -> None:
     np.testing.assert_array_equal(scales, dp4a.quantize(exact).scales)
 
 
-@pytest.mark.parametrize("kind", ["F32", "BF16", "Q8_0", "Q4_0"])
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0"])
 def test_embeddings_are_the_tables_rows_and_zero_for_empty_tokens(emulated: Device, kind: str) -> None:
     random = np.random.default_rng(8)
     table = random.standard_normal((37, 544)).astype(np.float32)
