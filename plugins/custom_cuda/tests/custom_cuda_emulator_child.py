@@ -141,6 +141,7 @@ SCENARIOS |= {
     "mbarrier_not_made": wrong(9, shared=256),
     "not_in_its_mask": wrong(10),
     "barriers_of_two_kinds": wrong(11),
+    "operations_of_two_kinds": wrong(12),
 }
 
 

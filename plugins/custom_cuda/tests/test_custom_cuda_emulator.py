@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from custom_cuda_emulator import Bench, Meanings
+from custom_cuda_emulator import DATA, Bench, Meanings
 from numpy.typing import NDArray
 
+from enginecmp_custom_cuda.compiling import compile_cubin
+from enginecmp_custom_cuda.compiling.gates import ARCHITECTURES
 from enginecmp_custom_cuda.device import Device
 
 LANES = np.arange(32)
@@ -91,20 +93,24 @@ def test_atomics_of_both_widths_and_signs(bench: Bench) -> None:
     checks: list[tuple[NDArray[np.generic], NDArray[np.generic]]] = [
         (found[:5].view(np.int32), small),
         (found[5:10].view(np.uint32), small.view(np.uint32)),
-        (found[10:20].view(np.int64), large),
-        (found[20:30], large.view(np.uint64)),
+        (found[10:20], large.view(np.uint64)),
+        (found[20:22].view(np.int64), large),
     ]
     for got, values in checks:
         bits, numbers = 8 * values.itemsize, [int(value) for value in values]
-        total = sum(numbers)
-        folded = {"or": 5, "and": 5, "xor": 5}
+        total, folded = sum(numbers), [5, 5, 5]
         for number in numbers:
-            folded = {"or": folded["or"] | number, "and": folded["and"] & number, "xor": folded["xor"] ^ number}
-        expected = [5 + total, 5 - total, max(5, *numbers), min(5, *numbers), *folded.values(), 5 + total]
-        assert [(int(value) - want) % 2**bits for value, want in zip(got, expected, strict=False)] == [0] * 8
-        # Each exchange hands its value on to the next: the last one stays, the others were added up.
-        assert int(got[8]) in numbers
-        assert (int(got[8]) + int(got[9]) - 5 - total - 5) % 2**bits == 0
+            folded = [folded[0] | number, folded[1] & number, folded[2] ^ number]
+        expected = [max(5, *numbers), min(5, *numbers), 5 + total, *folded, 5 + total][: len(got)]
+        assert [(int(value) - want) % 2**bits for value, want in zip(got, expected, strict=False)] == [0] * len(
+            expected
+        )
+        if len(got) > 2:
+            # Each exchange hands its value on to the next: the last one stays, the others were added up.
+            assert int(got[7]) in numbers
+            assert (int(got[7]) + int(got[8]) - 5 - total - 5) % 2**bits == 0
+        if bits == 32:
+            assert (int(got[9]) - 5 + total) % 2**bits == 0
 
 
 def test_asynchronous_copies_arrive_group_by_group(cpu_bench: Bench) -> None:
@@ -278,3 +284,15 @@ def test_ldmatrix_gives_each_lane_its_two_elements(bench: Bench) -> None:
         plain = [int(m[line, pair]) | int(m[line, pair + 1]) << 16 for m in rows]
         turned = [int(m[pair, line]) | int(m[pair + 1, line]) << 16 for m in rows]
         assert found[:, lane].tolist() == [*plain, *turned, *plain[:2], *turned[:2]]
+
+
+# ---- CUDA
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_same_operations_compile_for_every_architecture(emulated: Device, architecture: str) -> None:
+    # Beside the stand-in driver: NVRTC looks for a libcuda.so.1 in its process and asks it questions.
+    assert emulated.kind == "emulated"
+    image = compile_cubin(DATA / "emulator_meanings.cu", {}, architecture)
+    assert image[:4] == b"\x7fELF"
+    assert int.from_bytes(image[18:20], "little") == 190  # EM_CUDA

@@ -47,6 +47,7 @@ def value(child: dict[str, dict[str, Any]], scenario: str) -> Any:
         ("dead_end", TRAPPED, r"no thread can go on, 32 wait at named barrier \S+:\d+, 32 wait at syncthreads \S+:\d+"),
         ("polls_for_ever", TRAPPED, "no thread can go on, 64 wait at a polled address, 0 have left"),
         ("barriers_of_two_kinds", TRAPPED, r"33 wait at syncthreads \S+:\d+, 31 wait at syncwarp \S+:\d+"),
+        ("operations_of_two_kinds", TRAPPED, "lanes of one mask came to different warp operations"),
         ("trap", TRAPPED, r"block \(0,0,0\), thread 5: trap"),
         ("mbarrier_not_made", TRAPPED, "mbarrier: used before it was initialised"),
         ("not_in_its_mask", TRAPPED, "mask does not name the thread itself"),

@@ -1,6 +1,5 @@
 #include "block.h"
 
-#include <link.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -142,7 +141,8 @@ std::string Block::who_waits() const {
         if (number(thread) >= count) break;
         std::string where = thread.waits_in ? thread.waits_in : "";
         if (where.empty()) continue;
-        if (thread.waits_at) where += std::string(" ") + thread.waits_at->file + ":" + std::to_string(thread.waits_at->line);
+        const Site *const site = thread.waits_at;
+        if (site) where += std::string(" ") + site->file + ":" + std::to_string(site->line);
         waiting[where]++;
     }
     std::string text;
@@ -154,197 +154,9 @@ void Block::dead_end() {
     grid->fail(719, "block (%u,%u,%u): no thread can go on%s", index.x, index.y, index.z, who_waits().c_str());
 }
 
-// ---- barriers
-
-void Block::settle_barrier(unsigned id) {
-    NamedBarrier &barrier = barriers[id];
-    const unsigned expected = id == 0 ? count - exited : barrier.expected;
-    if (barrier.arrived == 0 || barrier.arrived < expected) return;
-    barrier.arrived = 0;
-    release(barrier.waiting);
-}
-
-void block_barrier(Site *site) { 
-    if (standing(site)) named_barrier(site, 0, 0, true);
-}
-
-void named_barrier(Site *site, unsigned id, unsigned threads, bool wait) {
-    if (id != 0 && !standing(site)) return;
-    Block &block = *running_block;
-    Fiber &own = block.fiber();
-    if (id >= most_barriers || (id != 0 && (threads == 0 || threads % 32 || threads > block.count)))
-        trap(719, "named barrier: expected id 1..15 and a multiple of 32 threads of the block");
-    NamedBarrier &barrier = block.barriers[id];
-    if (barrier.arrived > 0 && id != 0 && barrier.expected != threads)
-        trap(719, "named barrier: threads disagree about how many take part");
-    barrier.expected = threads;
-    barrier.arrived++;
-    if (wait) {
-        block.ready.remove(block.number(own));
-        barrier.waiting.add(block.number(own));
-        own.waits_at = site;
-        own.waits_in = site->kind;
-    }
-    block.something_ran = true;
-    block.settle_barrier(id);
-    if (wait) {
-        block.give_way();
-        own.waits_in = nullptr;
-    }
-}
-
-// ---- warps
-
-void Block::settle(Warp &warp) {
-    for (unsigned rest = warp.waiting; rest; rest &= rest - 1) {
-        const unsigned lane = unsigned(__builtin_ctz(rest));
-        const unsigned mask = warp.masks[lane] & warp.lanes & ~warp.exited;
-        if ((warp.waiting & mask) != mask) continue;
-        bool agree = true;
-        for (unsigned others = mask; others; others &= others - 1)
-            agree &= warp.masks[__builtin_ctz(others)] == warp.masks[lane];
-        if (!agree) continue;
-        void *arguments[32] = {};
-        for (unsigned others = mask; others; others &= others - 1)
-            arguments[__builtin_ctz(others)] = warp.arguments[__builtin_ctz(others)];
-        if (warp.resolve[lane]) warp.resolve[lane](arguments, mask);
-        warp.waiting &= ~mask;
-        rest &= ~mask | 1u << lane;
-        const unsigned first = unsigned(&warp - warps.data()) * 32;
-        for (unsigned others = mask; others; others &= others - 1) ready.add(first + unsigned(__builtin_ctz(others)));
-    }
-}
-
-static void wait_in_warp(unsigned mask, void *argument, Resolve resolve, const Site *site, const char *what) {
-    Block &block = *running_block;
-    Fiber &own = block.fiber();
-    const unsigned number = block.number(own);
-    Warp &warp = block.warps[number / 32];
-    if (!(mask >> own.lane & 1)) trap(719, "a warp operation whose mask does not name the thread itself");
-    warp.arguments[own.lane] = argument;
-    warp.masks[own.lane] = mask;
-    warp.resolve[own.lane] = resolve;
-    warp.waiting |= 1u << own.lane;
-    own.waits_at = site;
-    own.waits_in = what;
-    block.ready.remove(number);
-    block.something_ran = true;
-    const unsigned live = mask & warp.lanes & ~warp.exited;
-    if ((warp.waiting & live) == live) block.settle(warp);
-    block.give_way();
-    own.waits_in = nullptr;
-}
-
-void warp_barrier(Site *site, unsigned mask) {
-    if (standing(site)) wait_in_warp(mask, nullptr, nullptr, site, site->kind);
-}
-
-void collective(unsigned mask, void *argument, Resolve resolve, const char *what) {
-    wait_in_warp(mask, argument, resolve, nullptr, what);
-}
-
-void Block::leave() {
-    Fiber &own = fiber();
-    const unsigned index_of = number(own);
-    Warp &warp = warps[index_of / 32];
-    ready.remove(index_of);
-    exited++;
-    something_ran = true;
-    warp.exited |= 1u << own.lane;
-    if (warp.waiting) settle(warp);
-    settle_barrier(0);
-    give_way();
-}
-
-// ---- polling
-
-void spin() {
-    Block &block = *running_block;
-    const unsigned number = block.number(block.fiber());
-    block.ready.remove(number);
-    block.polling.add(number);
-    block.fiber().waits_at = nullptr;
-    block.fiber().waits_in = "a polled address";
-    block.give_way();
-    block.fiber().waits_in = nullptr;
-}
-
-void progress() { running_block->grid->changes.fetch_add(1, std::memory_order_relaxed); }
-
 void may_preempt() {
     Block &block = *running_block;
     if (block.grid->order == Order::shuffled && next_random(block.random) >> 62 == 0) block.give_way();
-}
-
-void trap(int code, const char *message) {
-    Block &block = *running_block;
-    const uint3 thread = current->index;
-    block.grid->fail(code, "block (%u,%u,%u), thread %u: %s", block.index.x, block.index.y, block.index.z, thread.x,
-                     message);
-    block.abandon();
-    __builtin_unreachable();
-}
-
-void dependency_wait() {
-    Block &block = *running_block;
-    if (!block.grid->gate || block.grid->gate->load()) return;
-    const unsigned number = block.number(block.fiber());
-    block.ready.remove(number);
-    block.gated.add(number);
-    block.fiber().waits_at = nullptr;
-    block.fiber().waits_in = "grid_dependency_wait";
-    block.give_way();
-    block.fiber().waits_in = nullptr;
-}
-
-// ---- shared memory
-
-void *dynamic_shared() { return running_block->shared; }
-
-namespace {
-struct TlsSearch {
-    const void *inside;
-    size_t bytes;
-    char *found;
-};
-
-int find_tls(dl_phdr_info *info, size_t, void *argument) {
-    TlsSearch &search = *static_cast<TlsSearch *>(argument);
-    if (!info->dlpi_tls_data) return 0;
-    char *const data = static_cast<char *>(info->dlpi_tls_data);
-    if (search.inside < data || search.inside >= data + search.bytes) return 0;
-    search.found = data;
-    return 1;
-}
-}  // namespace
-
-// Shared memory is undefined when a block begins: all ones is NaN and -1.
-void Block::prepare_shared() {
-    const size_t bytes = (grid->shared_bytes + 127) / 128 * 128;
-    const size_t wanted = (bytes + page - 1) / page * page + 2 * page;  // a page that faults after the end
-    if (shared_mapping_bytes < wanted) {
-        if (shared_mapping) munmap(shared_mapping, shared_mapping_bytes);
-        void *mapped = mmap(nullptr, wanted, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (mapped == MAP_FAILED) throw std::bad_alloc();
-        shared_mapping = static_cast<char *>(mapped);
-        shared_mapping_bytes = wanted;
-        mprotect(shared_mapping + wanted - page, page, PROT_NONE);
-    }
-    shared = shared_mapping + shared_mapping_bytes - page - bytes;
-    memset(shared, 0xff, grid->shared_bytes);
-    memset(shared + grid->shared_bytes, red_zone, bytes - grid->shared_bytes);
-    memset(shared - 256, red_zone, 256);
-    if (grid->module_shared_bytes == 0) return;
-    // Of this OS thread; a block may run on another one next time.
-    static __thread uint64_t module_shared_of = 0;
-    static __thread char *module_shared = nullptr;
-    if (module_shared_of != grid->module_number) {
-        TlsSearch search = {grid->module->shared(), grid->module_shared_bytes, nullptr};
-        dl_iterate_phdr(find_tls, &search);
-        module_shared = search.found;
-        module_shared_of = grid->module_number;
-    }
-    if (module_shared) memset(module_shared, 0xff, grid->module_shared_bytes);
 }
 
 static void fiber_main() {
@@ -378,7 +190,8 @@ void Block::run(Grid &of, unsigned block_number) {
     prepare_shared();
     for (unsigned i = 0; i < count; i++) {
         Fiber &fiber = fibers[i];
-        fiber.index = {i % of.block_size.x, i / of.block_size.x % of.block_size.y, i / of.block_size.x / of.block_size.y};
+        const unsigned row = i / of.block_size.x;
+        fiber.index = {i % of.block_size.x, row % of.block_size.y, row / of.block_size.y};
         fiber.lane = i % 32;
         fiber.block_index = &index;
         fiber.block_size = &of.block_size;
@@ -394,7 +207,7 @@ void Block::run(Grid &of, unsigned block_number) {
     }
     of.live++;
     running_block = this;
-    if (sigsetjmp(recover, 1) == 0) {
+    if (sigsetjmp(recover, 0) == 0) {
         Fiber &first = fibers[unsigned(pick(ready))];
         current = &first;
         context_switch(host, first.context);
@@ -411,14 +224,7 @@ void Block::run(Grid &of, unsigned block_number) {
                 fiber_stack_bytes);
         *reinterpret_cast<uint64_t *>(stacks.bottom(i)) = fiber_canary;
     }
-    for (const char *at = shared - 256; at < shared_mapping + shared_mapping_bytes - page; at++) {
-        if (at == shared) at += of.shared_bytes;
-        if (at >= shared_mapping + shared_mapping_bytes - page) break;
-        if (*reinterpret_cast<const unsigned char *>(at) == red_zone) continue;
-        of.fail(700, "block (%u,%u,%u): wrote outside its %u bytes of dynamic shared memory, at offset %td", index.x,
-                index.y, index.z, of.shared_bytes, at - shared);
-        break;
-    }
+    check_shared();
 }
 
 }  // namespace simt

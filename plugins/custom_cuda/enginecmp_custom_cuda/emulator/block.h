@@ -119,6 +119,7 @@ struct Block {
 
   private:
     void prepare_shared();
+    void check_shared();
     int pick(const ThreadSet &from);
     bool all_poll();       // false: the launch is over
     void dead_end();

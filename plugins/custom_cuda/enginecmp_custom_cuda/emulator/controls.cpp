@@ -14,7 +14,8 @@ SIMT_EXPORT int simt_barrier_count(void *handle) {
     return driver().context.modules.count(module) ? int(module->sites.size()) : -1;
 }
 
-SIMT_EXPORT void simt_barrier_place(void *handle, int index, const char **file, int *line, const char **kind, int *used) {
+SIMT_EXPORT void simt_barrier_place(void *handle, int index, const char **file, int *line, const char **kind,
+                                    int *used) {
     std::lock_guard<std::recursive_mutex> lock(driver().mutex);
     const auto &sites = static_cast<simt::Module *>(handle)->sites[size_t(index)];
     *file = sites[0]->file;

@@ -93,7 +93,9 @@ static inline unsigned int __brev(unsigned int x) {
     for (int bit = 0; bit < 32; bit++) out |= (x >> bit & 1u) << (31 - bit);
     return out;
 }
-static inline unsigned int __umulhi(unsigned int a, unsigned int b) { return unsigned((unsigned long long)a * b >> 32); }
+static inline unsigned int __umulhi(unsigned int a, unsigned int b) {
+    return unsigned((unsigned long long)a * b >> 32);
+}
 static inline int __mulhi(int a, int b) { return int((long long)a * b >> 32); }
 static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
     return (unsigned long long)((unsigned __int128)a * b >> 64);
@@ -150,22 +152,27 @@ static inline T atomic(T *address, Change change) {
 }
 }  // namespace simt
 
-#define SIMT_ATOMICS(T)                                                                                             \
-    static inline T atomicAdd(T *p, T v) { return simt::atomic(p, [v](T old) { return (T)(old + v); }); }             \
-    static inline T atomicSub(T *p, T v) { return simt::atomic(p, [v](T old) { return (T)(old - v); }); }             \
-    static inline T atomicMax(T *p, T v) { return simt::atomic(p, [v](T old) { return old < v ? v : old; }); }      \
-    static inline T atomicMin(T *p, T v) { return simt::atomic(p, [v](T old) { return v < old ? v : old; }); }      \
-    static inline T atomicExch(T *p, T v) { return simt::atomic(p, [v](T) { return v; }); }                         \
-    static inline T atomicOr(T *p, T v) { return simt::atomic(p, [v](T old) { return (T)(old | v); }); }              \
-    static inline T atomicAnd(T *p, T v) { return simt::atomic(p, [v](T old) { return (T)(old & v); }); }             \
-    static inline T atomicXor(T *p, T v) { return simt::atomic(p, [v](T old) { return (T)(old ^ v); }); }             \
-    static inline T atomicCAS(T *p, T expected, T v) {                                                              \
-        return simt::atomic(p, [expected, v](T old) { return old == expected ? v : old; });                         \
+// The types are exactly CUDA's: what compiles here compiles there.
+#define SIMT_EXTREMES(T)                                                                                        \
+    static inline T atomicMax(T *p, T v) { return simt::atomic(p, [v](T old) { return old < v ? v : old; }); }  \
+    static inline T atomicMin(T *p, T v) { return simt::atomic(p, [v](T old) { return v < old ? v : old; }); }
+#define SIMT_ATOMICS(T)                                                                                         \
+    SIMT_EXTREMES(T)                                                                                            \
+    static inline T atomicAdd(T *p, T v) { return simt::atomic(p, [v](T old) { return (T)(old + v); }); }       \
+    static inline T atomicExch(T *p, T v) { return simt::atomic(p, [v](T) { return v; }); }                     \
+    static inline T atomicOr(T *p, T v) { return simt::atomic(p, [v](T old) { return (T)(old | v); }); }        \
+    static inline T atomicAnd(T *p, T v) { return simt::atomic(p, [v](T old) { return (T)(old & v); }); }       \
+    static inline T atomicXor(T *p, T v) { return simt::atomic(p, [v](T old) { return (T)(old ^ v); }); }       \
+    static inline T atomicCAS(T *p, T expected, T v) {                                                          \
+        return simt::atomic(p, [expected, v](T old) { return old == expected ? v : old; });                     \
     }
 SIMT_ATOMICS(int)
 SIMT_ATOMICS(unsigned int)
-SIMT_ATOMICS(long long)
 SIMT_ATOMICS(unsigned long long)
+SIMT_EXTREMES(long long)
+static inline int atomicSub(int *p, int v) { return atomicAdd(p, (int)-(unsigned)v); }
+static inline unsigned int atomicSub(unsigned int *p, unsigned int v) { return atomicAdd(p, -v); }
+#undef SIMT_EXTREMES
 #undef SIMT_ATOMICS
 
 static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }

@@ -33,7 +33,8 @@ struct LaunchConfig {
 static_assert(sizeof(LaunchConfig) == 56, "CUlaunchConfig");
 
 CUresult refuse(const Function &function, CUresult code, const char *why) {
-    if (simt::verbose()) fprintf(stderr, "custom_cuda emulator: launch of %s refused: %s\n", function.kernel->name, why);
+    if (simt::verbose())
+        fprintf(stderr, "custom_cuda emulator: launch of %s refused: %s\n", function.kernel->name, why);
     return code;
 }
 
@@ -89,15 +90,18 @@ CUresult launch_kernel(const LaunchConfig &config, void *handle, void **pointers
     const size_t threads = size_t(config.block[0]) * config.block[1] * config.block[2];
     const size_t blocks = size_t(config.grid[0]) * config.grid[1] * config.grid[2];
     if (threads == 0 || threads > 1024) return refuse(*function, CUDA_ERROR_INVALID_VALUE, "threads of a block");
-    if (blocks == 0 || blocks > 0xffffffffu || config.grid[0] > 0x7fffffffu || config.grid[1] > 65535 || config.grid[2] > 65535)
+    if (blocks == 0 || blocks > 0xffffffffu || config.grid[0] > 0x7fffffffu || config.grid[1] > 65535 ||
+        config.grid[2] > 65535)
         return refuse(*function, CUDA_ERROR_INVALID_VALUE, "grid");
     if (threads > size_t(function->kernel->threads))
         return refuse(*function, CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, "more threads than the kernel's bound");
-    if (config.shared_bytes > function->dynamic_shared || config.shared_bytes + function->static_shared > simt::optin_shared)
+    if (config.shared_bytes > function->dynamic_shared ||
+        config.shared_bytes + function->static_shared > simt::optin_shared)
         return refuse(*function, CUDA_ERROR_INVALID_VALUE, "more shared memory than the function may have");
     if (launch.cooperative) {
-        const size_t fit = size_t(driver().settings.multiprocessors) * occupancy(*function, unsigned(threads), config.shared_bytes);
-        if (blocks > fit) return refuse(*function, CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE, "blocks do not fit at once");
+        const size_t each = occupancy(*function, unsigned(threads), config.shared_bytes);
+        if (blocks > driver().settings.multiprocessors * each)
+            return refuse(*function, CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE, "blocks do not fit at once");
     }
     if ((error = take_params(*function, pointers, extra, launch))) return error;
     return simt::submit(stream, simt::Operation{nullptr, std::move(launch)});
@@ -222,11 +226,13 @@ API cuLaunchKernelEx(const LaunchConfig *config, void *function, void **params, 
 API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared_bytes, void *stream, void **params, void **extra) {
     ENTER(device_context);
-    return launch_kernel({{gx, gy, gz}, {bx, by, bz}, shared_bytes, stream, nullptr, 0}, function, params, extra, false);
+    const LaunchConfig config = {{gx, gy, gz}, {bx, by, bz}, shared_bytes, stream, nullptr, 0};
+    return launch_kernel(config, function, params, extra, false);
 }
 
 API cuLaunchCooperativeKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                               unsigned bz, unsigned shared_bytes, void *stream, void **params) {
     ENTER(device_context);
-    return launch_kernel({{gx, gy, gz}, {bx, by, bz}, shared_bytes, stream, nullptr, 0}, function, params, nullptr, true);
+    const LaunchConfig config = {{gx, gy, gz}, {bx, by, bz}, shared_bytes, stream, nullptr, 0};
+    return launch_kernel(config, function, params, nullptr, true);
 }

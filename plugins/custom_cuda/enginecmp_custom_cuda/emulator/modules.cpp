@@ -1,4 +1,4 @@
-// Modules: a "cubin" is a shared object for this machine. It is loaded from memory, so that nothing of it stays on disk.
+// Modules: a "cubin" is a shared object for this machine. It is loaded from memory: nothing of it stays on disk.
 #include <dlfcn.h>
 #include <elf.h>
 #include <sys/mman.h>
@@ -30,7 +30,8 @@ CUresult measure(const unsigned char *image, size_t &bytes) {
     Elf64_Ehdr header;
     if (memcmp(image, ELFMAG, SELFMAG) != 0) return CUDA_ERROR_INVALID_IMAGE;
     memcpy(&header, image, sizeof header);
-    if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_ident[EI_DATA] != ELFDATA2LSB) return CUDA_ERROR_INVALID_IMAGE;
+    if (header.e_ident[EI_CLASS] != ELFCLASS64 || header.e_ident[EI_DATA] != ELFDATA2LSB)
+        return CUDA_ERROR_INVALID_IMAGE;
     if (header.e_machine == cuda_machine) return CUDA_ERROR_NO_BINARY_FOR_GPU;
     if (header.e_machine != machine || header.e_type != ET_DYN || header.e_shentsize != sizeof(Elf64_Shdr) ||
         header.e_shoff == 0 || header.e_shoff > largest)

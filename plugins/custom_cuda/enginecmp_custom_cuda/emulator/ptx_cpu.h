@@ -184,9 +184,9 @@ static void resolve_ldmatrix(void *const *arguments, unsigned mask) {
         for (int i = 0; i < count; i++) {
             unsigned short pair[2];
             for (int k = 0; k < 2; k++) {
-                const int row = transposed ? lane % 4 * 2 + k : lane / 4, column = transposed ? lane / 4 : lane % 4 * 2 + k;
-                const void *const from = static_cast<Rows *>(arguments[8 * i + row])->row;
-                pair[k] = static_cast<const unsigned short *>(from)[column];
+                const int line = lane / 4, place = lane % 4 * 2 + k;
+                const void *const from = static_cast<Rows *>(arguments[8 * i + (transposed ? place : line)])->row;
+                pair[k] = static_cast<const unsigned short *>(from)[transposed ? line : place];
             }
             static_cast<Rows *>(arguments[lane])->out[i] = unsigned(pair[1]) << 16 | pair[0];
         }

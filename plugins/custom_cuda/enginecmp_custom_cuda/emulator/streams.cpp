@@ -48,7 +48,8 @@ void Executor::work() {
         const Operation operation = std::move(queue_.front());
         queue_.pop_front();
         Launch behind = {};
-        const bool overlap = !operation.work && !queue_.empty() && !queue_.front().work && queue_.front().launch.overlap;
+        const bool launches = !operation.work && !queue_.empty() && !queue_.front().work;
+        const bool overlap = launches && queue_.front().launch.overlap;
         if (overlap) behind = queue_.front().launch;
         lock.unlock();
         CUresult error = CUDA_SUCCESS;

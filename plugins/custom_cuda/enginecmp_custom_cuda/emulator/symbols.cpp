@@ -113,7 +113,8 @@ API cuGetProcAddress_v2(const char *symbol, void **function, int, unsigned long 
     if (!symbol || !function) return CUDA_ERROR_INVALID_VALUE;
     Dl_info self;
     void *library = nullptr;
-    if (dladdr(reinterpret_cast<void *>(&cuGetProcAddress_v2), &self)) library = dlopen(self.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+    if (dladdr(reinterpret_cast<void *>(&cuGetProcAddress_v2), &self))
+        library = dlopen(self.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
     *function = nullptr;
     for (const char *suffix : {"_v3", "_v2", ""}) {
         if (!*function && library) *function = dlsym(library, (std::string(symbol) + suffix).c_str());
@@ -126,4 +127,10 @@ API cuGetProcAddress_v2(const char *symbol, void **function, int, unsigned long 
 
 API cuGetProcAddress(const char *symbol, void **function, int version, unsigned long long flags) {
     return cuGetProcAddress_v2(symbol, function, version, flags, nullptr);
+}
+
+// NVRTC asks the driver of its process for private tables, and takes no answer for one.
+API cuGetExportTable(const void **table, const void *) {
+    if (table) *table = nullptr;
+    return CUDA_ERROR_NOT_FOUND;
 }

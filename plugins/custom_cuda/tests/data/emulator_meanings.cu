@@ -30,7 +30,8 @@ KERNEL(32, 1, wide_shuffles, Params) {
     at<double>(p.out)[lane] = __shfl_xor_sync(0xffffffffu, 0.5 + lane, 1);
     at<long long>(p.out)[32 + lane] = __shfl_down_sync(0xffffffffu, (1ll << 40) + lane, 1);
     at<float>(p.out)[128 + lane] = __shfl_up_sync(0xffffffffu, 0.25f + lane, 1);
-    at<unsigned>(p.out)[160 + lane] = lane % 2 ? __shfl_sync(0xaaaaaaaau, 7u + lane, 3) : __shfl_sync(0x55555555u, 7u + lane, 3);
+    at<unsigned>(p.out)[160 + lane] =
+        lane % 2 ? __shfl_sync(0xaaaaaaaau, 7u + lane, 3) : __shfl_sync(0x55555555u, 7u + lane, 3);
 }
 
 // Even and odd lanes vote apart; lanes below m have left.
@@ -45,28 +46,36 @@ KERNEL(32, 1, votes, Params) {
 }
 
 template <class T>
+static __device__ void extremes_of(T *out, T value) {
+    atomicMax(out + 0, value);
+    atomicMin(out + 1, value);
+}
+
+template <class T>
 static __device__ void atomics_of(T *out, T value) {
-    atomicAdd(out + 0, value);
-    atomicSub(out + 1, value);
-    atomicMax(out + 2, value);
-    atomicMin(out + 3, value);
-    atomicOr(out + 4, value);
-    atomicAnd(out + 5, value);
-    atomicXor(out + 6, value);
-    for (T seen = out[7];;) {  // out[7] += value by compare and swap
-        const T old = atomicCAS(out + 7, seen, (T)(seen + value));
+    extremes_of(out, value);
+    atomicAdd(out + 2, value);
+    atomicOr(out + 3, value);
+    atomicAnd(out + 4, value);
+    atomicXor(out + 5, value);
+    for (T seen = out[6];;) {  // out[6] += value by compare and swap
+        const T old = atomicCAS(out + 6, seen, (T)(seen + value));
         if (old == seen) break;
         seen = old;
     }
-    atomicAdd(out + 9, atomicExch(out + 8, value));
+    atomicAdd(out + 8, atomicExch(out + 7, value));
 }
 
 KERNEL(64, 1, atomics, Params) {
     const int i = blockIdx.x * 64 + threadIdx.x;
-    atomics_of(at<int>(p.out), at<const int>(p.a)[i]);
-    atomics_of(at<unsigned>(p.out) + 10, at<const unsigned>(p.a)[i]);
-    atomics_of(at<long long>(p.out) + 10, at<const long long>(p.b)[i]);
-    atomics_of(at<unsigned long long>(p.out) + 20, at<const unsigned long long>(p.b)[i]);
+    const int small = at<const int>(p.a)[i];
+    const long long large = at<const long long>(p.b)[i];
+    atomics_of(at<int>(p.out), small);
+    atomicSub(at<int>(p.out) + 9, small);
+    atomics_of(at<unsigned>(p.out) + 10, static_cast<unsigned>(small));
+    atomicSub(at<unsigned>(p.out) + 19, static_cast<unsigned>(small));
+    atomics_of(at<unsigned long long>(p.out) + 10, static_cast<unsigned long long>(large));
+    extremes_of(at<long long>(p.out) + 20, large);
 }
 
 KERNEL(256, 1, to_half, Params) {

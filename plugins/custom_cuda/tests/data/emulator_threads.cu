@@ -153,6 +153,7 @@ KERNEL(64, 1, wrong, Params) {
         case 8: ptx::load_stream(at<const uint4>(at<char>(p.out) + 8)); break;
         case 9: if (i == 0) ptx::mbarrier_arrive(at<ptx::Barrier>(shared)); break;
         case 10: if (i < 16) __shfl_sync(0xffff0000u, i, 0); break;
+        case 12: if (i % 32 < 16) __any_sync(0xffffffffu, 1); else __shfl_sync(0xffffffffu, i, 0); break;
         case 11: if (i < 31) __syncwarp(); else __syncthreads(); break;
     }
     if (p.m == 1) out[i] = 0;
