@@ -51,6 +51,7 @@ def cmp_engine() -> EngineInfo:
             "eight steps in flight; activations in 8 bits where weights are, F16 KV cache"
         ),
         tunables={
+            "cuda:decoder": ("graph", "persistent"),
             "cuda:ahead": ("8", "2", "32"),
             "cuda:overlap": ("1", "0"),
             "cuda:prefill_chunk": ("512", "1024", "2048"),

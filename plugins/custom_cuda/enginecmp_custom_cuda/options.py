@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
 from enginecmp import EngineError, LoadOptions, UnknownOption, did_you_mean
 
-Decoder = Literal["graph", "launches"]
-
 SWITCH = ("0", "1")
 CACHE_TYPES = ("f16", "f32")
-DECODERS = ("graph", "launches")
+DECODERS = ("graph", "persistent", "launches")
+GEMMS = ("own", "cublaslt")
 MOST_AHEAD = 1024
 MOST_PREFILL_CHUNK = 8192
 MAX_SEQUENCES = 64
@@ -27,9 +24,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         kv: type of keys and values in the cache, one of `CACHE_TYPES`.
         overlap: start a kernel while the one before it ends (programmatic dependent launch), so that it can fetch
             weights meanwhile.
-        ahead: decoding steps that are queued on the device before the first of their ids is read.
-        decoder: "graph" launches a step as one CUDA graph, "launches" kernel by kernel.
+        ahead: decoding steps that are queued on the device before the first of their ids is read; with the resident
+            kernel steps of a launch, and two launches are queued.
+        decoder: "graph" launches a step as one CUDA graph, "launches" kernel by kernel; "persistent" is one resident
+            kernel that computes many steps of a sequence alone.
         prefill_chunk: most prompt tokens that are computed at once.
+        gemm: what multiplies prompts where activations are not float32: "own" kernels or "cublaslt".
     """
 
     precise: bool = False
@@ -38,6 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ahead: int = 8
     decoder: str = "graph"
     prefill_chunk: int = 512
+    gemm: str = "own"
 
 
 def read_settings(options: LoadOptions) -> Settings:
@@ -71,6 +72,7 @@ def read_settings(options: LoadOptions) -> Settings:
         ahead=_whole(extra.get("ahead", "8"), "ahead", MOST_AHEAD),
         decoder=_one_of(extra.get("decoder", "graph"), "decoder", DECODERS),
         prefill_chunk=_whole(extra.get("prefill_chunk", "512"), "prefill_chunk", MOST_PREFILL_CHUNK),
+        gemm=_one_of(extra.get("gemm", "own"), "gemm", GEMMS),
     )
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .decode import BATCHES
 from .gemm import round_up
 from .prefill import bucket
 from .sampling import Sampler, Strategy
@@ -259,9 +258,3 @@ def recorded(device: Device, launch: Callable[[], None]) -> Graph:
     with device.capture() as capture:
         launch()
     return capture.graph
-
-
-def step_sizes(max_sequences: int) -> tuple[int, ...]:
-    """Return the batch sizes of decode steps for so many sequences at once."""
-    largest = next((size for size in BATCHES if size >= max_sequences), BATCHES[-1])
-    return tuple(size for size in BATCHES if size <= largest)

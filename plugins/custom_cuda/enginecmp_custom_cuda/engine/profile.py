@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .prefill import Program
 from .recorder import PhaseTime
-from .session import SLOT
+from .stream import SLOT
 
 if TYPE_CHECKING:
     from .session import Session

@@ -11,17 +11,18 @@ import numpy as np
 from enginecmp import ContextOverflow, EngineError, LoadOptions, ModelInfo, read_gguf
 
 from ..config import read_config
-from ..device import open_device
+from ..device import LostDeviceError, open_device
 from ..weights.model import load_model
 from .batching import Batching
-from .decode import DecodeBuffers, DecodeSettings, DecodeStep
+from .building import decoding_of, largest_step, launcher_of, prefill_of, spare_bytes, steps_of
+from .decode import DecodeBuffers, DecodeStep
 from .gemm import round_up
 from .pages import Cache
-from .passes import WIDE_STEP, Answers, Passes, step_sizes
-from .prefill import Prefill
+from .passes import WIDE_STEP, Answers, Passes
 from .programs import Programs
 from .recorder import Recorder
 from .sampling import Draws, Strategy
+from .stream import SLOT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,13 +30,9 @@ if TYPE_CHECKING:
     from ..options import Settings
     from ..weights.model import DeviceModel
     from .prefill import Program
+    from .stream import Launcher
 
-RING_SLOTS = 64
-SLOT = 0
-"""Of a sequence that runs alone."""
-
-SPARE_BYTES = 256 << 20
-"""Of a GPU's memory, left for what the driver and the kernels of prompts need beside weights and cache."""
+__all__ = ["SLOT", "Session"]
 
 
 class Session:
@@ -67,40 +64,24 @@ class Session:
 
     def _build(self, options: LoadOptions) -> None:
         device, settings, sequences = self.device, self.settings, options.max_sequences
-        self.cache = Cache(
-            device,
-            self.config,
-            settings.kv,
-            options.context_tokens,
-            sequences,
-            spare_bytes=SPARE_BYTES if device.timed else 0,
-        )
+        spare = spare_bytes(device, self.model, settings)
+        self.cache = Cache(device, self.config, settings.kv, options.context_tokens, sequences, spare)
         wide = round_up(sequences, WIDE_STEP)
         chunk = max(min(settings.prefill_chunk, options.context_tokens), wide)
-        self.prefiller = Prefill(device, self.model, self.cache, precise=settings.precise, max_tokens=chunk)
-        graphs = settings.decoder == "graph"
+        self.prefiller = prefill_of(device, self.model, self.cache, settings, chunk)
+        graphs = settings.decoder != "launches"
         self._programs = Programs(device, graphs=graphs)
-        decoding = DecodeSettings(
-            positions=options.context_tokens,
-            kv=settings.kv,
-            exact=settings.precise,
-            overlap=settings.overlap,
-            ring_slots=max(RING_SLOTS, 2 * settings.ahead),
-        )
-        self._decoding = decoding
-        sizes = step_sizes(sequences)
-        self.buffers = DecodeBuffers(device, self.config, sizes[-1], decoding)
-        self.steps = {size: DecodeStep(device, self.model, size, decoding, self.cache, self.buffers) for size in sizes}
+        self._decoding = decoding_of(settings, options.context_tokens)
+        self.buffers = DecodeBuffers(device, self.config, largest_step(sequences), self._decoding)
+        self.steps = steps_of(device, self.model, self.cache, self._decoding, self.buffers, graphs)
         self.step = self.steps[1]
-        if graphs:
-            for step in self.steps.values():
-                step.graph()
+        self._launcher = launcher_of(device, self.model, self.cache, settings, self._decoding, self.step)
         answers = Answers(device, self.model, self.prefiller, wide)
         self._passes = Passes(device, self.cache, self.prefiller, answers, self.steps, self.buffers, graphs=graphs)
         self.batching = Batching(self._passes, sequences, settings.prefill_chunk, self.check_room)
-        self._scorer: DecodeStep | None = None
+        self._scorer: tuple[Launcher, int] | None = None
         self.recorder = Recorder(device)
-        self._events = {name: device.event() for name in ("prompt", "first", "steps", "last")}
+        self._events = {name: device.event() for name in ("prompt", "first", "last")}
         self._forget()
         device.synchronize()
 
@@ -117,7 +98,7 @@ class Session:
         self.begin_alone(len(token_ids) + output_tokens - 1)
         self._events["prompt"].record()
         last = self.run_prompt(token_ids)
-        self.step.begin(SLOT, self._position - 1, last)
+        self._launcher.begin(self._position - 1, last)
         self._events["first"].record()
         first = self.buffers.ring.wait(SLOT)
         self.device.synchronize()
@@ -137,17 +118,19 @@ class Session:
         if not self._prefilled:
             msg = "custom_cuda: expected a prompt before ids are asked for, came none; call cmp_prefill first"
             raise EngineError(msg)
-        ahead, wait = self.settings.ahead, self.buffers.ring.wait
-        launch = self.step.graph().launch if self.settings.decoder == "graph" else self.step.enqueue
+        wait, ahead, portion = self.buffers.ring.wait, self.settings.ahead, self._launcher.portion
+        window = max(ahead, 2 * portion) if portion > 1 else ahead
         for left in range(n_tokens, 0, -1):
-            while self._under_way < min(ahead, left):
-                self._make_room_for_step()
-                launch()
-                self._under_way += 1
+            while self._under_way < left and self._under_way + portion <= window:
+                self._enqueue(min(portion, left - self._under_way))
                 if self._under_way == left:
                     self._events["last"].record()
                     self._decoded = True
-            token = wait(SLOT)
+            try:
+                token = wait(SLOT)
+            except LostDeviceError:
+                self._launcher.synchronize()  # the resident kernel knows more
+                raise
             self._under_way -= 1
             yield token
 
@@ -167,12 +150,11 @@ class Session:
         scores = np.empty((len(ids), self.config.vocabulary), np.float32)  # (T, vocabulary)
         scores[:half] = self.prefiller.score(ids[:half], SLOT)
         if half < len(ids):
-            step = self._scoring_step()
+            launcher, logits = self._scoring()
             for position in range(half, len(ids)):
-                step.seat(SLOT, position, int(ids[position]))
-                step.enqueue()
-                scores[position] = self.device.download(step.buffers.logits, self.config.vocabulary, np.float32)
-            step.end(SLOT)
+                launcher.seat(position, int(ids[position]))
+                launcher.enqueue(1)
+                scores[position] = self.device.download(logits, self.config.vocabulary, np.float32)
         self.reset()
         return scores
 
@@ -278,22 +260,26 @@ class Session:
         # Pages for all of it at once: a block table that grows between steps would make them wait for a copy.
         self.cache.grow(SLOT, tokens)
 
-    def _make_room_for_step(self) -> None:
-        """Count the token that the next step runs, and see to its page."""
-        if self._position == self.context_tokens:
+    def _enqueue(self, steps: int) -> None:
+        """Enqueue steps, and see to the pages of the tokens that they run."""
+        if self._position + steps > self.context_tokens:
             msg = (
-                f"custom_cuda: expected at most {self.context_tokens} tokens, came one more to run; "
-                f"pass --context {self.context_tokens + 1} or more"
+                f"custom_cuda: expected at most {self.context_tokens} tokens, came {self._position + steps} to run; "
+                f"pass --context {self._position + steps}"
             )
             raise ContextOverflow(msg)
-        self._position += 1
+        self._position += steps
         self.cache.grow(SLOT, self._position)
+        self._launcher.enqueue(steps)
+        self._under_way += steps
 
-    def _scoring_step(self) -> DecodeStep:
-        """Return a step that keeps its logits, and works on buffers of its own."""
+    def _scoring(self) -> tuple[Launcher, int]:
+        """Return steps that keep their logits, on buffers of their own, and where those are."""
         if self._scorer is None:
             decoding = replace(self._decoding, logits=True)
-            self._scorer = DecodeStep(self.device, self.model, 1, decoding, self.cache)
+            step = DecodeStep(self.device, self.model, 1, decoding, self.cache)
+            launcher = launcher_of(self.device, self.model, self.cache, self.settings, decoding, step)
+            self._scorer = launcher, step.buffers.logits
         return self._scorer
 
     def _forget(self) -> None:

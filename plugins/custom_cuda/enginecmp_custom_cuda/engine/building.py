@@ -1,0 +1,107 @@
+"""What a session is made of, by its settings: how prompts are multiplied, which steps there are, what launches them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from enginecmp import EngineError
+
+from ..device import DriverError
+from .decode import BATCHES, DecodeBuffers, DecodeSettings, DecodeStep
+from .prefill import Prefill
+from .stream import Resident, Steps
+
+if TYPE_CHECKING:
+    from ..device import Device
+    from ..options import Settings
+    from ..weights.model import DeviceModel
+    from .pages import Cache
+    from .stream import Launcher
+
+RING_SLOTS = 64
+
+SPARE_BYTES = 256 << 20
+"""Of a GPU's memory, left for the buffers of prompts and for what the driver loads later."""
+
+
+def spare_bytes(device: Device, model: DeviceModel, settings: Settings) -> int:
+    """Return how much of the device's free memory the KV cache must leave to others."""
+    spare = SPARE_BYTES if device.timed else 0
+    if settings.gemm == "cublaslt":
+        # The library multiplies a copy of the layers' matrices with two bytes a weight.
+        for layer in model.layers:
+            spare += sum(2 * each.rows * each.columns for each in (layer.qkv, layer.output, layer.gate_up, layer.down))
+    return spare
+
+
+def prefill_of(device: Device, model: DeviceModel, cache: Cache, settings: Settings, max_tokens: int) -> Prefill:
+    """Return what runs prompts.
+
+    Raises:
+        EngineError: cuBLASLt is asked for and not here, or there is no room.
+    """
+    if settings.gemm == "own":
+        return Prefill(device, model, cache, precise=settings.precise, max_tokens=max_tokens)
+    if not device.timed:
+        msg = f"custom_cuda: expected -o custom_cuda.gemm=own on {device.kind}, came cublaslt; it needs --device cuda"
+        raise EngineError(msg)
+    from .cublaslt import Backend
+    from .cublaslt_library import open_library
+
+    library = Backend(device, open_library())
+    prefill = Prefill(device, model, cache, precise=settings.precise, max_tokens=max_tokens, library=library)
+    # Copies of the weights are made with the first launches: now, not in somebody's prompt.
+    prefill.program(16, True)
+    return prefill
+
+
+def decoding_of(settings: Settings, context_tokens: int) -> DecodeSettings:
+    """Return how steps compute."""
+    return DecodeSettings(
+        positions=context_tokens,
+        kv=settings.kv,
+        exact=settings.precise,
+        overlap=settings.overlap,
+        ring_slots=max(RING_SLOTS, 2 * settings.ahead),
+    )
+
+
+def steps_of(
+    device: Device, model: DeviceModel, cache: Cache, decoding: DecodeSettings, buffers: DecodeBuffers, graphs: bool
+) -> dict[int, DecodeStep]:
+    """Return a decode step for every batch size that the buffers hold and that fits.
+
+    A block keeps all sequences' activations in its shared memory, so large batches of wide models may not fit; such
+    passes go through the kernels of prompts.
+    """
+    steps: dict[int, DecodeStep] = {}
+    for batch in (each for each in BATCHES if each <= buffers.batch):
+        try:
+            steps[batch] = DecodeStep(device, model, batch, decoding, cache, buffers)
+        except EngineError as error:
+            if batch == 1 or isinstance(error, DriverError):
+                raise
+            break
+        if graphs:
+            steps[batch].graph()
+    return steps
+
+
+def launcher_of(
+    device: Device, model: DeviceModel, cache: Cache, settings: Settings, decoding: DecodeSettings, step: DecodeStep
+) -> Launcher:
+    """Return what launches the steps of one sequence.
+
+    Raises:
+        EngineError: the resident kernel is asked for, and model and device do not suit it.
+    """
+    if settings.decoder != "persistent":
+        return Steps(device, step, graph=settings.decoder == "graph")
+    from ..persistent.run import PersistentDecoder
+
+    return Resident(PersistentDecoder(device, model, decoding, cache, step.buffers), settings.ahead)
+
+
+def largest_step(max_sequences: int) -> int:
+    """Return the batch size that steps for so many sequences need, as far as there is one."""
+    return next((batch for batch in BATCHES if batch >= max_sequences), BATCHES[-1])

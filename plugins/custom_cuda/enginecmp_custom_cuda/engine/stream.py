@@ -1,0 +1,102 @@
+"""The steps of one sequence alone: three ways to launch them, behind one interface."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from ..device import Device
+    from ..persistent.run import PersistentDecoder
+    from .decode import DecodeStep
+
+SLOT = 0
+"""Of a sequence that runs alone."""
+
+
+class Launcher(Protocol):
+    """Launches the steps of the sequence in slot 0.
+
+    Attributes:
+        portion: steps of a launch.
+    """
+
+    portion: int
+
+    def begin(self, position: int, x: int) -> None:
+        """Take a sequence in after its prompt and enqueue the choice of its first id; as `DecodeStep.begin`."""
+        ...
+
+    def seat(self, position: int, token: int) -> None:
+        """Take a sequence in whose next token is known; as `DecodeStep.seat`."""
+        ...
+
+    def enqueue(self, steps: int) -> None:
+        """Enqueue so many steps, at most `portion`."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until everything is done."""
+        ...
+
+
+class Steps:
+    """A step after the other, as graphs or kernel by kernel.
+
+    Args:
+        device: where.
+        step: of one sequence.
+        graph: launch a step as one graph.
+    """
+
+    portion = 1
+
+    def __init__(self, device: Device, step: DecodeStep, *, graph: bool) -> None:
+        self._device = device
+        self._step = step
+        self._launch = step.graph().launch if graph else step.enqueue
+
+    def begin(self, position: int, x: int) -> None:
+        """Take a sequence in after its prompt."""
+        self._step.begin(SLOT, position, x)
+
+    def seat(self, position: int, token: int) -> None:
+        """Take a sequence in whose next token is known."""
+        self._step.seat(SLOT, position, token)
+
+    def enqueue(self, steps: int) -> None:
+        """Enqueue steps."""
+        for _ in range(steps):
+            self._launch()
+
+    def synchronize(self) -> None:
+        """Wait until everything is done."""
+        self._device.synchronize()
+
+
+class Resident:
+    """Many steps a launch of the resident kernel.
+
+    Args:
+        decoder: the kernel.
+        portion: most steps of a launch.
+    """
+
+    def __init__(self, decoder: PersistentDecoder, portion: int) -> None:
+        self.portion = portion
+        self._decoder = decoder
+
+    def begin(self, position: int, x: int) -> None:
+        """Take a sequence in after its prompt."""
+        self._decoder.begin(position, x)
+
+    def seat(self, position: int, token: int) -> None:
+        """Take a sequence in whose next token is known."""
+        self._decoder.seat(position, token)
+
+    def enqueue(self, steps: int) -> None:
+        """Enqueue steps."""
+        self._decoder.enqueue(steps)
+
+    def synchronize(self) -> None:
+        """Wait until everything is done; a kernel that gave up says what it had waited for."""
+        self._decoder.synchronize()
