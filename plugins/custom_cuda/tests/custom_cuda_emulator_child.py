@@ -142,6 +142,8 @@ SCENARIOS |= {
     "not_in_its_mask": wrong(10),
     "barriers_of_two_kinds": wrong(11),
     "operations_of_two_kinds": wrong(12),
+    "mbarrier_not_fenced": wrong(13, shared=256),
+    "misaligned_bulk_copy": wrong(14, shared=256),
 }
 
 
@@ -149,6 +151,11 @@ SCENARIOS |= {
 def writes_between_an_odd_end_and_the_next_page(raw: Raw) -> Any:
     answer = raw.launch("fill", grid=(4, 1, 1), n=251, m=1, out=raw.allocate(1000))
     return [answer, raw.synchronize(), control.why_lost().partition(" at ")[0]]
+
+
+@scenario
+def one_bulk_copy(raw: Raw) -> Any:
+    return [raw.launch("wrong", shared=256, n=1, m=13), raw.synchronize(), raw.read(raw.out, 1)]
 
 
 @scenario

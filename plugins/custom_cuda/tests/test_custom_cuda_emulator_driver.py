@@ -50,6 +50,7 @@ def value(child: dict[str, dict[str, Any]], scenario: str) -> Any:
         ("operations_of_two_kinds", TRAPPED, "lanes of one mask came to different warp operations"),
         ("trap", TRAPPED, r"block \(0,0,0\), thread 5: trap"),
         ("mbarrier_not_made", TRAPPED, "mbarrier: used before it was initialised"),
+        ("mbarrier_not_fenced", TRAPPED, "bulk copy: expected fence_mbarrier_init after mbarrier_init"),
         ("not_in_its_mask", TRAPPED, "mask does not name the thread itself"),
         ("endless_recursion", TRAPPED, "thread 63: its stack of 65536 bytes is too small"),
         ("writes_just_behind", ILLEGAL, "thread 32: illegal address .*, byte 1024 of an allocation of 1024 bytes"),
@@ -58,6 +59,7 @@ def value(child: dict[str, dict[str, Any]], scenario: str) -> Any:
         ("shared_behind", ILLEGAL, "thread 63: illegal address"),
         ("shared_before", ILLEGAL, "outside its 256 bytes of dynamic shared memory, at offset -4"),
         ("misaligned_store", MISALIGNED, "misaligned address"),
+        ("misaligned_bulk_copy", MISALIGNED, "bulk copy: expected addresses and a size that are multiples of 16"),
         ("misaligned_stream", MISALIGNED, "load_stream: expected a 16-byte aligned address"),
     ],
 )
@@ -84,6 +86,10 @@ def test_writes_into_the_red_zones_are_found_when_the_host_waits(child: dict[str
 def test_a_lost_context_is_lost_everywhere_until_it_is_made_anew(child: dict[str, dict[str, Any]]) -> None:
     assert child["a_lost_context_is_lost_in_every_stream"]["value"] == [TRAPPED] * 3
     assert child["a_new_context_after_a_lost_one"]["value"] == [GOOD, TRAPPED, GOOD, GOOD, True]
+
+
+def test_one_bulk_copy_that_does_everything_right(child: dict[str, dict[str, Any]]) -> None:
+    assert value(child, "one_bulk_copy") == [GOOD, GOOD, [1]]
 
 
 def test_the_device_says_what_it_is(child: dict[str, dict[str, Any]]) -> None:

@@ -76,8 +76,11 @@ void async_wait(unsigned groups_left) {
 void barrier_init(uint64_t *barrier, unsigned count) {
     if (count == 0 || count > 0xfff) trap(719, "mbarrier: expected 1..4095 arrivals");
     State{count, count, 0, 0}.write(barrier);
+    running_block->unfenced = true;
     progress();
 }
+
+void barrier_init_fence() { running_block->unfenced = false; }
 
 void barrier_arrive(uint64_t *barrier, unsigned count, unsigned expect_bytes) {
     State state = State::read(barrier);
@@ -95,6 +98,7 @@ void bulk_copy(void *shared, const void *global, unsigned bytes, uint64_t *barri
     if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global) | bytes) % 16)
         trap(716, "bulk copy: expected addresses and a size that are multiples of 16");
     State::read(barrier);
+    if (running_block->unfenced) trap(719, "bulk copy: expected fence_mbarrier_init after mbarrier_init");
     memset(shared, 0xff, bytes);
     running_block->bulk.push_back({shared, global, bytes, bytes, barrier});
     running_block->something_ran = true;

@@ -176,7 +176,7 @@ void Block::run(Grid &of, unsigned block_number) {
     count = of.block_size.x * of.block_size.y * of.block_size.z;
     words = (count + 63) / 64;
     exited = 0;
-    counted_polling = counted_gate = something_ran = false;
+    counted_polling = counted_gate = something_ran = unfenced = false;
     idle_rounds = 0;
     seen_changes = 0;
     random = (of.seed * 0x9e3779b97f4a7c15u) ^ (uint64_t(block_number + 1) * 0xbf58476d1ce4e5b9u);

@@ -87,6 +87,7 @@ struct Block {
     unsigned words;  // of a ThreadSet in use
     unsigned exited;
     bool counted_polling, counted_gate;
+    bool unfenced;  // an mbarrier was made that bulk copies do not know of yet
     bool something_ran;  // since the last time that all ready threads were polling
     uint64_t random;
     uint64_t seen_changes;

@@ -145,7 +145,7 @@ static inline void grid_dependency_wait(simt::Site *site) {
 static inline void mbarrier_init(Barrier *barrier, unsigned arrivals) {
     simt::barrier_init(reinterpret_cast<uint64_t *>(barrier), arrivals);
 }
-static inline void fence_mbarrier_init() {}
+static inline void fence_mbarrier_init() { simt::barrier_init_fence(); }
 static inline void fence_async() {}
 static inline void mbarrier_arrive(Barrier *barrier) {
     simt::barrier_arrive(reinterpret_cast<uint64_t *>(barrier), 1, 0);

@@ -10,7 +10,7 @@
 
 #include "types.h"
 
-#define SIMT_ABI 3
+#define SIMT_ABI 4
 #define SIMT_EXPORT __attribute__((visibility("default")))
 
 namespace simt {
@@ -78,6 +78,7 @@ void async_commit();
 void async_wait(unsigned groups_left);
 void bulk_copy(void *shared, const void *global, unsigned bytes, uint64_t *barrier);
 void barrier_init(uint64_t *barrier, unsigned count);
+void barrier_init_fence();
 void barrier_arrive(uint64_t *barrier, unsigned count, unsigned expect_bytes);
 bool barrier_test(uint64_t *barrier, unsigned parity);
 void dependency_wait();

@@ -151,6 +151,16 @@ KERNEL(64, 1, wrong, Params) {
         case 6: shared[p.n + i] = 1; break;
         case 7: if (i == 63) deep(1 << 20, out); break;
         case 8: ptx::load_stream(at<const uint4>(at<char>(p.out) + 8)); break;
+        case 13:
+            if (i > 0) break;
+            ptx::mbarrier_init(at<ptx::Barrier>(shared), 1);
+            if (p.n) ptx::fence_mbarrier_init();
+            ptx::mbarrier_arrive_expect(at<ptx::Barrier>(shared), 16);
+            ptx::bulk_copy(shared + 4, p.a, 16, at<ptx::Barrier>(shared));
+            while (!ptx::mbarrier_try_wait(at<ptx::Barrier>(shared), 0)) {}
+            out[0] = shared[4] + 1;
+            break;
+        case 14: ptx::bulk_copy(shared + 1, p.a, 16, at<ptx::Barrier>(shared)); break;
         case 9: if (i == 0) ptx::mbarrier_arrive(at<ptx::Barrier>(shared)); break;
         case 10: if (i < 16) __shfl_sync(0xffff0000u, i, 0); break;
         case 12: if (i % 32 < 16) __any_sync(0xffffffffu, 1); else __shfl_sync(0xffffffffu, i, 0); break;
