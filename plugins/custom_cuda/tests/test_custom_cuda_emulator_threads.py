@@ -127,6 +127,14 @@ def test_one_half_of_a_barrier_does_not_wait(threads: Bench) -> None:
     assert threads.run("hand_over", np.zeros(32, np.int32)).tolist() != found.tolist()
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("count", [40, 96, 128])
+def test_threads_that_left_do_not_hold_the_others_up(threads: Bench, count: int, order: Order) -> None:
+    control.set_order(order)
+    found = threads.run("leave_early", np.zeros(128, np.int32), n=count)
+    assert found.tolist() == [i + 1 if i < count - 1 else 0 for i in range(128)]
+
+
 # ---- orders
 
 

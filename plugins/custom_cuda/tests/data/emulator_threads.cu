@@ -27,6 +27,17 @@ KERNEL(128, 1, rotate, Params) {
     at<int>(p.out)[blockIdx.x * 128 + i] = value;
 }
 
+// The threads from n on have left before the others meet, and the last of those leaves while they wait.
+KERNEL(128, 1, leave_early, Params) {
+    __shared__ int values[128];
+    const int i = threadIdx.x;
+    if (i >= p.n) return;
+    values[i] = i;
+    if (i == p.n - 1) return;
+    __syncthreads();
+    at<int>(p.out)[i] = values[i + 1];
+}
+
 KERNEL(64, 1, rotate_warps, Params) {
     __shared__ int values[2][32];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
