@@ -19,6 +19,9 @@ WARPS = THREADS // 32
 WARP_ROWS = 4
 WAYS = (1, 2, 4, 8)
 
+TOLERATED = 1.05
+"""Times the least that a multiprocessor must read: for less than that no barrier is added to every round."""
+
 SPLIT_POSITIONS = 256
 """Positions that one block of attention takes before another joins it."""
 
@@ -68,7 +71,7 @@ def activation_bytes(columns: int, kind: str, quantized: bool, batch: int) -> in
 
 def resident_blocks(batch: int, quantized: bool) -> int:
     """Return how many blocks of a matrix kernel its launch bounds keep room for on a multiprocessor."""
-    if batch == 1 or (batch == 2 and quantized):
+    if batch == 1:
         return 3
     return 1 if batch == 8 and not quantized else 2
 
@@ -78,10 +81,10 @@ def matrix_grid(
 ) -> MatrixGrid:
     """Choose the launch of a matrix kernel.
 
-    The ways: those with which the busiest multiprocessor has the fewest rows to read, the fewest of equals. The blocks:
-    one for each portion while all of them can be resident, because then all loads are on their way at once;
-    otherwise as many a multiprocessor as leave the last round fullest, the fewest of equals, because every block makes
-    the activations for itself.
+    The ways: the fewest with which the busiest multiprocessor has about as few rows to read as can be. The blocks: one
+    for each portion while all of them can be resident, because then all loads are on their way at once; otherwise as
+    many a multiprocessor as leave the last round fullest, the fewest of equals, because every block makes the
+    activations for itself.
 
     Args:
         rows: of the matrix.
@@ -101,7 +104,9 @@ def matrix_grid(
 
     if ways is None:
         # With ways beyond the slabs some warps would have nothing; up to twice as many still spread the rows.
-        ways = min((each for each in WAYS if each < 2 * slabs), key=lambda each: (busiest(each), each))
+        possible = [each for each in WAYS if each < 2 * slabs]
+        least = min(map(busiest, possible))
+        ways = next(each for each in possible if busiest(each) <= TOLERATED * least)
     portions = -(-groups * ways // WARPS)
     resident = resident_blocks(batch, quantized)
     if portions <= resident * multiprocessors:

@@ -16,7 +16,7 @@ namespace matvec {
 constexpr int THREADS = 256, WARPS = THREADS / 32;
 // Of a multiprocessor, by what the sums take: as many as there are registers for. Three leave room for the next
 // launch's blocks to load their first weights while this one runs.
-constexpr int BLOCKS = BATCH == 1 || (BATCH == 2 && dot::Q8) ? 3 : BATCH == 8 && !dot::Q8 ? 1 : 2;
+constexpr int BLOCKS = BATCH == 1 ? 3 : BATCH == 8 && !dot::Q8 ? 1 : 2;
 constexpr int AHEAD = 2;  // 16-byte loads of activations that a thread has in flight
 
 // Warm the L2 cache with a vector that depends on no earlier launch.
@@ -115,13 +115,14 @@ struct Rows {
     }
 
     // For every 4 rows: finish.store(row, b, sum, the sum of row ^ 1, what finish.ahead(row, b) gave before). One lane
-    // a row and sequence calls it. The activations are complete for the whole block.
+    // a row and sequence calls it; its sequence is lane % BATCH. The activations are complete for the whole block.
     template <class Finish> __device__ void run(const dot::Activations &activations, Finish &finish) {
-        constexpr int VALUES = dot::ROWS * BATCH;
-        __shared__ float sums[2][WARPS][VALUES];
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        const int row = lane / BATCH, b = lane % BATCH;  // of the sum that this lane finishes
-        const bool finishing = way == 0 && lane < VALUES;
+        constexpr int VALUES = dot::LOADS * BATCH;  // of dot::ROW_LANES lanes, after they have added up theirs
+        constexpr int PARTNER = dot::ROW_LANES == 32 ? BATCH : 16;  // lanes to the one with the other row of a pair
+        __shared__ float sums[2][WARPS][32];
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, value = lane % dot::ROW_LANES;
+        const int row = dot::row_of(value / BATCH, lane), b = value % BATCH;  // of the sum that this lane ends with
+        const bool finishing = way == 0 && value < VALUES;
         // By the block's first group, so that all its warps make as many rounds.
         for (int parity = 0; first < groups; first += step, group += step, parity ^= 1) {
             const bool real = finishing && group * dot::ROWS + row < w.rows;
@@ -141,29 +142,25 @@ struct Rows {
                     load(s, last ? group + step : group, last ? s : base + dot::STAGES + s);
                 }
             }
-            share(sum, sums[parity][warp]);
-            // The next round writes the other half, and the one after it comes after the next barrier.
-            if (ways == 1)
-                __syncwarp(warp::ALL);
-            else
+            float total = lanes(sum);
+            if (ways > 1) {
+                sums[parity][warp][lane] = total;
+                // The next round writes the other half, and the one after it comes after the next barrier.
                 __syncthreads();
-            float total = 0.0f;
-            if (finishing)
-                for (int i = 0; i < ways; ++i) total += sums[parity][warp + i][lane];
-            const float other = __shfl_xor_sync(warp::ALL, total, BATCH);
+                if (finishing)
+                    for (int i = 1; i < ways; ++i) total += sums[parity][warp + i][lane];
+            }
+            const float other = __shfl_xor_sync(warp::ALL, total, PARTNER);
             if (real) finish.store(group * dot::ROWS + row, b, total, other, ahead);
         }
     }
 
-    // Add up the lanes: to[row][b].
-    __device__ static void share(float (&sum)[dot::LOADS][BATCH], float (&to)[dot::ROWS * BATCH]) {
-        constexpr int VALUES = dot::LOADS * BATCH;
-        float flat[VALUES];
+    // Add up the lanes of a row: lane l gets the sum of value l % ROW_LANES, sequences innermost.
+    __device__ static float lanes(const float (&sum)[dot::LOADS][BATCH]) {
+        float flat[dot::LOADS * BATCH];
 #pragma unroll
-        for (int i = 0; i < VALUES; ++i) flat[i] = sum[i / BATCH][i % BATCH];
-        const float total = warp::scattered_sum<dot::ROW_LANES>(flat);
-        const int lane = threadIdx.x % 32, value = lane % dot::ROW_LANES;
-        if (value < VALUES) to[dot::row_of(value / BATCH, lane) * BATCH + value % BATCH] = total;
+        for (int i = 0; i < dot::LOADS * BATCH; ++i) flat[i] = sum[i / BATCH][i % BATCH];
+        return warp::scattered_sum<dot::ROW_LANES>(flat);
     }
 };
 
