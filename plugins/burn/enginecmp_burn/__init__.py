@@ -58,7 +58,16 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
     config = read_config(file, options.context_tokens)
     context_tokens, limit = config.position_limit(options.context_tokens)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-    return Session(config, shapes, file.float32, options.device, context_tokens, limit, settings.prompt_chunk)
+    return Session(
+        config,
+        shapes,
+        file.float32,
+        options.device,
+        context_tokens,
+        limit,
+        settings.prompt_chunk,
+        settings.attention == "fused",
+    )
 
 
 @hookimpl

@@ -17,6 +17,7 @@ class Session:
         context_tokens: int,
         limit: str,
         prompt_chunk: int,
+        fused_attention: bool,
     ) -> None: ...
     @property
     def vocabulary(self) -> int: ...

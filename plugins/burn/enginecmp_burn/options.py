@@ -9,6 +9,7 @@ import msgspec
 from enginecmp import EngineError, LoadOptions, UnknownOption, did_you_mean
 
 THREAD_VARIABLE = "RAYON_NUM_THREADS"
+ATTENTION = ("fused", "plain")
 LARGEST = 2**31 - 1
 
 
@@ -16,11 +17,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about a session that is not in `LoadOptions` itself.
 
     Attributes:
-        prompt_chunk: most prompt tokens that are computed at once. Attention scores take heads x chunk x context
-            float32 values.
+        prompt_chunk: most prompt tokens that are computed at once.
+        attention: of prompts: "fused" is Burn's own operation, "plain" is product, mask, softmax and product, with a
+            matrix of scores of heads x chunk x context float32 values.
     """
 
-    prompt_chunk: int = 512
+    prompt_chunk: int
+    attention: str
 
 
 def read_settings(options: LoadOptions) -> Settings:
@@ -34,13 +37,17 @@ def read_settings(options: LoadOptions) -> Settings:
         if key not in Settings.__struct_fields__:
             msg = f"burn: unknown option '{key}'{did_you_mean(key, Settings.__struct_fields__)}"
             raise UnknownOption(msg)
-    if "prompt_chunk" not in options.extra:
-        return Settings()
-    text = options.extra["prompt_chunk"]
-    if not text.isdecimal() or not 1 <= int(text) <= LARGEST:
-        msg = f"burn: option prompt_chunk expects a whole number >= 1, got '{text}'; leave it out for 512"
+    chunk = options.extra.get("prompt_chunk", "512")
+    if not chunk.isdecimal() or not 1 <= int(chunk) <= LARGEST:
+        msg = f"burn: option prompt_chunk expects a whole number >= 1, got '{chunk}'; leave it out for 512"
         raise EngineError(msg)
-    return Settings(prompt_chunk=int(text))
+    # On a GPU Burn's attention chooses among kernels that have not been tried with shared key heads.
+    attention = options.extra.get("attention", "fused" if options.device == "cpu" else "plain")
+    if attention not in ATTENTION:
+        near = did_you_mean(attention, ATTENTION)
+        msg = f"burn: option attention expects {' or '.join(ATTENTION)}, got '{attention}'{near}"
+        raise EngineError(msg)
+    return Settings(prompt_chunk=int(chunk), attention=attention)
 
 
 def check_threads(threads: int) -> None:

@@ -3,11 +3,13 @@
 //! There is no batch dimension: one sequence at a time.
 
 use burn::tensor::activation::{silu, softmax};
+use burn::tensor::module::attention;
+use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::failure::Result;
 use crate::rope::{Angles, Rope, RopeConfig};
-use crate::weights::{Linear, Reader};
+use crate::weights::{Embedding, Linear, Reader};
 
 /// Shape and constants of one model.
 #[derive(Debug, Clone)]
@@ -20,6 +22,8 @@ pub struct Config {
     /// Added to the mean square in every norm.
     pub epsilon: f64,
     pub rope: RopeConfig,
+    /// Prompts go through Burn's own attention, not through one of its operations after the other.
+    pub fused_attention: bool,
 }
 
 #[derive(Debug)]
@@ -58,7 +62,7 @@ struct Block {
 #[derive(Debug)]
 pub struct Model {
     config: Config,
-    embedding: Linear,
+    embedding: Embedding,
     blocks: Vec<Block>,
     output_norm: Tensor<1>,
     head: Linear,
@@ -71,10 +75,10 @@ impl Model {
     pub fn read(config: Config, reader: &mut Reader<'_>, positions: usize, device: &Device) -> Result<Self> {
         let width = config.width;
         let vocabulary = reader.row_count("token_embd.weight")?;
-        let embedding = reader.linear("token_embd", vocabulary, width)?;
+        let embedding = reader.embedding("token_embd", vocabulary, width)?;
         // Without a matrix of its own the head is the embedding.
         let head =
-            if reader.has("output.weight") { reader.linear("output", vocabulary, width)? } else { embedding.clone() };
+            if reader.has("output.weight") { reader.linear("output", vocabulary, width)? } else { embedding.as_head() };
         Ok(Self {
             blocks: (0..config.layers)
                 .map(|layer| Block::read(&config, reader, &format!("blk.{layer}"), positions, device))
@@ -95,8 +99,8 @@ impl Model {
         let [tokens] = ids.dims();
         let angles = self.rope.angles(past, tokens);
         // One token sees everything before it, so only prompts need a mask.
-        let mask = (tokens > 1).then(|| causal_mask(tokens, past, &ids.device()));
-        let mut x = self.embedding.rows(ids); // (tokens, width)
+        let mask = (tokens > 1 && !self.config.fused_attention).then(|| causal_mask(tokens, past, &ids.device()));
+        let mut x = self.embedding.forward(ids); // (tokens, width)
         for block in &mut self.blocks {
             x = block.forward(x, &self.config, &self.rope, &angles, mask.as_ref(), past);
         }
@@ -210,7 +214,13 @@ impl Block {
         let (q, k, v) = (split(q, heads), split(k, kv_heads), split(v, kv_heads));
         let (q, k) = (rope.apply(q, angles), rope.apply(k, angles));
         let (k, v) = (self.keys.extend(k, past), self.values.extend(v, past)); // (kv_heads, seen, head_dim)
+        let merge = |x: Tensor<3>| x.swap_dims(0, 1).reshape([tokens, heads * head_dim]);
 
+        if tokens > 1 && config.fused_attention {
+            let options = AttentionModuleOptions { is_causal: true, ..Default::default() };
+            let mixed = attention(q.unsqueeze(), k.unsqueeze(), v.unsqueeze(), None, None, options);
+            return self.attn_output.forward(merge(mixed.reshape([heads, tokens, head_dim])));
+        }
         // Query heads that share keys are rows of one matrix: nothing is repeated.
         let (group, seen) = (heads / kv_heads, past + tokens);
         let q = (q * (1.0 / (head_dim as f64).sqrt())).reshape([kv_heads, group * tokens, head_dim]);
@@ -220,8 +230,7 @@ impl Block {
             scores = by_head.reshape([kv_heads, group * tokens, seen]);
         }
         let mixed = softmax(scores, 2).matmul(v); // (kv_heads, group * tokens, head_dim)
-        let mixed = mixed.reshape([heads, tokens, head_dim]).swap_dims(0, 1);
-        self.attn_output.forward(mixed.reshape([tokens, heads * head_dim]))
+        self.attn_output.forward(merge(mixed.reshape([heads, tokens, head_dim])))
     }
 }
 

@@ -102,11 +102,12 @@ impl PySession {
         context_tokens: usize,
         limit: String,
         prompt_chunk: usize,
+        fused_attention: bool,
     ) -> PyResult<Self> {
         let PyConfig { layers, width, heads, kv_heads, head_dim, epsilon, .. } = config;
         let PyConfig { frequencies, interleaved, magnitude, unread, .. } = config;
         let rope = RopeConfig { frequencies, interleaved, magnitude };
-        let config = Config { layers, width, heads, kv_heads, head_dim, epsilon, rope };
+        let config = Config { layers, width, heads, kv_heads, head_dim, epsilon, rope, fused_attention };
         let options = Options { device, context_tokens, limit, prompt_chunk: prompt_chunk.max(1), unread };
         let mut source = PySource { shapes, read, raised: None };
         let loaded = py.detach(|| Session::load(config, &mut source, options));

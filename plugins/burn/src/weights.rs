@@ -26,18 +26,32 @@ pub trait Source {
 /// A projection: x (tokens, inputs) to (tokens, outputs).
 #[derive(Debug, Clone)]
 pub struct Linear {
-    weight: Tensor<2>, // (outputs, inputs), as the file has it
+    // (inputs, outputs), a view of the file's order. Written out in this order, one token's product would add up
+    // input after input: rounding errors half as large again, and no time saved.
+    weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 }
 
 impl Linear {
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        linear(x, self.weight.clone().transpose(), self.bias.clone())
+        linear(x, self.weight.clone(), self.bias.clone())
+    }
+}
+
+/// One row per token id.
+#[derive(Debug)]
+pub struct Embedding {
+    rows: Tensor<2>, // (vocabulary, width)
+}
+
+impl Embedding {
+    pub fn forward(&self, ids: Tensor<1, Int>) -> Tensor<2> {
+        self.rows.clone().select(0, ids)
     }
 
-    /// Rows of the matrix: what an embedding is.
-    pub fn rows(&self, ids: Tensor<1, Int>) -> Tensor<2> {
-        self.weight.clone().select(0, ids)
+    /// The head of a model without a matrix of its own: the same memory.
+    pub fn as_head(&self) -> Linear {
+        Linear { weight: self.rows.clone().transpose(), bias: None }
     }
 }
 
@@ -60,10 +74,15 @@ impl<'a> Reader<'a> {
 
     /// The projection `name`.weight of this shape, with `name`.bias where the file has one.
     pub fn linear(&mut self, name: &str, outputs: usize, inputs: usize) -> Result<Linear> {
-        let weight = self.read(&format!("{name}.weight"), [outputs, inputs])?;
+        let weight = self.read(&format!("{name}.weight"), [outputs, inputs])?.transpose();
         let bias = format!("{name}.bias");
         let bias = if self.has(&bias) { Some(self.read(&bias, [outputs])?) } else { None };
         Ok(Linear { weight, bias })
+    }
+
+    /// The matrix `name`.weight with a row for every token.
+    pub fn embedding(&mut self, name: &str, vocabulary: usize, width: usize) -> Result<Embedding> {
+        Ok(Embedding { rows: self.read(&format!("{name}.weight"), [vocabulary, width])? })
     }
 
     /// A tensor of this shape, float32, on the device.

@@ -112,6 +112,14 @@ def test_a_chunk_is_a_whole_number(value: str) -> None:
     assert read_settings(LoadOptions(extra={"prompt_chunk": "64"})).prompt_chunk == 64
 
 
+def test_attention_is_fused_where_that_was_tried() -> None:
+    assert read_settings(LoadOptions()).attention == "fused"
+    assert read_settings(LoadOptions(device="cuda")).attention == "plain"
+    assert read_settings(LoadOptions(device="cuda", extra={"attention": "fused"})).attention == "fused"
+    with pytest.raises(EngineError, match=r"attention expects fused or plain, got 'fussed'; did you mean 'fused'\?"):
+        read_settings(LoadOptions(extra={"attention": "fussed"}))
+
+
 def test_it_conforms(extension: None, tmp_path: Path) -> None:
     suite = [sys.executable, "-m", "pytest", "--pyargs", "enginecmp.testing", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run([*suite, "--engine", "burn"], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from enginecmp import ModelInfo, read_gguf
+from enginecmp import LoadOptions, ModelInfo, read_gguf
 from enginecmp.models.ggml_types import GGML_TYPE_NUMBERS, GGML_TYPES
 from enginecmp.models.quantize import FILE_TYPES
 from enginecmp.models.synth import write_synth
@@ -86,12 +86,13 @@ def logits_in_float64(path: str, token_ids: list[int]) -> Array:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("attention", ["fused", "plain"])
 def test_every_position_has_the_distribution_of_float64(
-    architecture: str, tiny: Callable[..., ModelInfo], load: Any, token_ids: list[int], mean_kl: Any
+    architecture: str, attention: str, tiny: Callable[..., ModelInfo], load: Any, token_ids: list[int], mean_kl: Any
 ) -> None:
     model = tiny(architecture)
     reference = logits_in_float64(model.path, token_ids)
-    logits = cmp_score(load(model), token_ids)
+    logits = cmp_score(load(model, extra={"attention": attention}), token_ids)
     assert logits.shape == reference.shape == (60, model.vocabulary)
     assert logits.dtype == np.float32
     assert mean_kl(reference, logits) < 1e-8
@@ -110,25 +111,49 @@ def test_the_frequency_factors_of_llama_3_are_applied(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("attention", ["fused", "plain"])
 @pytest.mark.parametrize("chunk", ["1", "7"])
 def test_prefill_and_steps_agree(
-    architecture: str, chunk: str, tiny: Callable[..., ModelInfo], load: Any, token_ids: list[int]
+    architecture: str, attention: str, chunk: str, tiny: Callable[..., ModelInfo], load: Any, token_ids: list[int]
 ) -> None:
-    whole = cmp_score(load(tiny(architecture)), token_ids)
+    whole = cmp_score(load(tiny(architecture), extra={"attention": attention}), token_ids)
     # A chunk of 1 is what decoding does: one token at a time, no mask, keys from the cache.
-    steps = cmp_score(load(tiny(architecture), extra={"prompt_chunk": chunk}), token_ids)
+    extra = {"attention": attention, "prompt_chunk": chunk}
+    steps = cmp_score(load(tiny(architecture), extra=extra), token_ids)
     np.testing.assert_allclose(steps, whole, atol=1e-4, rtol=0)
 
 
 @pytest.mark.model
-def test_prefill_and_steps_agree_on_a_trained_model(load: Any) -> None:
+def test_a_trained_model_has_the_distribution_of_the_reference_at_once_and_step_by_step(
+    load: Any, mean_kl: Any
+) -> None:
+    reference_engine = pytest.importorskip("enginecmp_pytorch_baseline")
     from enginecmp.models.store import resolve
 
     model = resolve("smollm2-135m-instruct:f32", fetch=True)
     prompt = [504, 3575, 282, 4649, 314, 7042, 30, 216]
+    options = LoadOptions(threads=1, context_tokens=16, numerics="exact")
+    session = reference_engine.cmp_load(model=model, options=options)
+    reference = reference_engine.cmp_score(session, prompt)
+    reference_engine.cmp_unload(session)
     whole = cmp_score(load(model), prompt)
     steps = cmp_score(load(model, extra={"prompt_chunk": "1"}), prompt)
+    assert mean_kl(reference, whole) < 1e-8
+    assert mean_kl(reference, steps) < 1e-8
     np.testing.assert_allclose(steps, whole, atol=1e-4, rtol=0)
+
+
+def test_prompts_beyond_the_size_where_burn_changes_its_attention_stay_exact(
+    tiny: Callable[..., ModelInfo], load: Any, token_ids: list[int], mean_kl: Any
+) -> None:
+    # Above 256 K scores a head Burn goes over the keys in tiles.
+    prompt = (token_ids * 14)[:800]
+    scores = {}
+    for attention in ("fused", "plain"):
+        session = load(tiny(), context_tokens=800, extra={"attention": attention, "prompt_chunk": "800"})
+        scores[attention] = cmp_score(session, prompt)
+    assert mean_kl(scores["plain"], scores["fused"]) < 1e-8
+    np.testing.assert_allclose(scores["fused"], scores["plain"], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("quantization", [name for name in FILE_TYPES if name != "F32"])
