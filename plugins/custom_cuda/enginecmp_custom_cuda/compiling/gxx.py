@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,6 +30,9 @@ KERNEL = (*COMMON, "-shared", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-co
 DRIVER = (*COMMON, "-shared", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
 
 TIMEOUT_SECONDS = 600
+
+STALE_SECONDS = 30 * 24 * 3600
+"""Drivers that were built before are dropped when another one is built."""
 
 
 def compile(source: Path, defines: Defines, include_folders: Iterable[Path]) -> bytes:
@@ -83,6 +87,10 @@ def build_driver(sources: list[Path], folder: Path) -> None:
             os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    for other in folder.parent.glob("emulator-*"):
+        with contextlib.suppress(OSError):  # of an older release, or left by a process that died
+            if other.stat().st_mtime < time.time() - STALE_SECONDS:
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def run(arguments: list[str], what: str) -> str:
