@@ -245,7 +245,7 @@ def test_a_small_device_part_is_used_rather_than_idle_multiprocessors() -> None:
     assert check(schedule) == []
 
 
-@pytest.mark.parametrize("slots", [0, 1, 65])
+@pytest.mark.parametrize("slots", [0, 1, 5, 66])
 def test_a_ring_of_too_few_or_too_many_slots_is_found(slots: int) -> None:
     assert "ring" in names(planned(TINY, 4, slots=slots) if slots else replace_layout(planned(TINY, 4), slots=0))
 

@@ -35,7 +35,8 @@ struct Consumer {
     unsigned long long best = 0;  // of this thread's rows of the head
 
     __device__ Consumer(const PersistentParams &p_, unsigned char *shared, Scratch &scratch_)
-        : p(p_), layers(reinterpret_cast<const PersistentLayer *>(shared + p_.layers_at)), ring(p_, shared),
+        : p(p_), layers(reinterpret_cast<const PersistentLayer *>(shared + p_.layers_at)),
+          ring(p_, shared, threadIdx.x / 32 / TEAM_WARPS),
           activation(reinterpret_cast<uint4 *>(shared + p_.activation_at)),
           results(reinterpret_cast<float *>(shared + p_.results_at)), scratch(scratch_), id(*p_.token),
           position(*p_.position), count(*p_.count) {}
@@ -90,12 +91,11 @@ struct Consumer {
                         CONSUMERS_MEET();
                         ++part;
                     }
-                    const int number = (row.first() + base + tile) * chunks + chunk;
-                    if (number % TEAMS == team) take(sum, activations, columns, chunk, quarter);
-                    ring.advance();
+                    if (team_of((row.first() + base + tile) * chunks + chunk) == team)
+                        take(sum, activations, columns, chunk, quarter);
                 }
                 float *const to = results + (tile * TEAMS + team) * packing::TILE_ROWS + quarter * dot::ROWS;
-                matvec::Rows::share(sum, *reinterpret_cast<float(*)[dot::ROWS * BATCH]>(to));
+                add_lanes(sum, to);
             }
             CONSUMERS_MEET();
             finish(row, (row.first() + base) * packing::TILE_ROWS, tiles * packing::TILE_ROWS);
@@ -135,7 +135,7 @@ struct Consumer {
 
     // 4 rows of one chunk.
     __device__ __forceinline__ void take(float (&sum)[dot::LOADS][BATCH], const dot::Activations &activations,
-                                         int columns, int chunk, int quarter) const {
+                                         int columns, int chunk, int quarter) {
         constexpr int SLABS = packing::CHUNK_COLUMNS / dot::SLAB;
         const int lane = threadIdx.x % 32, width = min(packing::CHUNK_COLUMNS, columns - chunk * packing::CHUNK_COLUMNS);
         REMOVABLE("full slot", await_full(ring, p, token, row_number));
@@ -157,6 +157,17 @@ struct Consumer {
             piece.multiply(sum, activations, chunk * SLABS + slab, columns);
         }
         release(ring);
+        ring.advance();
+    }
+
+    // Add up the lanes of this warp's 4 rows, as matvec.cuh does.
+    __device__ __forceinline__ static void add_lanes(const float (&sum)[dot::LOADS][BATCH], float *to) {
+        float flat[dot::LOADS];
+#pragma unroll
+        for (int i = 0; i < dot::LOADS; ++i) flat[i] = sum[i][0];
+        const float total = warp::scattered_sum<dot::ROW_LANES>(flat);
+        const int lane = threadIdx.x % 32, value = lane % dot::ROW_LANES;
+        if (value < dot::LOADS) to[dot::row_of(value, lane)] = total;
     }
 
     // Rows first to first + rows - 1, whose sums are complete.
@@ -261,7 +272,7 @@ KERNEL(persistent::THREADS, 1, decode_persistent, PersistentParams) {
         layers[i] = reinterpret_cast<const unsigned long long *>(p.layers)[i];
     if (threadIdx.x == 0) {
         scratch.halt = 0;
-        Ring(p, shared).begin();
+        for (int team = 0; team < TEAMS; ++team) Ring(p, shared, team).begin();
     }
     __syncthreads();
     if (threadIdx.x >= CONSUMERS) {

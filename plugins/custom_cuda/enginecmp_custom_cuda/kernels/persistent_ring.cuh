@@ -1,9 +1,12 @@
-// The ring of weights: one warp fetches this block's chunks in the order of the schedule, far ahead of those that
+// The rings of weights: one warp fetches this block's chunks in the order of the schedule, far ahead of those that
 // multiply them, because weights depend on nothing: across steps, layers and tokens.
 //
-// Chunk n is in slot n % slots, in pass n / slots. A slot is "full" when its chunk has arrived, and "empty" when the
-// warps of the team that took it have read it. Two ways to know: RING_BULK has a bulk copy and two mbarriers a slot
-// (sm_90); RING_ASYNC has copies of 16 bytes a lane, and two counters a slot that only grow.
+// Each team of consumers has a ring of its own, and chunks are dealt to the teams in turn. Chunk n of a team is in its
+// slot n % slots, in pass n / slots. A slot is "full" when its chunk has arrived, and "empty" when the team's warps have
+// read it. (In one ring for both, a team could come by a slot a whole pass ahead of the other team's chunk; a barrier
+// that knows a pass by its parity only would take the pass before the last for the last.) Two ways to know: RING_BULK
+// has a bulk copy and two mbarriers a slot (sm_90); RING_ASYNC has copies of 16 bytes a lane, and two counters a slot
+// that only grow.
 #pragma once
 #include "kernel.h"
 #include "packing.cuh"
@@ -16,15 +19,16 @@
 
 namespace persistent {
 
-// A place in the ring; everybody who goes round has one.
+// A place in a team's ring; everybody who goes round has one.
 struct Place {
     unsigned char *memory;
     int slot_bytes, slots;
     int slot = 0;
     unsigned pass = 0;
 
-    __device__ Place(const PersistentParams &p, unsigned char *shared)
-        : memory(shared + p.ring_at), slot_bytes(p.slot_bytes), slots(p.slots) {}
+    __device__ Place(const PersistentParams &p, unsigned char *shared, int team)
+        : memory(shared + p.ring_at + team * (p.slots / TEAMS) * p.slot_bytes), slot_bytes(p.slot_bytes),
+          slots(p.slots / TEAMS) {}
     __device__ unsigned char *chunk() const { return memory + slot * slot_bytes; }
     __device__ void advance() {
         if (++slot == slots) slot = 0, ++pass;
@@ -36,11 +40,12 @@ struct Place {
 struct Ring : Place {
     ptx::Barrier *barriers;
 
-    __device__ Ring(const PersistentParams &p, unsigned char *shared)
-        : Place(p, shared), barriers(reinterpret_cast<ptx::Barrier *>(shared + p.barriers_at)) {}
+    __device__ Ring(const PersistentParams &p, unsigned char *shared, int team)
+        : Place(p, shared, team), barriers(reinterpret_cast<ptx::Barrier *>(shared + p.barriers_at) + 2 * team * slots) {}
     __device__ ptx::Barrier *full() const { return barriers + 2 * slot; }
     __device__ ptx::Barrier *empty() const { return barriers + 2 * slot + 1; }
 
+    // One thread does it, before all others.
     __device__ void begin() const {
         for (int i = 0; i < slots; ++i) {
             ptx::mbarrier_init(barriers + 2 * i, 1);
@@ -52,27 +57,28 @@ struct Ring : Place {
     // A fresh barrier counts as one whose phase before the first is over: the first pass finds all slots empty.
     __device__ bool is_empty() const { return ptx::mbarrier_try_wait(empty(), (pass & 1) ^ 1); }
     __device__ void give_back() const { ptx::mbarrier_arrive(empty()); }
+};
 
-    // The fetching warp's side; one lane does it.
-    static constexpr int FETCHING_LANES = 1;
-    __device__ void fetch(const unsigned char *from, int bytes) const {
-        ptx::mbarrier_arrive_expect(full(), bytes);
-        ptx::bulk_copy_stream(chunk(), from, bytes, full());
+// What the fetching warp does with a chunk; one lane does it.
+struct Fetcher {
+    static constexpr int LANES = 1;
+    __device__ static bool agreed(bool x) { return x; }
+    __device__ void fetch(Ring &to, int, const unsigned char *from, int bytes) {
+        ptx::mbarrier_arrive_expect(to.full(), bytes);
+        ptx::bulk_copy_stream(to.chunk(), from, bytes, to.full());
     }
-    __device__ void hand_over() const {}
-    __device__ void hand_over_all() const {}
+    __device__ void hand_over(Ring &, Ring &, int, bool) {}
 };
 
 #else
 
 struct Ring : Place {
-    static constexpr unsigned AHEAD = 3;  // chunks on their way beside the newest
-    volatile unsigned *counts;
-    unsigned fetched = 0, handed_over = 0;  // chunks; a slot's "full" is the pass that has come, plus 1
-    Place oldest;                           // not yet handed over
+    volatile unsigned *counts;  // of a slot: chunks that have arrived, warps that have read one
+    int published = 0;          // the slot of the oldest chunk that the consumers have not been told of
+    unsigned published_pass = 0;
 
-    __device__ Ring(const PersistentParams &p, unsigned char *shared)
-        : Place(p, shared), counts(reinterpret_cast<volatile unsigned *>(shared + p.barriers_at)), oldest(p, shared) {}
+    __device__ Ring(const PersistentParams &p, unsigned char *shared, int team)
+        : Place(p, shared, team), counts(reinterpret_cast<volatile unsigned *>(shared + p.barriers_at) + 2 * team * slots) {}
 
     __device__ void begin() const {
         for (int i = 0; i < 2 * slots; ++i) counts[i] = 0;
@@ -83,26 +89,13 @@ struct Ring : Place {
         __threadfence_block();
         atomicAdd(const_cast<unsigned *>(counts) + 2 * slot + 1, 1u);
     }
-
-    // The fetching warp's side; all its lanes do it.
-    static constexpr int FETCHING_LANES = 32;
-    __device__ void fetch(const unsigned char *from, int bytes) {
-        for (int i = threadIdx.x % 32 * 16; i < bytes; i += 32 * 16) ptx::cp_async_16(chunk() + i, from + i);
-        ptx::cp_async_commit();
-        ++fetched;
-    }
-    // Tell the consumers of all chunks but the newest few.
-    __device__ void hand_over() {
-        ptx::cp_async_wait<AHEAD>();
-        publish(AHEAD);
-    }
-    __device__ void hand_over_all() {
-        ptx::cp_async_wait<0>();
-        publish(0);
+    __device__ void publish() {
+        if (threadIdx.x % 32 == 0) counts[2 * published] = published_pass + 1;
+        if (++published == slots) published = 0, ++published_pass;
     }
 
   private:
-    // The consumers read after a poll that found enough.
+    // What was read or written before the count grew is seen by whoever found that it has grown.
     __device__ static bool reached(unsigned seen, unsigned wanted) {
         if (static_cast<int>(seen - wanted) < 0) {
             ptx::nanosleep(20);
@@ -111,12 +104,40 @@ struct Ring : Place {
         __threadfence_block();
         return true;
     }
-    __device__ void publish(unsigned but) {
+};
+
+// What the fetching warp does with a chunk; all its lanes do it.
+struct Fetcher {
+    static constexpr int LANES = 32;
+    // What the first lane has found. Lanes that look at different times would see different things.
+    __device__ static bool agreed(bool x) {
+        x = __shfl_sync(warp::ALL, static_cast<int>(x), 0) != 0;
+        __syncwarp();  // orders memory only: what the first lane has seen, all see
+        return x;
+    }
+    static constexpr int AHEAD = 3;  // chunks on their way beside the newest
+    unsigned teams = 0;              // of the chunks under way, the newest in the lowest bit
+    int under_way = 0;
+
+    __device__ void fetch(Ring &to, int team, const unsigned char *from, int bytes) {
+        for (int i = threadIdx.x % 32 * 16; i < bytes; i += 32 * 16) ptx::cp_async_16(to.chunk() + i, from + i);
+        ptx::cp_async_commit();
+        teams = teams << 1 | team;
+        ++under_way;
+    }
+    // Tell the consumers of all chunks but the newest few, or of all. `team` has the ring `one`.
+    __device__ void hand_over(Ring &one, Ring &other, int team, bool all) {
+        if (all)
+            ptx::cp_async_wait<0>();
+        else
+            ptx::cp_async_wait<AHEAD>();
         __threadfence_block();
         __syncwarp();
-        for (; fetched - handed_over > but; ++handed_over) {
-            if (threadIdx.x % 32 == 0) counts[2 * oldest.slot] = oldest.pass + 1;
-            oldest.advance();
+        for (; under_way > (all ? 0 : AHEAD); --under_way) {
+            if ((teams >> (under_way - 1) & 1) == team)
+                one.publish();
+            else
+                other.publish();
         }
     }
 };
@@ -152,17 +173,22 @@ __device__ inline const void *matrix_of(const PersistentParams &p, const Persist
     }
 }
 
+// Which team takes a matrix's chunk; `number` counts its chunks over all tiles.
+__device__ inline int team_of(int number) { return number % TEAMS; }
+
 // The fetching warp. `halt` is set when the consumers have ended, perhaps before the last token.
 struct Producer {
     const PersistentParams &p;
     const volatile int *halt;
-    Ring ring;
+    Fetcher fetcher;
+    Ring ring, other;  // of the team whose turn it is, and of the other
+    int team = 0;      // whose turn it is
 
     __device__ Producer(const PersistentParams &p_, unsigned char *shared, const volatile int *halt_)
-        : p(p_), halt(halt_), ring(p_, shared) {}
+        : p(p_), halt(halt_), ring(p_, shared, 0), other(p_, shared, 1) {}
 
     __device__ __forceinline__ void run(const int *words, int rows, const PersistentLayer *layers) {
-        if (threadIdx.x % 32 >= Ring::FETCHING_LANES) return;
+        if (threadIdx.x % 32 >= Fetcher::LANES) return;
         bool going_on = true;
         for (int token = 0; going_on && token < p.tokens; ++token) {
             for (int r = 0; going_on && r < rows; ++r) {
@@ -171,49 +197,63 @@ struct Producer {
                 if (matrix) going_on = fetch(token, r, row, static_cast<const unsigned char *>(matrix));
             }
         }
-        ring.hand_over_all();
-        arrive();
+        fetcher.hand_over(ring, other, team, true);
+        arrive(ring);
+        arrive(other);
+    }
+
+    __device__ __forceinline__ void turn() {
+        static_assert(TEAMS == 2, "the other team is one");
+        const Ring before = ring;
+        ring = other;
+        other = before;
+        team ^= 1;
     }
 
     // False: the consumers have ended.
     __device__ __forceinline__ bool fetch(int token, int r, const Row &row, const unsigned char *matrix) {
         const int columns = columns_of(p, row.kind());
+        const int chunks = (columns + packing::CHUNK_COLUMNS - 1) / packing::CHUNK_COLUMNS;
         const unsigned char *at = matrix + row.first() * packing::tile_bytes(columns);
+        if (team_of(row.first() * chunks) != team) turn();
         for (int tile = 0; tile < row.count(); ++tile) {
             for (int column = 0; column < columns; column += packing::CHUNK_COLUMNS) {
                 const int bytes = packing::tile_bytes(min(packing::CHUNK_COLUMNS, columns - column));
                 bool going_on = true;
                 REMOVABLE("empty slot", going_on = await_empty(token, r));
                 if (!going_on) return false;
-                ring.fetch(at, bytes);
-                ring.hand_over();
+                fetcher.fetch(ring, team, at, bytes);
+                fetcher.hand_over(ring, other, team, false);
                 ring.advance();
+                turn();
                 at += bytes;
             }
         }
         return true;
     }
 
-    __device__ bool await_empty(int token, int r) {
-        if (ring.is_empty()) return true;
-        ring.hand_over_all();  // what frees the slot may wait for these
-        for (int polls = 0; !ring.is_empty();) {
-            if (*halt) return false;
+    __device__ __forceinline__ bool await_empty(int token, int r) {
+        const bool first = threadIdx.x % 32 == 0;
+        if (Fetcher::agreed(first && ring.is_empty())) return true;
+        fetcher.hand_over(ring, other, team, true);  // what frees the slot may wait for these
+        bool going_on = true;
+        for (int polls = 0; first && going_on && !ring.is_empty();) {
+            going_on = !*halt;
             if (++polls > p.patience) give_up(p, SLOT_NOT_EMPTY, token, r, ring.slot, ring.pass, 0);
         }
-        return true;
+        return Fetcher::agreed(going_on);
     }
 
     // Copies that are on their way write into this block's memory: it must not end before they have arrived. From the
-    // slot that would have been next, the ring's slots hold the chunks in their order; the first pass may be short.
-    __device__ void arrive() {
-        for (int i = 0; i < ring.slots; ++i) {
-            if (ring.pass > 0) {
-                Ring last = ring;
+    // slot that would have been next, the slots hold the chunks in their order; in the first pass some hold none.
+    __device__ __forceinline__ void arrive(Ring &of) const {
+        for (int i = 0; i < of.slots; ++i) {
+            if (of.pass > 0) {
+                Ring last = of;
                 last.pass -= 1;
                 await_full(last, p, -1, -1);
             }
-            ring.advance();
+            of.advance();
         }
     }
 };

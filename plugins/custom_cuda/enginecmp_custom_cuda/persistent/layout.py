@@ -28,8 +28,8 @@ SCRATCH_BYTES = 512
 BARRIER_BYTES = 16
 """Of a slot: its barriers "full" and "empty"."""
 MOST_SLOTS = 64
-FEWEST_SLOTS = 2
-"""Below, nothing would be on its way while a chunk is multiplied."""
+FEWEST_SLOTS = TEAMS
+"""Each team has a ring of its own; with one slot each, one chunk is on its way while the other is multiplied."""
 ALIGNMENT = 128
 
 
@@ -102,7 +102,7 @@ class Layout:
         scratch: sums and largest values of the warps.
         ring: the first slot.
         slot_bytes: from one slot to the next.
-        slots: number of them.
+        slots: number of them; every team has the same share, next to each other.
         total: bytes of all.
     """
 
@@ -152,7 +152,7 @@ def lay_out(shape: Shape, most_rows: int, shared_bytes: int, slots: int | None =
         shape: of the model.
         most_rows: of the schedule on any multiprocessor.
         shared_bytes: that a block may have.
-        slots: of the ring; None: all that fit, at most 64. A result may have fewer than `FEWEST_SLOTS`, or none:
+        slots: of all teams; None: all that fit, at most 64. A result may have fewer than `FEWEST_SLOTS`, or none:
             then the model does not fit.
     """
     sizes = {
@@ -169,7 +169,7 @@ def lay_out(shape: Shape, most_rows: int, shared_bytes: int, slots: int | None =
         end = _round_up(end + size)
     slot_bytes = _round_up(chunk_bytes(shape.widest, shape.kind))
     if slots is None:
-        slots = max(0, min(MOST_SLOTS, (shared_bytes - end) // slot_bytes))
+        slots = max(0, min(MOST_SLOTS, (shared_bytes - end) // slot_bytes // TEAMS * TEAMS))
     return Layout(**starts, ring=end, slot_bytes=slot_bytes, slots=slots, total=end + slots * slot_bytes)
 
 

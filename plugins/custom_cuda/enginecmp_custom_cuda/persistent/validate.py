@@ -25,6 +25,7 @@ from .layout import (
     RESULT_TILES,
     ROW_BYTES,
     SCRATCH_BYTES,
+    TEAMS,
     activation_bytes,
     chunk_bytes,
 )
@@ -201,8 +202,8 @@ def _memory(schedule: Schedule) -> Iterator[Fault]:
     """Check shared memory, the ring and the copies."""
     shape, layout = schedule.shape, schedule.layout
     largest = chunk_bytes(shape.widest, shape.kind)
-    if not FEWEST_SLOTS <= layout.slots <= MOST_SLOTS:
-        yield Fault("ring", f"{layout.slots} slots, expected {FEWEST_SLOTS} to {MOST_SLOTS}")
+    if not FEWEST_SLOTS <= layout.slots <= MOST_SLOTS or layout.slots % TEAMS:
+        yield Fault("ring", f"{layout.slots} slots, expected {FEWEST_SLOTS} to {MOST_SLOTS}, as many for each team")
     if layout.slot_bytes < largest or layout.slot_bytes % ALIGNMENT:
         yield Fault("ring", f"slots of {layout.slot_bytes} bytes for chunks of {largest}")
     if layout.total > schedule.shared_bytes:
