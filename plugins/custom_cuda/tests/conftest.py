@@ -6,13 +6,17 @@ plugins/custom_cuda` runs everything that takes `device` on the GPU and leaves o
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import pytest
 
+from enginecmp import LoadOptions, ModelInfo
+from enginecmp_custom_cuda import cmp_load, cmp_unload
 from enginecmp_custom_cuda.device import Device, open_device
 
 # Helpers beside the tests, custom_cuda_*.py, are modules of their own.
@@ -48,3 +52,38 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
     device = opened("cuda")
     yield device
     device.close()
+
+
+class Load(Protocol):
+    """Load a model on the device of this run, exact and with a context of 256; the rest as `LoadOptions`."""
+
+    def __call__(self, model: ModelInfo, **options: Any) -> Any: ...
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelInfo]:
+    """Return the tiny model of an architecture and kind, written once."""
+    from custom_cuda_models import tiny_model
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return functools.cache(lambda architecture="llama", kind="F32": tiny_model(folder, architecture, kind))
+
+
+@pytest.fixture
+def load(device: Device) -> Iterator[Load]:
+    sessions: list[Any] = []
+
+    def load(model: ModelInfo, **options: Any) -> Any:
+        asked: dict[str, Any] = {"context_tokens": 256, "numerics": "exact", "device": device.kind} | options
+        sessions.append(cmp_load(model=model, options=LoadOptions(**asked)))
+        return sessions[-1]
+
+    yield load
+    for session in sessions:
+        cmp_unload(session)
+
+
+@pytest.fixture(scope="session")
+def token_ids() -> list[int]:
+    """90 ids that every tiny vocabulary has, without a pattern."""
+    return [(i * i * 7 + i * 13 + 3) % 251 for i in range(90)]

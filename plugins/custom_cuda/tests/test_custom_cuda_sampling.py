@@ -183,9 +183,7 @@ def test_ids_are_those_that_the_oracle_draws(rows: Any, strategy: Strategy, kind
     kept = oracle.candidates(scores, strategy.top_k, strategy.top_p)
     for step, came in zip(steps, drawn, strict=True):
         noisy = scores + oracle.gumbel(oracle.uniforms(strategy.seed, int(step), len(logits)))
-        wanted = oracle.sample(
-            logits, strategy.temperature, strategy.top_k, strategy.top_p, strategy.seed, int(step)
-        )
+        wanted = oracle.sample(logits, strategy.temperature, strategy.top_k, strategy.top_p, strategy.seed, int(step))
         assert kept[came]
         assert came == wanted or noisy[came] > noisy[wanted] - 1e-5
     assert len(set(drawn.tolist())) > 1
