@@ -1,4 +1,4 @@
-"""The prefill's GEMMs, norms and embedding on the emulated device, against the oracle."""
+"""The prefill's GEMMs, norms and embedding, against the oracle."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZES = (
     (1, 5, 32),
     (7, 64, 96),
     (16, 70, 512),
-    (33, 128, 544),
+    (33, 132, 544),
     (64, 24, 1088),
     (65, 136, 576),
     (130, 40, 160),
@@ -55,7 +55,7 @@ def whole_activations(random: np.random.Generator, tokens: int, columns: int) ->
 
 @pytest.mark.parametrize("kernel", MMA_KERNELS)
 @pytest.mark.parametrize("kind", TENSOR_KINDS)
-def test_tensor_core_gemms_find_whole_numbers_to_the_bit(emulated: Device, kind: str, kernel: str) -> None:
+def test_tensor_core_gemms_find_whole_numbers_to_the_bit(device: Device, kind: str, kernel: str) -> None:
     random = np.random.default_rng(len(kind) + len(kernel))
     for tokens, rows, columns in SIZES:
         x = whole_activations(random, tokens, columns)
@@ -63,7 +63,7 @@ def test_tensor_core_gemms_find_whole_numbers_to_the_bit(emulated: Device, kind:
             x = x // 16  # sums of products stay below 2**24
         weights = whole_weights(random, rows, columns, kind)
         assert (decode(encode(weights, kind), kind) == weights).all()
-        with bench(emulated, shape=kernel, splits=1 + tokens % 3) as it:
+        with bench(device, shape=kernel, splits=1 + tokens % 3) as it:
             found = it.multiply(x, weights, kind, TENSOR_CORES[kind])
         expected = x.astype(np.float64) @ weights.T.astype(np.float64)
         assert np.abs(expected).max() < 2**24
@@ -71,24 +71,24 @@ def test_tensor_core_gemms_find_whole_numbers_to_the_bit(emulated: Device, kind:
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
-def test_the_terms_of_int8_gemms_are_the_oracles_to_the_bit(emulated: Device, kind: str) -> None:
+def test_the_terms_of_int8_gemms_are_the_oracles_to_the_bit(device: Device, kind: str) -> None:
     random = np.random.default_rng(3)
     x = random.standard_normal((20, 32)).astype(np.float32)
     weights = random.standard_normal((80, 32)).astype(np.float32)
-    with bench(emulated) as it:
+    with bench(device) as it:
         found = it.multiply(x, weights, kind, "s8")
     expected = dp4a.multiply(dp4a.quantize(x), encode(weights, kind), kind).terms[..., 0]
     np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("kind", TENSOR_KINDS)
-def test_tensor_core_gemms_follow_the_oracle_on_random_numbers(emulated: Device, kind: str) -> None:
+def test_tensor_core_gemms_follow_the_oracle_on_random_numbers(device: Device, kind: str) -> None:
     random = np.random.default_rng(4)
     for (tokens, rows, columns), kernel in zip(SIZES, (*MMA_KERNELS, *MMA_KERNELS, None), strict=True):
         x = random.standard_normal((tokens, columns)).astype(np.float32)
         weights = random.standard_normal((rows, columns)).astype(np.float32)
         raw = encode(weights, kind)
-        with bench(emulated, shape=kernel, splits=1 + rows % 2) as it:
+        with bench(device, shape=kernel, splits=1 + rows % 2) as it:
             found = it.multiply(x, weights, kind, TENSOR_CORES[kind])
         if TENSOR_CORES[kind] == "s8":
             product = dp4a.multiply(dp4a.quantize(x), raw, kind)
@@ -97,18 +97,18 @@ def test_tensor_core_gemms_follow_the_oracle_on_random_numbers(emulated: Device,
             rounded = decode(encode(x, kind), kind).astype(np.float64)
             expected = rounded @ decode(raw, kind).T.astype(np.float64)
             size = np.abs(rounded) @ np.abs(decode(raw, kind)).T
-        # One rounding a term, and the sum's own.
-        assert (np.abs(found - expected) <= (columns / 16 + 2) * 2.0**-24 * size).all()
+        # One rounding a term of an mma and the sum's own; tensor cores cut where the emulator rounds.
+        assert (np.abs(found - expected) <= (columns / 16 + 2) * 2.0**-23 * size).all()
 
 
 @pytest.mark.parametrize("kernel", ["gemm_small", "gemm_medium"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_float_gemms_follow_the_oracle(emulated: Device, kind: str, kernel: str) -> None:
+def test_float_gemms_follow_the_oracle(device: Device, kind: str, kernel: str) -> None:
     random = np.random.default_rng(5)
     for tokens, rows, columns in SIZES[:-1]:
         x = random.standard_normal((tokens, columns)).astype(np.float32)
         weights = random.standard_normal((rows, columns)).astype(np.float32)
-        with bench(emulated, shape=kernel, splits=1 + tokens % 2) as it:
+        with bench(device, shape=kernel, splits=1 + tokens % 2) as it:
             found = it.multiply(x, weights, kind, "f32")
         meant = decode(encode(weights, kind), kind)
         size = np.abs(x.astype(np.float64)) @ np.abs(meant).T
@@ -119,12 +119,12 @@ def test_float_gemms_follow_the_oracle(emulated: Device, kind: str, kernel: str)
 @pytest.mark.parametrize(("kind", "activation"), [("Q8_0", "s8"), ("F32", "f32")])
 @pytest.mark.parametrize("rows", [70, 96])
 def test_products_are_added_and_gated(
-    emulated: Device, kind: str, activation: Activation, rows: int, splits: int
+    device: Device, kind: str, activation: Activation, rows: int, splits: int
 ) -> None:
     random = np.random.default_rng(6)
     x = random.standard_normal((19, 256)).astype(np.float32)
     weights = random.standard_normal((rows, 256)).astype(np.float32) / 4
-    with bench(emulated, splits=splits) as it:
+    with bench(device, splits=splits) as it:
         plain = it.multiply(x, weights, kind, activation).astype(np.float64)
         added = it.multiply(x, weights, kind, activation, FinishKind.ADD)
         gated = it.multiply(x, weights, kind, activation, FinishKind.SWIGLU)
@@ -135,7 +135,7 @@ def test_products_are_added_and_gated(
 @pytest.mark.parametrize("splits", [1, 2])
 @pytest.mark.parametrize(("kv", "rope_dims"), [("KV_F16", 8), ("KV_F32", 16)])
 def test_queries_keys_and_values_are_biased_rotated_and_put_in_their_pages(
-    emulated: Device, kv: str, rope_dims: int, splits: int
+    device: Device, kv: str, rope_dims: int, splits: int
 ) -> None:
     random = np.random.default_rng(12)
     heads, kv_heads, tokens, columns = 3, 2, 21, 64
@@ -148,7 +148,7 @@ def test_queries_keys_and_values_are_biased_rotated_and_put_in_their_pages(
     position = np.array([*range(60, 70), -1, *range(10)])
     slot = np.array([1] * 11 + [0] * 10)
     pages = Pages(2, 100, kv_heads, 16, random)
-    with bench(emulated, kv=kv, splits=splits) as it:
+    with bench(device, kv=kv, splits=splits) as it:
         memory = it.put(pages.memory, CACHE_TYPES[kv])
         q = it.put(np.full((tokens, heads, 16), 7), np.float32)
         finish = Finish(
@@ -163,8 +163,8 @@ def test_queries_keys_and_values_are_biased_rotated_and_put_in_their_pages(
             kind=FinishKind.QKV,
         )
         it.product(it.matrix(weights, "F32"), it.activations(x, "f32"), "f32", finish)
-        queries = emulated.download(q, (tokens, heads, 16), np.float32)
-        cached = emulated.download(memory, pages.memory.shape, CACHE_TYPES[kv])
+        queries = device.download(q, (tokens, heads, 16), np.float32)
+        cached = device.download(memory, pages.memory.shape, CACHE_TYPES[kv])
     y = reference.linear(x, weights, bias).reshape(tokens, heads + 2 * kv_heads, 16)
     wanted_q, wanted_k, wanted_v = np.split(y, (heads, heads + kv_heads), axis=1)
     wanted_q, wanted_k = (reference.rotate_interleaved(each, table[position]) for each in (wanted_q, wanted_k))
@@ -180,23 +180,23 @@ def test_queries_keys_and_values_are_biased_rotated_and_put_in_their_pages(
             assert np.isnan(found[end:]).all()
 
 
-def test_gemms_repeat_to_the_bit(emulated: Device) -> None:
+def test_gemms_repeat_to_the_bit(device: Device) -> None:
     random = np.random.default_rng(7)
     x = random.standard_normal((33, 1088)).astype(np.float32)
     weights = random.standard_normal((72, 1088)).astype(np.float32)
     for kind, activation in (("Q8_0", "s8"), ("F32", "f32")):
-        with bench(emulated, splits=4) as it:
+        with bench(device, splits=4) as it:
             first, second = (it.multiply(x, weights, kind, activation) for _ in range(2))
         np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.parametrize("columns", [32, 96, 1056, 2080])
-def test_activations_are_quantized_to_the_bit(emulated: Device, columns: int) -> None:
+def test_activations_are_quantized_to_the_bit(device: Device, columns: int) -> None:
     random = np.random.default_rng(columns)
     x = random.standard_normal((5, columns)).astype(np.float32)
     x[1, :32] = 0
     x[2, 0] = 1e30
-    with bench(emulated) as it:
+    with bench(device) as it:
         values, scales = it.rows("quantize_s8", x, np.int8)
         halves, _ = it.rows("quantize_f16", np.clip(x, -1e4, 1e4), np.float16)
         bf16, _ = it.rows("quantize_bf16", x, np.uint16)
@@ -208,12 +208,12 @@ def test_activations_are_quantized_to_the_bit(emulated: Device, columns: int) ->
 
 
 @pytest.mark.parametrize("columns", [32, 576, 2080])
-def test_norms_follow_the_oracle(emulated: Device, columns: int) -> None:
+def test_norms_follow_the_oracle(device: Device, columns: int) -> None:
     random = np.random.default_rng(columns)
     x = 3 * random.standard_normal((4, columns)).astype(np.float32)
     weight = random.standard_normal(columns).astype(np.float32)
     expected = reference.rms_norm(x, weight, 1e-5)
-    with bench(emulated) as it:
+    with bench(device) as it:
         exact, _ = it.rows("norm_f32", x, np.float32, weight, 1e-5)
         half, _ = it.rows("norm_f16", x, np.float16, weight, 1e-5)
         bits, _ = it.rows("norm_bf16", x, np.uint16, weight, 1e-5)
@@ -226,11 +226,11 @@ def test_norms_follow_the_oracle(emulated: Device, columns: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0"])
-def test_embeddings_are_the_tables_rows_and_zero_for_empty_tokens(emulated: Device, kind: str) -> None:
+def test_embeddings_are_the_tables_rows_and_zero_for_empty_tokens(device: Device, kind: str) -> None:
     random = np.random.default_rng(8)
     table = random.standard_normal((37, 544)).astype(np.float32)
     ids, position = [36, 0, 999999, 17], [0, 5, -1, 2]
-    with bench(emulated) as it:
+    with bench(device) as it:
         found = it.embed(table, kind, ids, position)
     expected = decode(encode(table, kind), kind)[[36, 0, 0, 17]]
     expected[2] = 0

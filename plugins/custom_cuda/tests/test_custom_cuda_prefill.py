@@ -1,4 +1,4 @@
-"""The whole prefill on the emulated device, against the oracle, for tiny models of every architecture."""
+"""The whole prefill, against the oracle, for tiny models of every architecture."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def ids_of(file: GGUFFile, tokens: int, seed: int = 0) -> NDArray[np.int32]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_float32_prefill_is_the_reference(emulated: Device, model: Model, architecture: str) -> None:
+def test_float32_prefill_is_the_reference(device: Device, model: Model, architecture: str) -> None:
     file = model(architecture)
     ids = ids_of(file, 150)
-    with prefill(emulated, file, precise=True, kv="f32") as (it, _):
+    with prefill(device, file, precise=True, kv="f32") as (it, _):
         found = it.score(ids)
-        hidden = emulated.download(it.hidden, (150 - 96, it._model.config.hidden), np.float32)
+        hidden = device.download(it.hidden, (150 - 96, it._model.config.hidden), np.float32)
     expected = reference.forward(file, ids, CONTEXT)
     np.testing.assert_allclose(found, expected.logits, rtol=0, atol=1e-5 * np.abs(expected.logits).max())
     last = expected.hidden[-1]
@@ -94,11 +94,11 @@ def rounded(kind: str) -> reference.Linear:
 # Not every kind with every cache: each pair costs compilations.
 @pytest.mark.parametrize("quantization", ["Q8_0", "BF16"])
 def test_prefill_on_tensor_cores_is_the_reference_with_rounded_activations(
-    emulated: Device, model: Model, quantization: str
+    device: Device, model: Model, quantization: str
 ) -> None:
     file = model("qwen2", quantization)
     ids = ids_of(file, 70)
-    with prefill(emulated, file, kv="f32") as (it, _):
+    with prefill(device, file, kv="f32") as (it, _):
         found = it.score(ids)
     expected, noise = with_rounded_activations(file, ids, quantization)
     # A last bit in float32 tips an activation to the next int8 or bf16 now and then, and that travels on to later
@@ -110,11 +110,11 @@ def test_prefill_on_tensor_cores_is_the_reference_with_rounded_activations(
 
 @pytest.mark.parametrize("quantization", ["Q4_0", "F16"])
 def test_halves_in_attention_add_less_noise_than_rounded_activations(
-    emulated: Device, model: Model, quantization: str
+    device: Device, model: Model, quantization: str
 ) -> None:
     file = model("qwen2", quantization)
     ids = ids_of(file, 70)
-    with prefill(emulated, file) as (it, _):
+    with prefill(device, file) as (it, _):
         found = it.score(ids)
     _, noise = with_rounded_activations(file, ids, quantization)
     exact = reference.logits(file, ids, CONTEXT)
@@ -131,10 +131,10 @@ def with_rounded_activations(
 
 
 @pytest.mark.parametrize("precise", [True, False])
-def test_chunks_of_any_length_give_one_prefill(emulated: Device, model: Model, precise: bool) -> None:
+def test_chunks_of_any_length_give_one_prefill(device: Device, model: Model, precise: bool) -> None:
     file = model("llama", "Q8_0")
     ids = ids_of(file, 131)
-    with prefill(emulated, file, precise=precise, kv="f32" if precise else "f16") as (it, cache):
+    with prefill(device, file, precise=precise, kv="f32" if precise else "f16") as (it, cache):
         logits = it.score(ids[:96])
         with_chunks = []
         for first, last in ((0, 1), (1, 8), (8, 24), (24, 57), (57, 96), (96, 131)):
@@ -146,22 +146,22 @@ def test_chunks_of_any_length_give_one_prefill(emulated: Device, model: Model, p
     np.testing.assert_allclose(found, logits, rtol=0, atol=tolerance * np.abs(logits).max())
 
 
-def test_sequences_share_a_call_and_do_not_see_each_other(emulated: Device, model: Model) -> None:
+def test_sequences_share_a_call_and_do_not_see_each_other(device: Device, model: Model) -> None:
     file = model("phi3")
     first, second, third = ids_of(file, 70, 1), ids_of(file, 66, 2), ids_of(file, 9, 3)
-    with prefill(emulated, file, precise=True, kv="f32") as (it, _):
+    with prefill(device, file, precise=True, kv="f32") as (it, _):
         hidden = it._model.config.hidden
         it.enqueue(first[:69], np.arange(69), np.zeros(69))
         it.enqueue(second[:65], np.arange(65), np.full(65, 2))
         # One token of each of the first two and a whole prompt of the third, with an empty token between.
         position = [69, 65, -1, *range(9)]
         it.enqueue([first[69], second[65], 7, *third], position, [0, 2, 0, *[1] * 9])
-        mixed = emulated.download(it.hidden, (12, hidden), np.float32)
+        mixed = device.download(it.hidden, (12, hidden), np.float32)
         # The same as one token each, numbers read on the device.
-        numbers = emulated.allocate(3 * 2 * 4)
-        emulated.upload(numbers.address, np.array([[first[69], second[65]], [69, 65], [0, 2]], np.int32))
+        numbers = device.allocate(3 * 2 * 4)
+        device.upload(numbers.address, np.array([[first[69], second[65]], [69, 65], [0, 2]], np.int32))
         it.enqueue(numbers.address, numbers.address + 8, numbers.address + 16, tokens=2)
-        single = emulated.download(it.hidden, (2, hidden), np.float32)
+        single = device.download(it.hidden, (2, hidden), np.float32)
         numbers.free()
     expected = [reference.forward(file, ids, CONTEXT).hidden[-1] for ids in (first, second, third)]
     scale = max(np.abs(each).max() for each in expected)
@@ -171,7 +171,7 @@ def test_sequences_share_a_call_and_do_not_see_each_other(emulated: Device, mode
     np.testing.assert_allclose(single, mixed[:2], rtol=0, atol=1e-5 * scale)
 
 
-def test_splits_of_the_columns_change_nothing(emulated: Device, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splits_of_the_columns_change_nothing(device: Device, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gemm, "LEAST_STEPS", 1)
     splits = []
     choose = gemm.choose_splits
@@ -183,7 +183,7 @@ def test_splits_of_the_columns_change_nothing(emulated: Device, model: Model, mo
     monkeypatch.setattr(gemm, "choose_splits", noted)
     file = model("qwen2")  # with biases
     ids = ids_of(file, 20)
-    with prefill(emulated, file, precise=True, kv="f32") as (it, _):
+    with prefill(device, file, precise=True, kv="f32") as (it, _):
         splits.clear()
         found = it.score(ids)
     assert splits.count(1) < len(splits) / 2
@@ -192,34 +192,34 @@ def test_splits_of_the_columns_change_nothing(emulated: Device, model: Model, mo
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_prefill_and_decode_agree(emulated: Device, model: Model, architecture: str) -> None:
+def test_prefill_and_decode_agree(device: Device, model: Model, architecture: str) -> None:
     file = model(architecture)
     ids = ids_of(file, 68)
-    with prefill(emulated, file, precise=True, kv="f32") as (it, cache):
+    with prefill(device, file, precise=True, kv="f32") as (it, cache):
         whole = it.score(ids)
         settings = DecodeSettings(positions=CONTEXT, kv="f32", exact=True, logits=True)
-        step = DecodeStep(emulated, it._model, 1, settings, cache)
+        step = DecodeStep(device, it._model, 1, settings, cache)
         # From the prompt's keys and values on, then the same positions from nothing but decoding.
         for first, last in ((62, 68), (0, 3)):
             found = []
             for position in range(first, last):
                 step.seat(0, position, int(ids[position]))
                 step.enqueue()
-                found.append(emulated.download(step.buffers.logits, (whole.shape[1],), np.float32))
+                found.append(device.download(step.buffers.logits, (whole.shape[1],), np.float32))
             np.testing.assert_allclose(found, whole[first:last], rtol=0, atol=1e-5 * np.abs(whole).max())
         step.close()
 
 
-def test_the_cache_holds_what_the_reference_says_and_nothing_of_empty_tokens(emulated: Device, model: Model) -> None:
+def test_the_cache_holds_what_the_reference_says_and_nothing_of_empty_tokens(device: Device, model: Model) -> None:
     file = model("llama")
     ids = ids_of(file, 70)
-    with prefill(emulated, file, precise=True, kv="f32", slots=1) as (it, cache):
+    with prefill(device, file, precise=True, kv="f32", slots=1) as (it, cache):
         config = it._model.config
         pages = cache.pages.count
-        emulated.fill(cache.layer_address(0), config.layers * pages * cache.page_bytes, 0xFF)
+        device.fill(cache.layer_address(0), config.layers * pages * cache.page_bytes, 0xFF)
         it.enqueue(np.append(ids, 5), np.append(np.arange(70), -1), np.zeros(71))
         shape = (config.layers, pages, config.kv_heads, 2, 64, config.head_dim)
-        memory = emulated.download(cache.layer_address(0), shape, np.float32)
+        memory = device.download(cache.layer_address(0), shape, np.float32)
         table = cache.pages.table[0]
     expected = reference.forward(file, ids, CONTEXT)
     for layer in range(config.layers):
@@ -244,8 +244,8 @@ def test_prefill_repeats_to_the_bit_in_any_order_of_threads(emulated: Device, mo
             set_order("forward")
 
 
-def test_calls_are_refused_that_do_not_fit(emulated: Device, model: Model) -> None:
-    with prefill(emulated, model()) as (it, _):
+def test_calls_are_refused_that_do_not_fit(device: Device, model: Model) -> None:
+    with prefill(device, model()) as (it, _):
         with pytest.raises(EngineError, match="expected 1 to 96 tokens at once, came 97"):
             it.enqueue(np.zeros(97), np.arange(97), np.zeros(97))
         with pytest.raises(EngineError, match="came 0"):
