@@ -17,11 +17,10 @@ from enginecmp import EngineError
 from ..compiling import build
 from ..weights.kinds import KINDS
 from . import geometry, params
-from .ring import Ring
+from .buffers import DecodeBuffers, DecodeSettings
 
 if TYPE_CHECKING:
-    from ..config import ModelConfig
-    from ..device import Device, Memory, Module
+    from ..device import Device, Module
     from ..device.graph import Graph
     from ..device.module import Grid, Launch
     from ..weights.model import DeviceMatrix, DeviceModel
@@ -49,27 +48,6 @@ class CacheLayout(Protocol):
 
 
 @dataclass(frozen=True)
-class DecodeSettings:
-    """How a step computes.
-
-    Attributes:
-        positions: most tokens of a sequence.
-        kv: elements of the cache, "f16" or "f32".
-        exact: float32 activations also where weights are integers.
-        overlap: launches may begin before the one before them has ended (programmatic dependent launch).
-        logits: keep every step's logits.
-        ring_slots: ids of a sequence that may wait for the host.
-    """
-
-    positions: int
-    kv: str = "f16"
-    exact: bool = False
-    overlap: bool = True
-    logits: bool = False
-    ring_slots: int = 64
-
-
-@dataclass(frozen=True)
 class Phase:
     """Neighbouring launches of a step that are measured as one.
 
@@ -82,53 +60,6 @@ class Phase:
     name: str
     launches: tuple[Launch, ...]
     nbytes: int
-
-
-class DecodeBuffers:
-    """What a step works on. Steps of other batch sizes may share it: theirs are the first sequences.
-
-    Attributes:
-        batch: sequences that there is room for.
-        ring: where ids come out.
-        logits: address of float32 (batch, vocabulary), or 0.
-
-    Each other name is an address: x float32 (batch, hidden); q (batch, heads, head_dim); h (batch, inner); partial and
-    partial_ml, attention's splits; best uint64 (batch,); token, position, count, active int32 (batch,).
-    """
-
-    def __init__(self, device: Device, config: ModelConfig, batch: int, settings: DecodeSettings) -> None:
-        splits = max(1, min(geometry.MOST_SPLITS, settings.positions // geometry.SPLIT_POSITIONS))
-        width = config.heads * config.head_dim
-        self.batch = batch
-        self._memory: list[Memory] = []
-        self._device = device
-
-        def allocate(count: int, what: str, size: int = 4) -> int:
-            self._memory.append(device.allocate(batch * count * size, what=f"the step's {what}"))
-            return self._memory[-1].address
-
-        self.x = allocate(config.hidden, "hidden states")
-        self.q = allocate(width, "queries")
-        self.partial = allocate(width * splits, "attention")
-        self.partial_ml = allocate(config.heads * splits * 2, "attention's sums")
-        self.h = allocate(config.inner, "inner states")
-        self.best = allocate(1, "best ids", 8)
-        self.token = allocate(1, "ids")
-        self.position = allocate(1, "positions")
-        self.count = allocate(1, "counts")
-        self.active = allocate(1, "mask")
-        self.logits = allocate(config.vocabulary, "logits") if settings.logits else 0
-        self.ring = Ring(device, settings.ring_slots, batch)
-        device.fill(self.best, batch * 8, 0)
-        device.fill(self.position, batch * 4, 0xFF)  # -1: empty
-        device.fill(self.count, batch * 4, 0)
-
-    def close(self) -> None:
-        """Give the memory back."""
-        for memory in self._memory:
-            memory.free()
-        self._memory = []
-        self.ring.close()
 
 
 class DecodeStep:
@@ -406,3 +337,15 @@ def defines(kind: str, exact: bool, kv: str, head_dim: int, batch: int) -> dict[
 
 def _matrix(matrix: DeviceMatrix) -> params.Matrix:
     return params.Matrix(matrix.address, matrix.rows, matrix.columns)
+
+
+__all__ = [
+    "BATCHES",
+    "ELEMENT_BYTES",
+    "CacheLayout",
+    "DecodeBuffers",
+    "DecodeSettings",
+    "DecodeStep",
+    "Phase",
+    "defines",
+]
