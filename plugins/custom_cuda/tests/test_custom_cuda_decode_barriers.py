@@ -20,7 +20,7 @@ ORDERS = ("forward", "reverse", 1, 2, 3)
 HIDDEN, INNER, ROWS, EPSILON = 96, 64, 40, 1e-5
 
 
-@pytest.fixture(scope="module", params=CHOICES[:4], ids=["-".join(map(str, choice)) for choice in CHOICES[:4]])
+@pytest.fixture(scope="module", params=CHOICES[:2], ids=["-".join(map(str, choice)) for choice in CHOICES[:2]])
 def choice(request: pytest.FixtureRequest, emulated: Device) -> Choice:
     warm(emulated)
     found: Choice = request.param
