@@ -5,7 +5,7 @@
 
 Each part runs in a process of its own with a time box of its own; one that fails, hangs or loses the device does not
 stop the others. After every part FOLDER/report.json and FOLDER/table.txt are written anew. A wrong answer of a kernel
-is shown in capitals and makes the exit code 1; 2 says that nothing was checked. `--dry` rehearses all on the CPU.
+is shown in capitals and makes the exit code 1; 2 says that not all was checked. `--dry` rehearses all on the CPU.
 
 Needs Linux, Python 3.11 or newer, an NVIDIA driver for CUDA 13, and the packages numpy, msgspec, pluggy, gguf,
 platformdirs, cuda-core, cuda-bindings (with cuda-pathfinder) and nvidia-cuda-nvrtc. `enginecmp` and
@@ -15,7 +15,7 @@ enginecmp-candle (built with CUDA) as rivals, compute-sanitizer, nvidia-smi.
 report.json, schema "enginecmp-custom-cuda-gpu/1":
 
     began, arguments, device, timed, dry, model     of the run; "timed" is false on the emulator
-    verdict                                         "right", "WRONG", or "not checked"
+    verdict                                         "right", "WRONG", "incomplete", "not checked"
     seconds                                         of all parts until now
     parts: [{name, state, seconds, box_seconds, error, clocks, records}]
         state: "right" | "WRONG" | "failed" | "out of time" | "skipped"; records as in bench/parts.py

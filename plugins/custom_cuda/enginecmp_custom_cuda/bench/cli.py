@@ -62,7 +62,7 @@ def names() -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the parts; return 0 where all answers were right, 1 where one was wrong, 2 where nothing was checked."""
+    """Run the parts; return 0 where all answers are right, 1 where one is wrong, 2 where not all was checked."""
     chosen = parse(sys.argv[1:] if arguments is None else arguments)
     deadline = time.monotonic() + 60 * chosen.minutes - CLOSING_SECONDS
     signal.signal(signal.SIGTERM, terminated)
@@ -128,14 +128,13 @@ def add(report: dict[str, Any], part: Part, outcome: Outcome) -> None:
 
 
 def verdict(report: dict[str, Any]) -> str:
-    """Return "WRONG" where any answer was, "right" where the checks were made and none was, else "not checked"."""
-    records = [record for part in report["parts"] for record in part["records"]]
-    if wrong_records(records):
+    """Return "WRONG" where any answer was, "right" where all checks were made, "incomplete" or "not checked"."""
+    if wrong_records([record for part in report["parts"] for record in part["records"]]):
         return "WRONG"
-    checked = [part for part in report["parts"] if part["name"] == "correctness" and part["state"] == "right"]
-    return (
-        "right" if checked and any(record["record"] == "check" for record in checked[0]["records"]) else "not checked"
-    )
+    for part in report["parts"]:
+        if part["name"] == "correctness" and any(record["record"] == "check" for record in part["records"]):
+            return "right" if part["state"] == "right" else "incomplete"
+    return "not checked"
 
 
 def write(report: dict[str, Any], folder: Path) -> None:

@@ -42,7 +42,7 @@ class Part:
     Attributes:
         name: as `--only` takes it; "rivals:NAME" belongs to "rivals".
         seconds: its time box on a GPU.
-        dry_seconds: its time box in a rehearsal.
+        dry_seconds: its time box in a rehearsal; 0: a part before it shows as much.
         module: below `enginecmp_custom_cuda.bench`, with a function `run(context)`.
     """
 
@@ -62,6 +62,7 @@ PARTS = (
     Part("correctness", 90, 60, "correctness"),
     Part("prepare", 75, 30, "prepare"),
     Part("engine", 120, 40, "speed"),
+    Part("resident", 40, 20, "resident"),
     Part("kernels", 90, 40, "kernels"),
     Part("rivals:custom_cuda", 45, 30, "rivals"),
     Part("rivals:torch-compile", 120, 60, "rivals"),
@@ -69,8 +70,8 @@ PARTS = (
     Part("rivals:llamacpp", 60, 20, "rivals"),
     Part("rivals:candle", 60, 20, "rivals"),
     Part("sanitizer", 90, 20, "sanitizer"),
-    Part("rivals:torch-compile-int8", 90, 60, "rivals"),
-    Part("rivals:torch-max-autotune", 150, 60, "rivals"),
+    Part("rivals:torch-compile-int8", 90, 0, "rivals"),
+    Part("rivals:torch-max-autotune", 150, 0, "rivals"),
 )
 """In the order in which they run: the most important first."""
 
@@ -105,6 +106,8 @@ def run_part(part: Part, spec: dict[str, Any], folder: Path, seconds: float) -> 
         folder: gets its log, its records and its spec.
         seconds: its time box.
     """
+    if spec["dry"] and not part.dry_seconds:
+        return Outcome(part.name, "skipped", error="a rehearsal does without")
     if seconds < LEAST_SECONDS:
         return Outcome(part.name, "skipped", error="no time was left")
     stem = part.name.replace(":", "-")

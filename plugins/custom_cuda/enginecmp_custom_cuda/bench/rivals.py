@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from enginecmp import LoadOptions, ModelInfo
@@ -25,6 +26,12 @@ CONTEXTS = (512, 16, 2048)
 PROMPTS = (512, 128, 2048)
 OUTPUT = 128
 REPETITIONS = 5
+VARIANTS: dict[tuple[str, str], tuple[dict[str, str], ...]] = {
+    ("custom_cuda", "emulated"): ({"decoder": "persistent"},),
+    ("custom_cuda", "cuda"): ({"gemm": "cublaslt"}, {"decoder": "persistent"}),
+}
+"""Options that are measured beside the defaults, by engine and device."""
+
 COMPARED = 16
 """Ids that are kept, to see whether engines agree."""
 
@@ -148,11 +155,15 @@ def measure_hooks(context: Context, name: str, cells: Cells) -> None:
         msg = f"{probe.reason}; {probe.mend}" if probe.mend else probe.reason
         raise Skip(msg)
     info: ModelInfo = context.model()
-    begin = time.perf_counter()
-    session = hook.cmp_load(model=info, options=options)
-    context.fact(f"load_seconds of {name}", round(time.perf_counter() - begin, 2))
-    measure_cells(context, hooked(name, hook, session, cells), cells, info.vocabulary)
-    hook.cmp_unload(session=session)
+    for extra in ({}, *VARIANTS.get((name, device), ())):
+        shown = " ".join([name, *(f"{key}={value}" for key, value in extra.items())])
+        if context.enough(5 if extra else 0, shown):
+            with context.guarded(shown):
+                begin = time.perf_counter()
+                session = hook.cmp_load(model=info, options=msgspec.structs.replace(options, extra=extra))
+                context.fact(f"load_seconds of {shown}", round(time.perf_counter() - begin, 2))
+                measure_cells(context, hooked(shown, hook, session, cells), cells, info.vocabulary)
+                hook.cmp_unload(session=session)
 
 
 def device_for(context: Context, devices: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 
 from enginecmp import LoadOptions, ModelInfo, Request
 
+from ..engine.building import prefill_of
 from ..engine.decode import DecodeSettings, DecodeStep
 from ..engine.pages import Cache
 from ..engine.session import Session
@@ -35,6 +36,9 @@ STEPS, SAMPLES = 32, 9
 """Of a sample; of a measurement, after one that is not counted."""
 
 PROMPTS = (128, 512, 2048)
+PROMPT_WAYS = (("own", 2048), ("cublaslt", 512), ("cublaslt", 2048))
+"""What multiplies, and tokens of a chunk, beside the defaults."""
+
 AHEAD = (1, 2, 8, 32)
 HOST_TOKENS = 128
 ROOM = STEPS * (SAMPLES + 1) + 1
@@ -51,6 +55,7 @@ class Sizes:
         self.wide: tuple[int, ...] = DRY["WIDE"] if dry else WIDE
         self.prompts: tuple[int, ...] = DRY["PROMPTS"] if dry else PROMPTS
         self.ahead: tuple[int, ...] = DRY["AHEAD"] if dry else AHEAD
+        self.prompt_ways = PROMPT_WAYS
         self.wide_context = 8 if dry else WIDE_CONTEXT
         self.steps, self.samples = (2, 1) if dry else (STEPS, SAMPLES)
         self.host_tokens = 4 if dry else HOST_TOKENS
@@ -63,7 +68,7 @@ def run(context: Context) -> None:
     session = load(context, info, max(*sizes.contexts, *sizes.prompts) + sizes.room, max(sizes.batches), "load_seconds")
     try:
         speed = Speed(context, session, sizes)
-        for what in (speed.steps, speed.prompts, speed.host_loop, speed.resident, speed.without_overlap):
+        for what in (speed.steps, speed.prompts, speed.host_loop, speed.without_overlap):
             if context.enough(2, what.__name__):
                 with context.guarded(what.__name__):
                     what()
@@ -122,26 +127,23 @@ class Speed:
         graph = one.graph(several)
         self._time_steps(f"graph of {several} steps", one, graph.launch, self.sizes.contexts[-1], several)
 
-    def resident(self) -> None:
-        """Time the resident kernel, where it can run."""
-        from ..persistent.run import PersistentDecoder, misfit
-
-        session, sizes = self.session, self.sizes
-        if reason := misfit(session.device, session.model, self.decoding):
-            raise Skip(reason)
-        decoder = PersistentDecoder(session.device, session.model, self.decoding, session.cache)
-        for tokens in sizes.contexts:
-            session.begin_alone(tokens + sizes.room)
-            decoder.seat(tokens, 1)
-            seconds = self._sampled(lambda: decoder.enqueue(sizes.steps), sizes.steps)
-            decoder.synchronize()
-            token = int(session.device.download(decoder.buffers.token, 1, np.int32)[0])
-            self._measured("resident kernel", 1, tokens, seconds, decoder.step.nbytes, self._exists([token]))
-        session.reset()
-        decoder.close()
-
     def prompts(self) -> None:
-        """Time prompts by both clocks; the host's is the time to the first id."""
+        """Time prompts by both clocks, in chunks of other lengths too, and through the library."""
+        session = self.session
+        self._time_prompts("")
+        usual = session.prefiller
+        for gemm, chunk in self.sizes.prompt_ways if session.device.timed else ():
+            what = f", {gemm}, chunks of {chunk}"
+            if self.context.enough(2, f"prompts{what}"):
+                with self.context.guarded(f"prompts{what}"):
+                    settings = msgspec.structs.replace(session.settings, gemm=gemm, prefill_chunk=chunk)
+                    session.prefiller = prefill_of(session.device, session.model, session.cache, settings, chunk)
+                    self._time_prompts(what)
+                    session.device.synchronize()
+                    session.prefiller.close()
+        session.prefiller = usual
+
+    def _time_prompts(self, what: str) -> None:
         session = self.session
         for tokens in self.sizes.prompts:
             ids = prompt(session, tokens)
@@ -152,10 +154,10 @@ class Speed:
                 wall.append(time.perf_counter() - begin)
                 device.append(session.metrics().get("device_prefill_seconds", 0.0))
             session.reset()
-            for clock, seconds in (("device", device), ("to the first id", wall)):
+            for clock, seconds in ((f"device{what}", device), (f"to the first id{what}", wall)):
                 kept = tuple(seconds[1:]) if session.device.timed else ()
                 setting: dict[str, int | str] = {"tokens": tokens, "clock": clock}
-                self.context.measured(Measurement("prefill", setting, kept, self._exists([first])))
+                self.context.measured(Measurement("prefill", setting, kept, self.exists([first])))
 
     def host_loop(self) -> None:
         """Time ids as they reach Python, at every context, and with other numbers of steps in flight."""
@@ -182,7 +184,7 @@ class Speed:
             seconds.append((time.perf_counter() - begin) / count)
         session.reset()
         kept = tuple(seconds) if session.device.timed else ()
-        self._measured(path, 1, len(ids), kept, session.step.nbytes, self._exists(found), mean_more=count // 2)
+        self.measured(path, 1, len(ids), kept, session.step.nbytes, self.exists(found), mean_more=count // 2)
 
     def _time_steps(
         self, path: str, step: DecodeStep, launch: Callable[[], None], tokens: int, steps_a_launch: int = 1
@@ -198,14 +200,14 @@ class Speed:
             for _ in range(sizes.steps // steps_a_launch):
                 launch()
 
-        seconds = self._sampled(act, sizes.steps)
+        seconds = self.sampled(act, sizes.steps)
         chosen = session.device.download(step.buffers.token, step.batch, np.int32)
         for slot in range(step.batch):
             step.end(slot)
         session.reset()
-        self._measured(path, step.batch, tokens, seconds, step.nbytes, self._exists(chosen.tolist()))
+        self.measured(path, step.batch, tokens, seconds, step.nbytes, self.exists(chosen.tolist()))
 
-    def _sampled(self, act: Callable[[], None], units: int) -> tuple[float, ...]:
+    def sampled(self, act: Callable[[], None], units: int) -> tuple[float, ...]:
         """Return the device's seconds of a unit of work, a value a sample; none where nothing is timed."""
         device = self.session.device
         act()
@@ -220,7 +222,7 @@ class Speed:
         second.close()
         return tuple(found) if device.timed else ()
 
-    def _measured(
+    def measured(
         self,
         path: str,
         batch: int,
@@ -236,7 +238,7 @@ class Speed:
         setting: dict[str, int | str] = {"path": path, "context": tokens, "batch": batch}
         self.context.measured(Measurement("decode", setting, seconds, verified, nbytes))
 
-    def _exists(self, ids: Sequence[int]) -> bool:
+    def exists(self, ids: Sequence[int]) -> bool:
         """Return whether ids are of the vocabulary."""
         return len(ids) > 0 and all(0 <= int(each) < self.session.config.vocabulary for each in ids)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from ..engine.decode import DecodeSettings
 from ..engine.session import SLOT, Session
 from ..options import read_settings
 from ..oracle import dp4a, reference
-from .context import Context
+from .context import Context, Skip
 from .lab import mean_kl, tiny_model
 
 MODELS = tuple((architecture, kind) for architecture in ("llama", "qwen2", "phi3") for kind in ("F32", "Q8_0"))
@@ -27,6 +27,9 @@ EXACT_KL = 1e-8
 
 ROUNDED_KL = 2e-3
 """Activations in 8 bits, keys and values in 16, against the same arithmetic in float64, where neighbours differ."""
+
+LIBRARY_KL = 1e-2
+"""Weights and activations of prompts in bfloat16, against float64 with nothing rounded."""
 
 NEAR = {True: 1e-3, False: 0.05}
 """Two ids whose logits are as close may come in either order; exact numerics and default ones."""
@@ -50,11 +53,17 @@ def check(
     """
     if context.dry:
         tokens, output = 20, 6
-    for architecture, kind in models or (DRY_MODELS if context.dry else MODELS):
+    chosen = models or (DRY_MODELS if context.dry else MODELS)
+    for architecture, kind in chosen:
         what = f"{architecture} {kind}"
         if context.enough(3, f"the whole model {what}"):
             with context.guarded(f"whole {what}"):
                 one_model(context, device.kind, architecture, kind, tokens, output)
+    # Last, because its blocks wait for one another: a fault in it may cost the device.
+    for architecture, kind in chosen:
+        if context.enough(2, f"the resident kernel, {architecture} {kind}"):
+            with context.guarded(f"resident kernel, {architecture} {kind}"):
+                resident_kernel(context, device.kind, architecture, kind, tokens, output)
 
 
 def one_model(context: Context, device: str, architecture: str, kind: str, tokens: int, output: int) -> None:
@@ -67,7 +76,7 @@ def one_model(context: Context, device: str, architecture: str, kind: str, token
     what = {"model": f"{architecture} {kind}"}
     session = load(given, device, exact)
     try:
-        ids = [int(each) for each in np.random.default_rng(6).integers(0, session.config.vocabulary, tokens)]
+        ids = prompt(session, tokens)
         logits = session.score(ids)
         kl = mean_kl(oracle(file, ids, exact), logits)
         limit = EXACT_KL if exact else ROUNDED_KL
@@ -75,6 +84,19 @@ def one_model(context: Context, device: str, architecture: str, kind: str, token
         same = np.array_equal(logits, session.score(ids))
         context.check("logits again, to the bit", what, same)
         compare_ways(context, session, file, ids, output, exact, what)
+    finally:
+        session.close()
+    if device == "cuda" and not exact:
+        with context.guarded(f"cuBLASLt, {what['model']}"):
+            library_prompts(context, given, file, ids, what)
+
+
+def library_prompts(context: Context, model: ModelInfo, file: GGUFFile, ids: list[int], what: dict[str, str]) -> None:
+    """Check a prompt whose products the library computes in bfloat16."""
+    session = load(model, "cuda", False, gemm="cublaslt")
+    try:
+        kl = mean_kl(reference.logits(file, ids, CONTEXT), session.score(ids))
+        context.check("logits, cuBLASLt", what, kl <= LIBRARY_KL, f"mean KL {kl:.1e}, at most {LIBRARY_KL:.0e}")
     finally:
         session.close()
 
@@ -94,22 +116,38 @@ def compare_ways(
     detail = differ(file, ids, steps[:1], expected, exact)
     context.check("first id", what, not detail, detail)
     context.check("ids again", what, generate(session, ids, output) == steps)
-    ways = {"prompt kernels, token by token": by_prompt_kernels, "resident kernel": by_resident_kernel}
-    for name, way in ways.items():
-        with context.guarded(f"ids, {name}"):
-            found = way(session, ids, output)
-            if isinstance(found, str):
-                context.note(f"{name}, {what['model']}: {found}")
-                continue
-            detail = differ(file, ids, found, steps, exact)
-            context.check(f"ids, {name}", what, not detail, detail)
-            if name == "resident kernel":
-                context.check(f"ids again, {name}", what, way(session, ids, output) == found)
+    detail = differ(file, ids, by_prompt_kernels(session, ids, output), steps, exact)
+    context.check("ids, prompt kernels token by token", what, not detail, detail)
 
 
-def load(model: ModelInfo, device: str, exact: bool) -> Session:
+def resident_kernel(context: Context, device: str, architecture: str, kind: str, tokens: int, output: int) -> None:
+    """Check that the resident kernel hands out the ids of steps, and again the same.
+
+    Raises:
+        Skip: the model and the device do not suit it.
+    """
+    info, exact = tiny_model(context.folder, architecture, kind), kind == "F32"
+    what = {"model": f"{architecture} {kind}"}
+    session = load(info, device, exact)
+    try:
+        ids = prompt(session, tokens)
+        found = by_resident_kernel(session, ids, output)
+        detail = differ(read_gguf(info.path), ids, found, generate(session, ids, output), exact)
+        context.check("ids, resident kernel", what, not detail, detail)
+        context.check("ids again, resident kernel", what, by_resident_kernel(session, ids, output) == found)
+    finally:
+        session.close()
+
+
+def prompt(session: Session, tokens: int) -> list[int]:
+    """Return the ids that a model is asked with."""
+    return [int(each) for each in np.random.default_rng(6).integers(0, session.config.vocabulary, tokens)]
+
+
+def load(model: ModelInfo, device: str, exact: bool, **extra: str) -> Session:
     """Return a session."""
-    options = LoadOptions(device=device, context_tokens=CONTEXT, numerics="exact" if exact else "default")
+    numerics: Literal["exact", "default"] = "exact" if exact else "default"
+    options = LoadOptions(device=device, context_tokens=CONTEXT, numerics=numerics, extra=extra)
     return Session(model, options, read_settings(options))
 
 
@@ -128,7 +166,7 @@ def generate(session: Session, ids: list[int], output: int) -> list[int]:
     return found
 
 
-def by_prompt_kernels(session: Session, ids: list[int], output: int) -> list[int] | str:
+def by_prompt_kernels(session: Session, ids: list[int], output: int) -> list[int]:
     """Return greedy ids where every token goes through the kernels of prompts, alone."""
     session.begin_alone(len(ids) + output)
     found = [int(session.prefiller.score(ids, SLOT)[-1].argmax())]
@@ -138,14 +176,18 @@ def by_prompt_kernels(session: Session, ids: list[int], output: int) -> list[int
     return found
 
 
-def by_resident_kernel(session: Session, ids: list[int], output: int) -> list[int] | str:
-    """Return greedy ids by the resident kernel, or why it cannot run."""
+def by_resident_kernel(session: Session, ids: list[int], output: int) -> list[int]:
+    """Return greedy ids by the resident kernel.
+
+    Raises:
+        Skip: the model and the device do not suit it.
+    """
     from ..persistent.run import PersistentDecoder, misfit
 
     settings = session.settings
     decoding = DecodeSettings(positions=CONTEXT, kv=settings.kv, exact=settings.precise, overlap=settings.overlap)
     if reason := misfit(session.device, session.model, decoding):
-        return reason
+        raise Skip(reason)
     decoder = PersistentDecoder(session.device, session.model, decoding, session.cache)
     try:
         session.begin_alone(len(ids) + output)
