@@ -1,8 +1,8 @@
 """What each kernel file is compiled with in the tests, and what its machine code must and must not contain.
 
-Whoever writes kernels adds lines here. Every file of kernels/ needs at least one line. One line costs a compilation for
-each architecture, and a second of disassembly for each one that an instruction is asked for on, so: few defines, and
-those that differ most.
+Whoever writes kernels adds lines here; every file of kernels/ needs a line for each architecture. A line costs a
+compilation for each of its architectures, and a second of disassembly for each one that an instruction is asked for on,
+so: few defines, and those that differ most.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from . import compile_cubin
 from .sass import MOST_REGISTERS, Budget, check
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120")
+
+NOT_OFFERED = {("persistent", "sm_75")}
+"""Files that the engine does not use on an architecture: that one cannot copy to shared memory by itself."""
 
 DISASSEMBLED = ("sm_75", "sm_80", "sm_90a", "sm_120")
 """One of each family; the others differ from these in tuning, not in what they have."""
@@ -83,7 +86,79 @@ AMPERE_AND_HOPPER = ("sm_80", "sm_90a")
 GEMM_MMA = {"gemm_small": 128, "gemm_medium": 168, "gemm_large": 128}
 """Kernels of gemm_mma.cu and their registers."""
 
+MATVECS = ("qkv", "output", "gate_up", "down", "head")
+"""Kernels of decode.cu that read a matrix: weights 16 bytes at a time, by loads that the cache does not keep."""
+
+OVERLAP = ("ACQBULK>=90", "PREEXIT>=90")
+"""Waiting for the launch before, and letting the next one in: programmatic dependent launch."""
+
+
+def decode(weight: str, activation: str, kv: str, head_dim: int, batch: int) -> dict[str, str]:
+    """Return the defines of decode.cu."""
+    return {
+        "WEIGHT": f"WEIGHT_{weight}",
+        "ACTIVATION": f"ACTIVATION_{activation}",
+        "KV": f"KV_{kv}",
+        "HEAD_DIM": str(head_dim),
+        "BATCH": str(batch),
+    }
+
+
 GATES: tuple[Gate, ...] = (
+    # Decode.
+    Gate(
+        "decode",
+        decode("Q8_0", "Q8", "F16", 64, 1),
+        needs={
+            **{name: ("LDG.NA.128", "IDP.4A", *OVERLAP) for name in MATVECS},
+            "attention": ("LDG.128", *OVERLAP),
+            "next": OVERLAP,
+        },
+        registers=dict.fromkeys(MATVECS, 80),
+    ),
+    Gate(
+        "decode",
+        decode("Q4_0", "Q8", "F16", 96, 8),
+        needs={name: ("LDG.NA.128", "IDP.4A") for name in MATVECS},
+        registers=dict.fromkeys(MATVECS, 128),
+        architectures=("sm_75", "sm_90a"),
+    ),
+    Gate(
+        "decode",
+        decode("F16", "F32", "F16", 128, 1),
+        needs={name: ("LDG.NA.128", "FFMA") for name in MATVECS},
+        forbids={name: ("IDP",) for name in MATVECS},
+        architectures=("sm_80", "sm_120"),
+    ),
+    Gate("decode", decode("BF16", "F32", "F32", 64, 4), architectures=("sm_89",)),
+    Gate("decode", decode("F32", "F32", "F32", 64, 2), architectures=("sm_86",)),
+    # The resident kernel: 9 warps alone on a multiprocessor may have 224 registers each.
+    *(
+        Gate(
+            "persistent",
+            decode(weight, activation, kv, head_dim, 1) | {"RING": ring},
+            needs={"decode_persistent": ("LDG.128", "LDS.128", dot, copy)},
+            forbids={"decode_persistent": ("RED.F32", "ATOM.F32")},
+            registers={"decode_persistent": 224},
+            architectures=architectures,
+        )
+        for weight, activation, kv, head_dim, ring, dot, copy, architectures in (
+            ("Q8_0", "Q8", "F16", 64, "RING_BULK", "IDP.4A", "UBLKCP", ("sm_90", "sm_90a", "sm_100", "sm_120")),
+            ("Q8_0", "Q8", "F16", 64, "RING_ASYNC", "IDP.4A", "LDGSTS.128", ("sm_80", "sm_86", "sm_89")),
+            ("Q4_0", "Q8", "F16", 96, "RING_BULK", "IDP.4A", "UBLKCP", ("sm_90a",)),
+            ("F32", "F32", "F32", 64, "RING_ASYNC", "FFMA", "LDGSTS.128", ("sm_80",)),
+            ("BF16", "F32", "F16", 128, "RING_BULK", "FFMA", "UBLKCP", ("sm_120",)),
+        )
+    ),
+    Gate("sampling", needs={"sampling_histogram": ("ATOMS",)}, registers={"sampling_draw": 128}),
+    Gate(
+        "expand",
+        {"WEIGHT": "WEIGHT_Q8_0", "KV": "KV_F16", "HEAD_DIM": "64"},
+        needs={name: ("STG.128",) for name in ("expand_f16", "expand_bf16")},
+        registers={"expand_f16": 64, "expand_bf16": 64},
+    ),
+    # The machine's limits.
+    Gate("micro", needs={"read": ("LDG.NA.128",), "step_overlapped": OVERLAP}, registers={"read": 64}),
     # Prefill. Its tiles count on so many registers: more, and fewer blocks share a multiprocessor.
     Gate(
         "gemm_mma",
