@@ -21,12 +21,25 @@ if TYPE_CHECKING:
 RING_SLOTS = 64
 
 SPARE_BYTES = 256 << 20
-"""Of a GPU's memory, left for the buffers of prompts and for what the driver loads later."""
+"""Of a GPU's memory, left for sums of split products and for what the driver loads later."""
 
 
-def spare_bytes(device: Device, model: DeviceModel, settings: Settings) -> int:
-    """Return how much of the device's free memory the KV cache must leave to others."""
-    spare = SPARE_BYTES if device.timed else 0
+def spare_bytes(device: Device, model: DeviceModel, settings: Settings, tokens: int, sequences: int) -> int:
+    """Return how much of the device's free memory the KV cache must leave to others, generously.
+
+    Args:
+        device: where.
+        model: its weights.
+        settings: of the session.
+        tokens: most of a chunk of a prompt.
+        sequences: most at once.
+    """
+    config = model.config
+    widest = max(config.hidden, config.inner, config.heads * config.head_dim)
+    spare = (tokens + 64) * 4 * (config.hidden + 2 * config.heads * config.head_dim + config.inner + 2 * widest)
+    spare += (2 * sequences + 64) * config.vocabulary * 4  # logits, also those of a score
+    if device.timed:
+        spare += SPARE_BYTES
     if settings.gemm == "cublaslt":
         # The library multiplies a copy of the layers' matrices with two bytes a weight.
         for layer in model.layers:

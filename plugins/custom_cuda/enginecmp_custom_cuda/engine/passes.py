@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .prefill import Prefill, Program
 
 GREEDY = Strategy(temperature=0)
+NOBODY = (-1, -1)
 WIDE_STEP = 16
 """Passes of more sequences than decode steps take are computed for a multiple of this; the rest is empty."""
 
@@ -149,6 +150,9 @@ class Passes:
     def release(self, slot: int) -> None:
         """Forget the sequence in a slot."""
         row = self._rows.pop(slot)
+        if row in self._seated:
+            # The next sequence here may have the same slot and be as long as this one was.
+            self._seated[row] = NOBODY
         self._cache.pages.release(row)
         self._free.append(row)
         self._free.sort()

@@ -64,11 +64,12 @@ class Session:
 
     def _build(self, options: LoadOptions) -> None:
         device, settings, sequences = self.device, self.settings, options.max_sequences
-        spare = spare_bytes(device, self.model, settings)
-        self.cache = Cache(device, self.config, settings.kv, options.context_tokens, sequences, spare)
         wide = round_up(sequences, WIDE_STEP)
-        chunk = max(min(settings.prefill_chunk, options.context_tokens), wide)
-        self.prefiller = prefill_of(device, self.model, self.cache, settings, chunk)
+        chunk = min(settings.prefill_chunk, options.context_tokens * sequences)
+        most = max(chunk, wide)
+        spare = spare_bytes(device, self.model, settings, most, wide)
+        self.cache = Cache(device, self.config, settings.kv, options.context_tokens, sequences, spare)
+        self.prefiller = prefill_of(device, self.model, self.cache, settings, most)
         graphs = settings.decoder != "launches"
         self._programs = Programs(device, graphs=graphs)
         self._decoding = decoding_of(settings, options.context_tokens)
@@ -78,7 +79,7 @@ class Session:
         self._launcher = launcher_of(device, self.model, self.cache, settings, self._decoding, self.step)
         answers = Answers(device, self.model, self.prefiller, wide)
         self._passes = Passes(device, self.cache, self.prefiller, answers, self.steps, self.buffers, graphs=graphs)
-        self.batching = Batching(self._passes, sequences, settings.prefill_chunk, self.check_room)
+        self.batching = Batching(self._passes, sequences, chunk, self.check_room)
         self._scorer: tuple[Launcher, int] | None = None
         self.recorder = Recorder(device)
         self._events = {name: device.event() for name in ("prompt", "first", "last")}
@@ -185,7 +186,7 @@ class Session:
             run: runs the launches of a chunk.
         """
         ids = np.asarray(token_ids, np.int32)
-        chunk = self.prefiller.max_tokens
+        chunk = min(self.settings.prefill_chunk, self.prefiller.max_tokens)
         for start in range(0, len(ids), chunk):
             piece = ids[start : start + chunk]
             positions = np.arange(start, start + len(piece))
