@@ -88,8 +88,10 @@ def test_a_lost_context_is_lost_everywhere_until_it_is_made_anew(child: dict[str
     assert child["a_new_context_after_a_lost_one"]["value"] == [GOOD, TRAPPED, GOOD, GOOD, True]
 
 
-def test_one_bulk_copy_that_does_everything_right(child: dict[str, dict[str, Any]]) -> None:
-    assert value(child, "one_bulk_copy") == [GOOD, GOOD, [1]]
+def test_a_bulk_copy_arrives_when_somebody_waits_and_poisons_its_target_before(
+    child: dict[str, dict[str, Any]],
+) -> None:
+    assert value(child, "one_bulk_copy") == [GOOD, GOOD, [1, -1]]
 
 
 def test_the_device_says_what_it_is(child: dict[str, dict[str, Any]]) -> None:

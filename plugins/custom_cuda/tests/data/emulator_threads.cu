@@ -167,7 +167,9 @@ KERNEL(64, 1, wrong, Params) {
             ptx::mbarrier_init(at<ptx::Barrier>(shared), 1);
             if (p.n) ptx::fence_mbarrier_init();
             ptx::mbarrier_arrive_expect(at<ptx::Barrier>(shared), 16);
+            shared[4] = 7;
             ptx::bulk_copy(shared + 4, p.a, 16, at<ptx::Barrier>(shared));
+            out[1] = shared[4];  // neither what was there nor what comes
             while (!ptx::mbarrier_try_wait(at<ptx::Barrier>(shared), 0)) {}
             out[0] = shared[4] + 1;
             break;
