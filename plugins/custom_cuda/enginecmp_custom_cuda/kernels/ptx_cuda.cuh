@@ -349,6 +349,13 @@ PTX_INLINE void launch_dependents() {
 #endif
 }
 
+// threadIdx.x, read anew: nothing that is computed from it stays in a register from one call to the next.
+PTX_INLINE int thread_index() {
+    int index;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+    return index;
+}
+
 PTX_INLINE void nanosleep(unsigned nanoseconds) { asm volatile("nanosleep.u32 %0;" ::"r"(nanoseconds)); }
 PTX_INLINE unsigned long long globaltimer() {
     unsigned long long nanoseconds;
