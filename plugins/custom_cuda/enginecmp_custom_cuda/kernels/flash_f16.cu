@@ -93,7 +93,8 @@ __device__ inline void sum_values(Rows &rows, const float (&weights)[8][4], cons
 #pragma unroll
     for (int slice = 0; slice < 4; ++slice) {  // of 16 keys
         const float(&low)[4] = weights[2 * slice], (&high)[4] = weights[2 * slice + 1];
-        const unsigned a[4] = {half2(low[0], low[1]), half2(low[2], low[3]), half2(high[0], high[1]), half2(high[2], high[3])};
+        const unsigned a[4] = {half2(low[0], low[1]), half2(low[2], low[3]), half2(high[0], high[1]),
+                               half2(high[2], high[3])};
 #pragma unroll
         for (int n = 0; n < HEAD_DIM / 8; n += 2) {
             unsigned b[4];
@@ -155,7 +156,9 @@ KERNEL(128, HEAD_DIM <= 64 ? 3 : 2, flash_f16, FlashParams) {
         if (!tile.real(row)) continue;
         float *to = p.out + tile.at(p, row) + lane % 4 * 2;
 #pragma unroll
-        for (int n = 0; n < HEAD_DIM / 8; ++n)
-            *reinterpret_cast<float2 *>(to + n * 8) = make_float2(rows.out[n][2 * i] * inverse, rows.out[n][2 * i + 1] * inverse);
+        for (int n = 0; n < HEAD_DIM / 8; ++n) {
+            const float2 pair = make_float2(rows.out[n][2 * i] * inverse, rows.out[n][2 * i + 1] * inverse);
+            *reinterpret_cast<float2 *>(to + n * 8) = pair;
+        }
     }
 }

@@ -12,7 +12,8 @@ constexpr int SCORES = PAGE + 4;
 constexpr int MINE = HEAD_DIM / 8;      // output values of a thread
 
 // One page's K or V to shared memory as floats, zeros from position `end` on (a cache may hold anything there).
-__device__ inline void read_page(float (&to)[PAGE][STRIDE], const FlashParams &p, const Run &run, int page, int kv_head, int which) {
+__device__ inline void read_page(float (&to)[PAGE][STRIDE], const FlashParams &p, const Run &run, int page,
+                                 int kv_head, int which) {
     constexpr int UNITS = HEAD_DIM / kv::VECTOR;  // of 16 bytes, in a key
     const kv::Stored *from = page_of(p, run, page, kv_head, which);
     for (int piece = threadIdx.x; piece < PAGE * UNITS; piece += THREADS) {
@@ -21,7 +22,8 @@ __device__ inline void read_page(float (&to)[PAGE][STRIDE], const FlashParams &p
         if (page * PAGE + key < run.end) kv::unpack(*reinterpret_cast<const uint4 *>(from + key * HEAD_DIM + d), value);
 #pragma unroll
         for (int i = 0; i < kv::VECTOR; i += 4)
-            *reinterpret_cast<float4 *>(&to[key][d + i]) = make_float4(value[i], value[i + 1], value[i + 2], value[i + 3]);
+            *reinterpret_cast<float4 *>(&to[key][d + i]) =
+                make_float4(value[i], value[i + 1], value[i + 2], value[i + 3]);
     }
 }
 

@@ -145,7 +145,8 @@ template <class S> struct Loader {
         if (!QUANTIZED || step >= last_step) return;
         const int column = step * S::GROUPS * GROUP_COLUMNS, blocks = chunk_columns(column) / packing::BLOCK;
         const int local = thread / S::GROUPS, block = column % CHUNK / packing::BLOCK + thread % S::GROUPS;
-        const unsigned char *from = tile_of(local) + chunk_at(column) + packing::TILE_ROWS * blocks * packing::BLOCK_BYTES;
+        const int scales_at = packing::TILE_ROWS * blocks * packing::BLOCK_BYTES;
+        const unsigned char *from = tile_of(local) + chunk_at(column) + scales_at;
         const long long pass_bytes = static_cast<long long>(tile_bytes) * (SCALE_PASS / packing::TILE_ROWS);
 #pragma unroll
         for (int i = 0; i < S::SCALES_PER_THREAD; ++i) {
@@ -179,7 +180,8 @@ __device__ inline unsigned minus_8(unsigned nibbles) {
 }
 
 // The 16 x 32-byte operand of mma tile m.
-template <class S> __device__ inline void load_weights(unsigned (&a)[4], const char *stage, int warp_slot, int group, int m) {
+template <class S>
+__device__ inline void load_weights(unsigned (&a)[4], const char *stage, int warp_slot, int group, int m) {
     const int lane = threadIdx.x % 32, slot = warp_slot + m * 16 + lane % 16;
     if (WEIGHT == WEIGHT_Q4_0) {
         // A byte has elements j and j + 16 of its block: the operand's near and far half of k.
@@ -196,7 +198,8 @@ template <class S> __device__ inline void load_weights(unsigned (&a)[4], const c
 
 // acc[m][n]: mma tile m of the warp's rows, n of its tokens.
 template <class S>
-__device__ inline void multiply(float (&acc)[4][S::TOKEN_TILES][4], const char *stage, int warp_row, int warp_token, int group) {
+__device__ inline void multiply(float (&acc)[4][S::TOKEN_TILES][4], const char *stage, int warp_row, int warp_token,
+                                int group) {
     const int lane = threadIdx.x % 32;
     unsigned b[S::TOKEN_TILES][2];
 #pragma unroll
@@ -226,17 +229,17 @@ __device__ inline void multiply(float (&acc)[4][S::TOKEN_TILES][4], const char *
     }
     const int magic_bits[4] = {MAGIC, MAGIC, MAGIC, MAGIC};
     const float magic = 12582912.0f;
-    const float *row_scale = reinterpret_cast<const float *>(stage + S::WEIGHT_SCALES_AT) + group * S::ROWS + warp_row;
-    const float *token_scale = reinterpret_cast<const float *>(stage + S::TOKEN_SCALES_AT) + group * S::TOKENS + warp_token;
+    const float *row_scale = reinterpret_cast<const float *>(stage + S::WEIGHT_SCALES_AT) + group * S::ROWS;
+    const float *token_scale = reinterpret_cast<const float *>(stage + S::TOKEN_SCALES_AT) + group * S::TOKENS;
     float2 sx[S::TOKEN_TILES];
 #pragma unroll
     for (int n = 0; n < S::TOKEN_TILES; ++n)
-        sx[n] = *reinterpret_cast<const float2 *>(token_scale + n * 8 + lane % 4 * 2);
+        sx[n] = *reinterpret_cast<const float2 *>(token_scale + warp_token + n * 8 + lane % 4 * 2);
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
         unsigned a[4];
         load_weights<S>(a, stage, warp_row, group, m);
-        const float2 sw = *reinterpret_cast<const float2 *>(row_scale + lane / 4 * 8 + 2 * m);
+        const float2 sw = *reinterpret_cast<const float2 *>(row_scale + warp_row + lane / 4 * 8 + 2 * m);
 #pragma unroll
         for (int n = 0; n < S::TOKEN_TILES; ++n) {
             int dot[4];
@@ -251,11 +254,11 @@ __device__ inline void multiply(float (&acc)[4][S::TOKEN_TILES][4], const char *
 
 // The warps that took other groups hand their sums to the first, in order.
 template <class S> __device__ inline void gather(float (&acc)[4][S::TOKEN_TILES][4], float *sums, int k, int others) {
-    constexpr int VALUES = 4 * S::TOKEN_TILES * 4, SPAN = VALUES * S::THREADS / S::WARPS_K;
+    constexpr int N = S::TOKEN_TILES, VALUES = 4 * N * 4, THREADS = S::THREADS / S::WARPS_K;
     if (k > 0) {
 #pragma unroll
         for (int i = 0; i < VALUES; ++i)
-            sums[(k - 1) * SPAN + i * (S::THREADS / S::WARPS_K) + others] = acc[i / 4 / S::TOKEN_TILES][i / 4 % S::TOKEN_TILES][i % 4];
+            sums[((k - 1) * VALUES + i) * THREADS + others] = acc[i / 4 / N][i / 4 % N][i % 4];
     }
     __syncthreads();
     if (k > 0) return;
@@ -263,7 +266,7 @@ template <class S> __device__ inline void gather(float (&acc)[4][S::TOKEN_TILES]
     for (int other = 0; other < S::WARPS_K - 1; ++other)
 #pragma unroll
         for (int i = 0; i < VALUES; ++i)
-            acc[i / 4 / S::TOKEN_TILES][i / 4 % S::TOKEN_TILES][i % 4] += sums[other * SPAN + i * (S::THREADS / S::WARPS_K) + others];
+            acc[i / 4 / N][i / 4 % N][i % 4] += sums[(other * VALUES + i) * THREADS + others];
 }
 
 template <class S> __device__ inline void run(const GemmParams &p, char *shared) {

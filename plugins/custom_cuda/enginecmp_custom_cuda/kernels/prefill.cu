@@ -15,7 +15,8 @@ constexpr int THREADS = 128, WARPS = THREADS / 32;
 enum class To { FLOAT, HALF, BF16, INT8 };
 
 // 8 neighbouring values of a row; `active` is false beyond its end, but every lane of a warp must come here.
-template <To TO> __device__ inline void emit(const RowsParams &p, int token, int column, bool active, const float (&value)[8]) {
+template <To TO>
+__device__ inline void emit(const RowsParams &p, int token, int column, bool active, const float (&value)[8]) {
     const long long at = static_cast<long long>(token) * p.columns + column;
     if (TO == To::FLOAT) {
         if (!active) return;
@@ -37,11 +38,11 @@ template <To TO> __device__ inline void emit(const RowsParams &p, int token, int
         unsigned word[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const unsigned low = TO == To::HALF ? ptx::float_to_half(value[2 * i]) : ptx::float_to_bf16(value[2 * i]);
-            const unsigned high = TO == To::HALF ? ptx::float_to_half(value[2 * i + 1]) : ptx::float_to_bf16(value[2 * i + 1]);
-            word[i] = low | high << 16;
+            const float low = value[2 * i], high = value[2 * i + 1];
+            word[i] = TO == To::HALF ? ptx::float2_to_half2(low, high) : ptx::float2_to_bf162(low, high);
         }
-        *reinterpret_cast<uint4 *>(static_cast<unsigned short *>(p.out) + at) = make_uint4(word[0], word[1], word[2], word[3]);
+        unsigned short *to = static_cast<unsigned short *>(p.out) + at;
+        *reinterpret_cast<uint4 *>(to) = make_uint4(word[0], word[1], word[2], word[3]);
     }
 }
 

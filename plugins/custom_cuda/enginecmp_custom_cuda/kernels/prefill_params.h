@@ -66,8 +66,8 @@ struct ReduceParams {
 };
 
 // flash_*: causal attention of the T tokens over their sequences' caches, positions 0..position[t].
-// Grid: (ceil(T / tile_tokens), kv_heads, ceil(group / R)), group = heads / kv_heads, R the query rows of a block (64 in
-// flash_f16, 16 in flash_f32); tile_tokens is at most R / group, and 1 where that is less.
+// Grid: (ceil(T / tile_tokens), kv_heads, ceil(group / R)), group = heads / kv_heads, R the query rows of a block (64
+// in flash_f16, 16 in flash_f32); tile_tokens is at most R / group, and 1 where that is less.
 struct FlashParams {
     const float *q;       // [T][heads][D]
     Cache cache;
