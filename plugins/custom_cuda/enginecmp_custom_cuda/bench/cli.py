@@ -24,7 +24,7 @@ from .report import render
 
 SCHEMA = "enginecmp-custom-cuda-gpu/1"
 DEFAULT_MODEL = "llama-3.2-1b"
-DEFAULT_MINUTES = 9.0
+DEFAULT_MINUTES, DRY_MINUTES = 9.0, 30.0
 CLOSING_SECONDS = 3.0
 """For the last report."""
 
@@ -37,7 +37,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("bench-gpu"), help="folder for report.json, table.txt and logs"
     )
-    parser.add_argument("--minutes", type=float, default=DEFAULT_MINUTES, help="for everything (default: 9)")
+    parser.add_argument("--minutes", type=float, help="for everything (default: 9; with --dry 30)")
     parser.add_argument("--only", default="", help="parts, separated by commas: " + ", ".join(names()))
     parser.add_argument("--model", default="", help=f"a GGUF file, or random weights like {', '.join(SHAPES)}")
     parser.add_argument("--models", type=Path, help="folder that keeps random models from run to run")
@@ -46,6 +46,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     chosen.device = chosen.device or ("emulated" if chosen.dry else "cuda")
     # Nothing is timed there, and a large model would take hours.
     chosen.dry = chosen.dry or chosen.device == "emulated"
+    chosen.minutes = chosen.minutes or (DRY_MINUTES if chosen.dry else DEFAULT_MINUTES)
     chosen.model = chosen.model or (DRY_SHAPE if chosen.dry else DEFAULT_MODEL)
     chosen.only = tuple(filter(None, chosen.only.split(",")))
     if unknown := [name for name in chosen.only if name not in names()]:

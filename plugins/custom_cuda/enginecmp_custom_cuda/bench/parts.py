@@ -42,7 +42,7 @@ class Part:
     Attributes:
         name: as `--only` takes it; "rivals:NAME" belongs to "rivals".
         seconds: its time box on a GPU.
-        dry_seconds: its time box in a rehearsal; 0: a part before it shows as much.
+        dry_seconds: its time box in a rehearsal, where compilers may be slow; 0: a part before it shows as much.
         module: below `enginecmp_custom_cuda.bench`, with a function `run(context)`.
     """
 
@@ -57,19 +57,19 @@ class Part:
 
 
 PARTS = (
-    Part("facts", 20, 20, "facts"),
-    Part("micro", 30, 20, "ceilings"),
-    Part("correctness", 90, 60, "correctness"),
-    Part("prepare", 75, 30, "prepare"),
-    Part("engine", 120, 40, "speed"),
-    Part("resident", 40, 20, "resident"),
-    Part("kernels", 90, 40, "kernels"),
-    Part("rivals:custom_cuda", 45, 30, "rivals"),
-    Part("rivals:torch-compile", 120, 60, "rivals"),
-    Part("rivals:torch-eager", 45, 20, "rivals"),
-    Part("rivals:llamacpp", 60, 20, "rivals"),
-    Part("rivals:candle", 60, 20, "rivals"),
-    Part("sanitizer", 90, 20, "sanitizer"),
+    Part("facts", 20, 60, "facts"),
+    Part("micro", 30, 60, "ceilings"),
+    Part("correctness", 90, 240, "correctness"),
+    Part("prepare", 75, 120, "prepare"),
+    Part("engine", 120, 240, "speed"),
+    Part("resident", 40, 120, "resident"),
+    Part("kernels", 90, 120, "kernels"),
+    Part("rivals:custom_cuda", 45, 120, "rivals"),
+    Part("rivals:torch-compile", 120, 120, "rivals"),
+    Part("rivals:torch-eager", 45, 120, "rivals"),
+    Part("rivals:llamacpp", 60, 60, "rivals"),
+    Part("rivals:candle", 60, 60, "rivals"),
+    Part("sanitizer", 90, 60, "sanitizer"),
     Part("rivals:torch-compile-int8", 90, 0, "rivals"),
     Part("rivals:torch-max-autotune", 150, 0, "rivals"),
 )

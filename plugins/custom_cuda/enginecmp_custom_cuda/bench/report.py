@@ -87,7 +87,7 @@ class Table:
             for one in self._measured(name):
                 if one["median"]:
                     overlapped = ", overlapped" if one["setting"].get("overlap") == 1 else ""
-                    times[f"{one['setting']['grid']} blocks{overlapped}"] = one["median"]
+                    times[f"grid {one['setting']['grid']}{overlapped}"] = one["median"]
             if times:
                 cells.append(f"{text} " + ", ".join(f"{time * 1e6:.2f} us ({how})" for how, time in times.items()))
         if cells:
