@@ -113,7 +113,8 @@ class Rig:
         The kernels round x * norm to int8 and put 1 / rms into the sums: the same but for the last bit before rounding.
         """
         inverse = 1 / np.sqrt(np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True) + epsilon)
-        return self.product(x * norm, weights) * inverse
+        expected: Array = self.product(x * norm, weights) * inverse
+        return expected
 
     def multiply(
         self, name: str, arguments: ctypes.Structure, ways: int, blocks: int, *, overlap: bool = False
@@ -159,11 +160,11 @@ class Rig:
 class Paged:
     """A cache of one layer: pages in random order, NaN where nothing was stored."""
 
-    def __init__(self, rig: Rig, kv_heads: int, positions: Sequence[int]) -> None:
+    def __init__(self, rig: Rig, kv_heads: int, positions: NDArray[np.int32]) -> None:
         """Positions: the last one of each sequence, below 0 for none; pages reach to the end of its page."""
         self.rig, self.kv_heads = rig, kv_heads
-        stride = max(positions) // PAGE + 2
-        used = [position // PAGE + 1 for position in positions]
+        stride = int(positions.max()) // PAGE + 2
+        used = [int(position) // PAGE + 1 for position in positions]
         numbers = rig.random.permutation(sum(used))
         # Entries behind the last page lead out of the cache.
         self.table = np.full((len(positions), stride), 1 << 24, np.int32)

@@ -128,7 +128,7 @@ def test_threads_in_any_order_compute_the_same_bits(llama: Running, emulated: De
     found = []
     try:
         for order in ("forward", "reverse", 1, 2):
-            control.set_order(order)  # type: ignore[arg-type]
+            control.set_order(order)
             found.append(llama.generate(3)[1].tobytes())
     finally:
         control.reset()

@@ -89,7 +89,11 @@ def everything(device: Device, choice: Choice, ways: int) -> bytes:
             if name in w:
                 rig.multiply(name, arguments, ways, 2, overlap=True)
             else:
-                grid = {"attention": (2, kv_heads, batch * -(-heads // kv_heads // tile)), "next": batch, "begin": 1}
+                grid: dict[str, int | tuple[int, int, int]] = {
+                    "attention": (2, kv_heads, batch * -(-heads // kv_heads // tile)),
+                    "next": batch,
+                    "begin": 1,
+                }
                 rig.launch(name, grid[name], arguments, block=32 if name == "begin" else 256, overlap=True)
         device.synchronize()
         results = [rig.get(x, (batch, HIDDEN)), paged.download(), rig.get(logits, (batch, ROWS))]

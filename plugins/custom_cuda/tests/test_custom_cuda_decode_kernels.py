@@ -121,7 +121,7 @@ def test_attention_reads_what_was_stored_up_to_the_position(device: Device, choi
         active = positions >= 0
         assert np.isnan(largest[~active]).all()
         assert np.isnan(sums[~active]).all()
-        for slot in np.flatnonzero(active):
+        for slot in np.flatnonzero(active).tolist():
             empty = ~full[slot]
             assert (largest[slot][:, empty] == -np.inf).all()
             assert (total[slot][:, empty] == 0).all()

@@ -20,15 +20,16 @@ constexpr int ROW_LANES = WEIGHT == WEIGHT_Q4_0 ? 16 : 32;   // that share a row
 constexpr int ELEMENTS = 16 * packing::BLOCK / packing::BLOCK_BYTES;  // of a 16-byte load
 constexpr int SLAB = ROW_LANES * ELEMENTS;
 constexpr int LOADS = ROWS * ROW_LANES / 32;                 // 16-byte loads, and so rows, of a lane
-constexpr int STAGES = WEIGHT == WEIGHT_Q4_0 ? 4 : 2;        // slabs that a warp has in flight
+// Slabs that a warp has in flight; the sums of 8 sequences leave registers for no more than 2.
+constexpr int STAGES = WEIGHT == WEIGHT_Q4_0 && BATCH < 8 ? 4 : 2;
 
 __device__ inline int slabs(int columns) { return (columns + SLAB - 1) / SLAB; }
 
 // Which of the 4 rows a lane's load i is of.
 __device__ inline int row_of(int i, int lane) { return i * (32 / ROW_LANES) + lane / ROW_LANES; }
 
-// The activations in shared memory, [BATCH][slabs][SLAB], int8 or float, then for int8 the scales, [BATCH][columns / 32].
-// In a slab the 16-byte vectors are dealt so that lanes next to each other read vectors next to each other.
+// The activations in shared memory, [BATCH][slabs][SLAB], int8 or float, then for int8 the scales,
+// [BATCH][columns / 32]. In a slab the 16-byte vectors are dealt so that neighbouring lanes read neighbouring vectors.
 struct Activations {
     static constexpr int BYTES = Q8 ? 1 : 4;                   // of an element
     static constexpr int VECTORS = ELEMENTS * BYTES / 16;      // that a lane reads of a slab
@@ -126,8 +127,9 @@ struct Piece {
 #pragma unroll
                 for (int j = 0; j < 4; ++j) {
                     if (WEIGHT == WEIGHT_Q4_0) {
+                        const unsigned high = x[(4 + j) % (Activations::VECTORS * 4)];
                         whole = ptx::dp4a(word[i][j] & 0x0f0f0f0fu, x[j], whole);
-                        whole = ptx::dp4a(word[i][j] >> 4 & 0x0f0f0f0fu, x[(4 + j) % (Activations::VECTORS * 4)], whole);
+                        whole = ptx::dp4a(word[i][j] >> 4 & 0x0f0f0f0fu, high, whole);
                     } else {
                         whole = ptx::dp4a(word[i][j], x[j], whole);
                     }
