@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def planned(shape: Shape, multiprocessors: int, shared_bytes: int = H200[1], **m
     return generate(shape, multiprocessors, shared_bytes, bases, 1 << 40, **{"splits": 2, **more})
 
 
-def changed(schedule: Schedule, multiprocessor: int, index: int, **fields: object) -> Schedule:
+def changed(schedule: Schedule, multiprocessor: int, index: int, **fields: Any) -> Schedule:
     """A schedule with one row changed."""
     rows = schedule.rows.copy()
     at = int(schedule.offsets[multiprocessor]) + index

@@ -237,9 +237,10 @@ struct Producer {
         if (Fetcher::agreed(first && ring.is_empty())) return true;
         fetcher.hand_over(ring, other, team, true);  // what frees the slot may wait for these
         bool going_on = true;
-        for (int polls = 0; first && going_on && !ring.is_empty();) {
+        for (long long polls = 0; first && going_on && !ring.is_empty();) {
             going_on = !*halt;
-            if (++polls > p.patience) give_up(p, SLOT_NOT_EMPTY, token, r, ring.slot, ring.pass, 0);
+            // Consumers that never come have waited for something themselves: let them say what.
+            if (++polls > 64LL * p.patience) give_up(p, SLOT_NOT_EMPTY, token, r, ring.slot, ring.pass, 0);
         }
         return Fetcher::agreed(going_on);
     }
