@@ -153,13 +153,37 @@ class Table:
             )
 
         yield from self._grid(
-            "rivals, tok/s (ours is x times as fast)",
+            "rivals, tok/s (ours is x times as fast; ids as ours)",
             "",
             records,
-            lambda one: (one["setting"]["engine"],),
+            lambda one: (one["setting"]["engine"] + self._agreement(one["setting"]["engine"]),),
             cell,
             shown,
         )
+        best = []
+        for name in ours:
+            theirs = [one for one in records if cell(one) == name and one["median"] and not is_ours(one)]
+            if theirs and ours[name]:
+                fastest = min(theirs, key=lambda one: float(one["median"]))
+                best.append(f"{name} x{fastest['median'] / ours[name]:.2f} ({fastest['setting']['engine']})")
+        if best:
+            yield "ours over the best rival: " + ", ".join(best)
+
+    def _agreement(self, engine: str) -> str:
+        """Return how many of the first ids behind the first prompt are ours; "" where there is nothing to compare."""
+        for name, mine in self._facts.items():
+            theirs = self._facts.get(name.replace("ids of custom_cuda at", f"ids of {engine} at"))
+            if (
+                name.startswith("ids of custom_cuda at")
+                and isinstance(mine, list)
+                and theirs
+                and engine != "custom_cuda"
+            ):
+                same = next(
+                    (at for at, pair in enumerate(zip(mine, theirs, strict=False)) if pair[0] != pair[1]), len(mine)
+                )
+                return f" {same}/{len(mine)}"
+        return ""
 
     def correctness(self) -> Iterator[str]:
         """Yield how many answers were checked, and the wrong ones in capitals."""
@@ -222,6 +246,11 @@ class Table:
         lines = [["  " + " ".join(name), *(cells.get((name, each), "-") for each in columns)] for name in rows]
         yield title
         yield from aligned([["", *head], *lines])
+
+
+def is_ours(one: Record) -> bool:
+    """Return whether a rival's record is of this engine, whatever its options."""
+    return str(one["setting"]["engine"]).startswith("custom_cuda")
 
 
 def cell(one: Record) -> str:

@@ -70,15 +70,16 @@ def run(context: Context) -> None:
     """Measure the engine that the part is called after."""
     name = context.part.partition(":")[2]
     cells = Cells((16,), (20,), 3, 1) if context.dry else Cells(CONTEXTS, PROMPTS, OUTPUT, REPETITIONS)
-    if name.startswith("torch-"):
-        if importlib.util.find_spec("torch") is None:
-            msg = "torch is not installed"
-            raise Skip(msg)
-        from .torch_rival import measure_torch
+    try:
+        if name.startswith("torch-"):
+            from .torch_rival import measure_torch
 
-        measure_torch(context, name, cells)
-    else:
-        measure_hooks(context, name, cells)
+            measure_torch(context, name, cells)
+        else:
+            measure_hooks(context, name, cells)
+    except ModuleNotFoundError as error:
+        msg = f"the package {error.name} is not installed"
+        raise Skip(msg) from error
 
 
 def prompt(tokens: int, vocabulary: int) -> list[int]:
