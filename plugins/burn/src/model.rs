@@ -28,14 +28,14 @@ pub struct Config {
 
 #[derive(Debug)]
 enum Qkv {
-    Separate([Linear; 3]),
-    Fused(Linear),
+    Separate(Box<[Linear; 3]>),
+    Fused(Box<Linear>),
 }
 
 #[derive(Debug)]
 enum GateUp {
-    Separate(Linear, Linear),
-    Fused(Linear),
+    Separate(Box<[Linear; 2]>),
+    Fused(Box<Linear>),
 }
 
 /// Keys or values of one layer, (kv_heads, positions, head_dim).
@@ -140,19 +140,20 @@ impl Block {
         let (width, inner) = (config.width, reader.row_count(&format!("{name}.ffn_up.weight"))?);
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let qkv = if reader.has(&format!("{name}.attn_qkv.weight")) {
-            Qkv::Fused(reader.linear(&format!("{name}.attn_qkv"), q + 2 * kv, width)?)
+            Qkv::Fused(Box::new(reader.linear(&format!("{name}.attn_qkv"), q + 2 * kv, width)?))
         } else {
-            Qkv::Separate([
+            Qkv::Separate(Box::new([
                 reader.linear(&format!("{name}.attn_q"), q, width)?,
                 reader.linear(&format!("{name}.attn_k"), kv, width)?,
                 reader.linear(&format!("{name}.attn_v"), kv, width)?,
-            ])
+            ]))
         };
         let up = reader.linear(&format!("{name}.ffn_up"), inner, width)?;
         let (gate_up, inner) = if reader.has(&format!("{name}.ffn_gate.weight")) {
-            (GateUp::Separate(reader.linear(&format!("{name}.ffn_gate"), inner, width)?, up), inner)
+            let gate = reader.linear(&format!("{name}.ffn_gate"), inner, width)?;
+            (GateUp::Separate(Box::new([gate, up])), inner)
         } else {
-            (GateUp::Fused(up), inner / 2)
+            (GateUp::Fused(Box::new(up)), inner / 2)
         };
         let cache = [config.kv_heads, positions, config.head_dim];
         Ok(Self {
@@ -181,7 +182,10 @@ impl Block {
         let normed = rms_norm(x.clone(), &self.ffn_norm, config.epsilon);
         // SwiGLU (Shazeer 2020, arXiv:2002.05202, eq. 6).
         let (gate, up) = match &self.gate_up {
-            GateUp::Separate(gate, up) => (gate.forward(normed.clone()), up.forward(normed)),
+            GateUp::Separate(both) => {
+                let [gate, up] = &**both;
+                (gate.forward(normed.clone()), up.forward(normed))
+            }
             GateUp::Fused(both) => {
                 let both = both.forward(normed);
                 let inner = both.dims()[1] / 2;
@@ -203,7 +207,10 @@ impl Block {
     ) -> Tensor<2> {
         let (tokens, heads, kv_heads, head_dim) = (x.dims()[0], config.heads, config.kv_heads, config.head_dim);
         let (q, k, v) = match &self.qkv {
-            Qkv::Separate([q, k, v]) => (q.forward(x.clone()), k.forward(x.clone()), v.forward(x)),
+            Qkv::Separate(all) => {
+                let [q, k, v] = &**all;
+                (q.forward(x.clone()), k.forward(x.clone()), v.forward(x))
+            }
             Qkv::Fused(all) => {
                 let (all, q, kv) = (all.forward(x), heads * head_dim, kv_heads * head_dim);
                 (all.clone().narrow(1, 0, q), all.clone().narrow(1, q, kv), all.narrow(1, q + kv, kv))
@@ -254,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_mask_hides_only_what_comes_later() {
-        let mask = causal_mask(2, 3, &Device::flex()).into_data().to_vec::<f32>().unwrap();
+        let mask = causal_mask(2, 3, &Device::flex()).into_data().try_to_vec::<f32>().unwrap();
         assert_eq!(mask, [0.0, 0.0, 0.0, 0.0, f32::NEG_INFINITY, 0.0, 0.0, 0.0, 0.0, 0.0]);
     }
 
@@ -264,9 +271,9 @@ mod tests {
         let mut cache = Cache::new([1, 4, 2], &device);
         let step = |value: f32| Tensor::<3>::full([1, 1, 2], value, &device);
         cache.extend(step(1.0), 0);
-        let seen = cache.extend(step(2.0), 1).into_data().to_vec::<f32>().unwrap();
+        let seen = cache.extend(step(2.0), 1).into_data().try_to_vec::<f32>().unwrap();
         assert_eq!(seen, [1.0, 1.0, 2.0, 2.0]);
         cache.tensor = None;
-        assert_eq!(cache.extend(step(3.0), 0).into_data().to_vec::<f32>().unwrap(), [3.0, 3.0]);
+        assert_eq!(cache.extend(step(3.0), 0).into_data().try_to_vec::<f32>().unwrap(), [3.0, 3.0]);
     }
 }
