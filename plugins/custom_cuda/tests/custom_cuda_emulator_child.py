@@ -216,9 +216,15 @@ def copies_stay_inside(raw: Raw) -> Any:
 
 @scenario
 def a_copy_keeps_what_pageable_memory_held(raw: Raw) -> Any:
+    # The stream is held up until the host has changed what it gave.
+    pinned = raw.check(driver.cuMemHostAlloc(64, 0))
+    flag = np.ctypeslib.as_array((ctypes.c_int32 * 16).from_address(int(pinned)))
+    flag[:] = 0
+    raw.launch("poll", threads=32, a=int(raw.check(driver.cuMemHostGetDevicePointer(pinned, 0))), n=1, m=5)
     host = np.arange(WORDS, dtype=np.int32)
     raw.check(driver.cuMemcpyHtoDAsync(raw.a, host.ctypes.data, host.nbytes, raw.stream))
     host[:] = -1
+    flag[:] = 1
     back = np.zeros(WORDS, np.int32)
     raw.check(driver.cuMemcpyDtoHAsync(back.ctypes.data, raw.a, back.nbytes, raw.stream))
     raw.synchronize()
