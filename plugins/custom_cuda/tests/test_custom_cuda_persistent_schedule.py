@@ -19,7 +19,7 @@ from enginecmp_custom_cuda.persistent.schedule import (
     part_tiles,
     tiles,
 )
-from enginecmp_custom_cuda.persistent.validate import NAMES, check, check_positions
+from enginecmp_custom_cuda.persistent.validate import NAMES, _mixed, _Paper, check, check_positions
 from enginecmp_custom_cuda.weights.packing import locate, packed_bytes, tile_bytes
 
 LLAMA_1B = Shape(16, 2048, 32, 8, 64, 8192, 128256, "Q8_0", True)
@@ -293,3 +293,20 @@ def test_tokens_beyond_the_cache_or_the_rotations_are_found() -> None:
     assert [fault.name for fault in check_positions(121, 8, 128, 4096)] == ["positions"]
     assert [fault.name for fault in check_positions(0, 129, 1 << 20, 128)] == ["positions"]
     assert "positions 121..128, the cache holds 128" in str(check_positions(121, 8, 128, 4096)[0])
+
+
+def test_a_wait_for_another_counter_is_found_although_its_target_fits() -> None:
+    schedule = planned(TINY, 4)
+    index, row = find(schedule, Kind.GATE_UP, 1)
+    assert row.targets == (8,)  # four signals a layer, as of the matrix before
+    assert names(changed(schedule, 0, index, wait=Counter.QKV)) == {"wrong_target"}
+
+
+def test_a_signal_that_could_come_before_those_of_an_earlier_step_is_found() -> None:
+    def found(later: list[int]) -> list[str]:
+        clocks = {(0, 1): np.array([1, 0], np.int32), (1, 1): np.array(later, np.int32)}
+        arrived = {(int(Counter.OUTPUT), 0): [(0, 1)], (int(Counter.OUTPUT), 1): [(1, 1)]}
+        return [str(fault) for fault in _mixed(_Paper(clocks), arrived)]
+
+    assert found([1, 1]) == []
+    assert found([0, 1]) == [f"mixed_epochs ({NAMES['mixed_epochs']}): counter OUTPUT, epochs 0 and 1"]
