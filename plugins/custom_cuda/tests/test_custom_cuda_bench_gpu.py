@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from enginecmp import read_gguf
+from enginecmp import EngineError, read_gguf
 from enginecmp.models.synth_shapes import SHAPES
 from enginecmp_custom_cuda.bench import cli, model, sanitizer
 from enginecmp_custom_cuda.bench.context import Context, Skip
@@ -29,6 +29,7 @@ from enginecmp_custom_cuda.bench.parts import PARTS, Part, run_part
 from enginecmp_custom_cuda.bench.report import render
 from enginecmp_custom_cuda.bench.rivals import Cells, Engine, device_for, measure_cells
 from enginecmp_custom_cuda.bench.timing import replayed_seconds
+from enginecmp_custom_cuda.device import LostDeviceError
 from enginecmp_custom_cuda.engine.sampling import Strategy
 
 SCRIPT = Path(__file__).resolve().parent.parent / "bench_gpu.py"
@@ -486,7 +487,30 @@ def test_every_cell_of_a_rival_is_measured_and_a_failing_one_stops_none(spec: di
         ("prompt of 30", 30, 2),
     ]
     assert {"record": "fact", "name": "ids of other at 16", "value": [7, 0, 1, 2]} in found
-    assert [one["name"] for one in found if one["record"] == "check"] == ["other, decode at 20"]
+    errors = [one["text"] for one in found if one["record"] == "error"]
+    assert errors == ["other, decode at 20: ValueError: too long"]
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def test_an_error_is_a_wrong_answer_where_answers_are_checked(spec: dict[str, Any]) -> None:
+    for part in ("correctness", "engine"):
+        context = Context({**spec, "part": part})
+        with context.guarded("one thing"):
+            fail(EngineError("no"))
+        with context.guarded("another"):
+            fail(Skip("not here"))
+        with pytest.raises(LostDeviceError), context.guarded("the device"):
+            fail(LostDeviceError("lost", "CUDA_ERROR_UNKNOWN"))
+    found = [(one["record"], one.get("detail") or one["text"]) for one in records(spec)]
+    assert found == [
+        ("check", "EngineError: no"),
+        ("note", "another: not here"),
+        ("error", "one thing: EngineError: no"),
+        ("note", "another: not here"),
+    ]
 
 
 def test_a_rival_without_the_device_is_skipped(spec: dict[str, Any]) -> None:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from ..device import Device
 
 
+CORRECTNESS = "correctness"
+"""The part that checks answers."""
+
+
 class Skip(Exception):
     """A part, or one thing in it, cannot be done here; the text says why."""
 
@@ -105,14 +109,14 @@ class Context:
         self._write({"record": "skipped", "text": text})
 
     def failed(self, text: str) -> None:
-        """Write down what ended the part."""
+        """Write down what ended the part, or one thing in it."""
         self._write({"record": "error", "text": text})
 
     @contextlib.contextmanager
     def guarded(self, what: str) -> Iterator[None]:
-        """Let one thing fail without the next ones: write its error down as a failed check, unless the device is lost.
+        """Let one thing fail without the next ones, unless the device is lost: write its error down.
 
-        `Skip` becomes a note.
+        Where answers are checked, an error is a wrong answer. `Skip` becomes a note.
         """
         from ..device import LostDeviceError
 
@@ -124,7 +128,10 @@ class Context:
             raise
         except Exception as error:
             traceback.print_exc()
-            self.check(what, {}, False, one_line(error))
+            if self.part == CORRECTNESS:
+                self.check(what, {}, False, one_line(error))
+            else:
+                self.failed(f"{what}: {one_line(error)}")
 
     def _write(self, record: Mapping[str, Any]) -> None:
         with self._records.open("a", encoding="utf-8") as file:

@@ -8,7 +8,8 @@ then counts. Parts talk to this process through lines of JSON in a file, one rec
     {"record": "measurement", "name": ..., "setting": {...}, "seconds": [...], "verified": true, "nbytes": ...,
      "median": ..., "bytes_per_second": ..., "flop": ...}
     {"record": "note", "text": ...}          something left out, and why
-    {"record": "error", "text": ...}         what ended the part
+    {"record": "error", "text": ...}         what ended the part, or one thing in it
+    {"record": "skipped", "text": ...}       why there is nothing of the part here
 """
 
 from __future__ import annotations
@@ -156,7 +157,7 @@ def judge(name: str, code: int | None, records: list[Record], last: str, outcome
     elif skipped:
         outcome.state = "skipped"
     if errors:
-        outcome.error = errors[-1]
+        outcome.error = "; ".join(errors)
     elif code is None:
         outcome.error = f"killed after {outcome.box_seconds:.0f} s; what it had found is kept"
     elif code:
