@@ -55,17 +55,16 @@ def expected(tiny: Any, device: Any, token_ids: list[int]) -> dict[str, list[int
 
 
 @pytest.mark.parametrize(
-    ("sequences", "extra"),
+    ("sequences", "every", "extra"),
     [
-        (1, {}),
-        (3, {}),
-        (3, {"prefill_chunk": "16"}),
-        (7, {"decoder": "launches", "prefill_chunk": "40"}),
-        (20, {}),
-        (20, {"decoder": "launches"}),
+        (1, 0, {}),
+        (3, 3, {}),
+        (3, 0, {"prefill_chunk": "16"}),
+        (7, 3, {"decoder": "launches", "prefill_chunk": "40"}),
+        (20, 3, {}),
+        (20, 0, {"decoder": "launches"}),
     ],
 )
-@pytest.mark.parametrize("every", [0, 3])
 def test_ids_are_those_of_single_requests_whatever_joins_and_leaves(
     sequences: int, extra: dict[str, str], every: int, tiny: Any, load: Any, token_ids: list[int], expected: Any
 ) -> None:
