@@ -16,6 +16,8 @@ EMPTY = -1
 SPINS = 2000
 """Looks before the host begins to sleep between them: about as long as a step of a small model."""
 
+EMULATED_NAP_SECONDS = 0.0005
+
 PATIENCE_SECONDS = 0.5
 """Without an id for so long, the device is asked whether it still lives."""
 
@@ -36,6 +38,8 @@ class Ring:
         self.slots = slots
         self.stride = stride
         self._device = device
+        # The emulated device needs the processor that looking would take.
+        self._spins, self._nap_seconds = (SPINS, 0.0) if device.timed else (1, EMULATED_NAP_SECONDS)
         self._memory = device.pinned(slots * stride * 4, what="the ring of ids")
         self._ids = self._memory.array.view(np.int32).reshape(slots, stride)  # (slots, stride)
         self._ids[:] = EMPTY
@@ -68,14 +72,14 @@ class Ring:
             LostDeviceError: the device ended before it wrote one.
             EngineError: everything enqueued is done, and it is not there.
         """
-        for _ in range(SPINS):
+        for _ in range(self._spins):
             if (token := self.take(sequence)) is not None:
                 return token
         end = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < end:
             if (token := self.take(sequence)) is not None:
                 return token
-            time.sleep(0)
+            time.sleep(self._nap_seconds)
         self._device.synchronize()
         if (token := self.take(sequence)) is not None:
             return token
