@@ -55,8 +55,8 @@ def cmp_engine() -> EngineInfo:
         # The pool of the matrix products and of Burn's own loops.
         environment={THREAD_VARIABLE: "{threads}"},
         tuned=(
-            "compiled for x86-64-v3, kernels for AVX2 or AVX-512 chosen at run time; float32 weights, activations and "
-            "KV cache; prompts in pieces of 512 tokens"
+            "compiled for x86-64-v3, matrix products for AVX2, loops for AVX2 or AVX-512; float32 weights, activations "
+            "and KV cache; prompts in pieces of 512 tokens"
         ),
         limits=LIMITS,
         homepage="https://github.com/tracel-ai/burn",
