@@ -17,7 +17,7 @@ report.json, schema "enginecmp-custom-cuda-gpu/1":
     began, arguments, device, timed, dry, model     of the run; "timed" is false on the emulator
     verdict                                         "right", "WRONG", "incomplete", "not checked"
     seconds                                         of all parts until now
-    parts: [{name, state, seconds, box_seconds, error, clocks, records}]
+    parts: [{name, state, seconds, box_seconds, error, clocks, log, records}]
         state: "right" | "WRONG" | "failed" | "out of time" | "skipped"; records as in bench/parts.py
 """
 

@@ -92,7 +92,7 @@ def test_a_rehearsal_proves_what_it_shows(tmp_path: Path, models: Path) -> None:
     states = {part["name"]: part["state"] for part in report["parts"]}
     assert states == {"facts": "right", "micro": "right", "correctness": "right", "sanitizer": "skipped"}
     for part in report["parts"]:
-        assert set(part) == {"name", "state", "seconds", "box_seconds", "error", "records"}
+        assert set(part) == {"name", "state", "seconds", "box_seconds", "error", "records", "log"}
         assert 0 < part["seconds"] <= part["box_seconds"]
     found = [record for part in report["parts"] for record in part["records"]]
     assert {record["record"] for record in found} == {"fact", "check", "measurement", "skipped"}
@@ -121,6 +121,7 @@ def test_a_part_that_raises_stops_no_other(tmp_path: Path, models: Path) -> None
     assert (code, report["verdict"]) == (2, "not checked")
     assert [(part["name"], part["state"]) for part in report["parts"]] == [("facts", "failed"), ("micro", "right")]
     assert report["parts"][0]["error"] == "RuntimeError: planted"
+    assert report["parts"][0]["log"][-1] == "RuntimeError: planted"
     assert "  facts: failed: RuntimeError: planted" in printed
 
 
@@ -137,7 +138,7 @@ def test_a_run_that_is_ended_keeps_what_it_has(tmp_path: Path, models: Path) -> 
     process = subprocess.Popen(command(tmp_path, models, *arguments), stdout=subprocess.PIPE, text=True, cwd=tmp_path)
     path = tmp_path / "report.json"
     end = time.monotonic() + 60
-    while not (tmp_path / "micro.spec.json").exists() and time.monotonic() < end:
+    while not (tmp_path / "parts" / "micro.spec.json").exists() and time.monotonic() < end:
         time.sleep(0.05)
     assert [part["name"] for part in json.loads(path.read_text())["parts"]] == ["facts"]
     process.send_signal(signal.SIGTERM)

@@ -35,7 +35,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "emulated"), help="cuda; with --dry emulated")
     parser.add_argument("--dry", action="store_true", help="a rehearsal: tiny models, the least of everything")
     parser.add_argument(
-        "--out", type=Path, default=Path("bench-gpu"), help="folder for report.json, table.txt and logs"
+        "--out", type=Path, default=Path("bench-gpu"), help="folder for report.json, table.txt and parts/, the logs"
     )
     parser.add_argument("--minutes", type=float, help="for everything (default: 9; with --dry 30)")
     parser.add_argument("--only", default="", help="parts, separated by commas: " + ", ".join(names()))
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     deadline = time.monotonic() + 60 * chosen.minutes - CLOSING_SECONDS
     signal.signal(signal.SIGTERM, terminated)
     folder: Path = chosen.out.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    logs = folder / "parts"
+    logs.mkdir(parents=True, exist_ok=True)
     models = (chosen.models or Path(tempfile.gettempdir()) / f"enginecmp-bench-{os.getuid()}").resolve()
     models.mkdir(parents=True, exist_ok=True)
     report = new_report(chosen)
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for part in parts:
             print(f"{time.monotonic() - report_began(report):6.1f} s  {part.name} ...", flush=True)
             seconds = min(part.dry_seconds if chosen.dry else part.seconds, deadline - time.monotonic())
-            outcome = run_part(part, {**spec, "plant": plant if part.name == faulty else ""}, folder, seconds)
+            outcome = run_part(part, {**spec, "plant": plant if part.name == faulty else ""}, logs, seconds)
             add(report, part, outcome)
             write(report, folder)
             told = f": {outcome.error}" if outcome.error else ""

@@ -33,6 +33,9 @@ GRACE_SECONDS = 5.0
 LEAST_SECONDS = 3.0
 """With less left, a part is not begun."""
 
+LOG_LINES = 30
+"""Of a part that is not right, kept in the report."""
+
 Record = dict[str, Any]
 
 
@@ -88,6 +91,7 @@ class Outcome:
         box_seconds: that it was given.
         error: one line, where it failed or was skipped.
         records: what it wrote.
+        log: the end of its log, where it is not right.
     """
 
     name: str
@@ -96,6 +100,7 @@ class Outcome:
     box_seconds: float = 0.0
     error: str = ""
     records: list[Record] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
 
 
 def run_part(part: Part, spec: dict[str, Any], folder: Path, seconds: float) -> Outcome:
@@ -133,7 +138,11 @@ def run_part(part: Part, spec: dict[str, Any], folder: Path, seconds: float) -> 
             end_group(process)
     took = time.monotonic() - begin
     found = read_records(records)
-    return judge(part.name, code, found, last_line(log), Outcome(part.name, "right", took, seconds, records=found))
+    end = last_lines(log)
+    outcome = judge(part.name, code, found, end[-1] if end else "", Outcome(part.name, "right", took, seconds))
+    if outcome.state not in ("right", "skipped"):
+        outcome.log = end
+    return outcome
 
 
 def judge(name: str, code: int | None, records: list[Record], last: str, outcome: Outcome) -> Outcome:
@@ -146,6 +155,7 @@ def judge(name: str, code: int | None, records: list[Record], last: str, outcome
         last: the last line of its log.
         outcome: to be filled in, and returned.
     """
+    outcome.records = records
     errors = [record["text"] for record in records if record["record"] == "error"]
     skipped = [record["text"] for record in records if record["record"] == "skipped"]
     if wrong_records(records):
@@ -188,7 +198,7 @@ def read_records(path: Path) -> list[Record]:
     return found
 
 
-def last_line(log: Path) -> str:
-    """Return the last line of a log that says something, shortened."""
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1][:300] if lines else ""
+def last_lines(log: Path) -> list[str]:
+    """Return the last lines of a log that say something, shortened."""
+    lines = [line.rstrip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return [line[:300] for line in lines[-LOG_LINES:]]
