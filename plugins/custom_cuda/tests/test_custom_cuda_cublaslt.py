@@ -87,7 +87,7 @@ def test_the_real_library_takes_our_descriptors() -> None:
     preference = real.create("cublasLtMatmulPreferenceCreate")
     attribute = lt.PREFERENCE_MAX_WORKSPACE_BYTES
     real.set("cublasLtMatmulPreferenceSetAttribute", preference, attribute, ctypes.c_uint64(1 << 20))
-    with pytest.raises(EngineError, match=r"expected cublasLtMatmulDescSetAttribute to succeed, came .*prefill=own"):
+    with pytest.raises(EngineError, match=r"expected cublasLtMatmulDescSetAttribute to succeed, came .*gemm=own"):
         real.set("cublasLtMatmulDescSetAttribute", operation, lt.DESC_TRANSA, ctypes.c_int64(lt.OP_T))
     real.call("cublasLtMatmulPreferenceDestroy", preference)
     real.call("cublasLtMatrixLayoutDestroy", layout)

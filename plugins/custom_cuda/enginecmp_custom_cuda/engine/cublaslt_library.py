@@ -90,7 +90,7 @@ class Library:
         if status := getattr(self._library, name)(*arguments):
             text = self._library.cublasLtGetStatusString(status)
             told = text.decode() if text else f"status {status}"
-            msg = f"custom_cuda: expected {name} to succeed, came {told} ({self.path}); pass -o custom_cuda.prefill=own"
+            msg = f"custom_cuda: expected {name} to succeed, came {told} ({self.path}); pass -o custom_cuda.gemm=own"
             raise EngineError(msg)
 
     def create(self, name: str, *arguments: Any) -> int:
@@ -115,6 +115,6 @@ def open_library() -> Library:
     try:
         found = load_nvidia_dynamic_lib("cublasLt").abs_path
     except DynamicLibNotFoundError as error:
-        msg = f"custom_cuda: expected cuBLASLt for prefill=cublaslt, came none; {INSTALL}"
+        msg = f"custom_cuda: expected cuBLASLt for gemm=cublaslt, came none; {INSTALL}"
         raise EngineError(msg) from error
     return Library(str(found))
