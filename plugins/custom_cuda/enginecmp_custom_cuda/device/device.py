@@ -168,11 +168,12 @@ class Device:
         return target
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
-        """Copy on the device, after everything launched before; recorded while a graph is captured."""
+        """Copy between memory that kernels use, after everything launched before; recorded while a graph is captured."""
         if nbytes:
             expected = f"a copy of {nbytes} bytes from {source:#x} to {target:#x}"
             mend = "check addresses and size"
-            self._context.call("cuMemcpyDtoDAsync", target, source, nbytes, self.stream, expected=expected, mend=mend)
+            # Not cuMemcpyDtoDAsync: either address may be of pinned memory.
+            self._context.call("cuMemcpyAsync", target, source, nbytes, self.stream, expected=expected, mend=mend)
 
     def fill(self, address: int, nbytes: int, byte: int = 0) -> None:
         """Set bytes to a value, after everything launched before; recorded while a graph is captured."""

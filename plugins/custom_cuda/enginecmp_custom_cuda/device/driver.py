@@ -19,7 +19,7 @@ FUNCTIONS = (
     *("cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute", "cuDeviceTotalMem"),
     *("cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease", "cuCtxSetCurrent", "cuMemGetInfo"),
     *("cuMemAlloc", "cuMemFree", "cuMemHostAlloc", "cuMemHostGetDevicePointer", "cuMemFreeHost"),
-    *("cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemcpyDtoDAsync", "cuMemsetD8Async"),
+    *("cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuMemcpyAsync", "cuMemsetD8Async"),
     *("cuModuleLoadData", "cuModuleUnload", "cuModuleGetFunction"),
     *("cuFuncGetAttribute", "cuFuncSetAttribute", "cuFuncGetParamInfo", "cuLaunchKernelEx"),
     "cuOccupancyMaxActiveBlocksPerMultiprocessor",

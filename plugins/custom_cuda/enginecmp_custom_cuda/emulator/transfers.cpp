@@ -134,7 +134,8 @@ API cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t bytes, void *stream)
     return later(stream, move(to, at(from), bytes));
 }
 
-API cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, void *stream) {
+// The driver's own takes any two addresses; here only those that a kernel could use.
+API cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, void *stream) {
     ENTER(device_context);
     if (!held(from, bytes) || !held(to, bytes)) return CUDA_ERROR_INVALID_VALUE;
     return later(stream, move(at(to), at(from), bytes));
