@@ -105,11 +105,11 @@ def computing(process: subprocess.Popen[bytes] | None, address: Address) -> list
                 if found.status == psutil.CONN_LISTEN and found.laddr and found.laddr.port == address.port and found.pid
             ]
     family: dict[int, psutil.Process] = {}
-    for pid in roots:
+    # A server in this process is on the engine's account already, and this process' children are not the server's.
+    for pid in set(roots) - {os.getpid()}:
         with contextlib.suppress(psutil.Error):
             top = psutil.Process(pid)
             family |= {member.pid: member for member in (top, *top.children(recursive=True))}
-    family.pop(os.getpid(), None)
     return list(family.values())
 
 
