@@ -22,8 +22,15 @@ from enginecmp_custom_cuda.device import Device, open_device
 # Helpers beside the tests, custom_cuda_*.py, are modules of their own.
 sys.path.append(str(Path(__file__).parent))
 
+HERE = Path(__file__).parent
+
 ON_GPU = os.environ.get("ENGINECMP_TEST_DEVICE") == "cuda"
 NO_GPU = "needs a CUDA device and ENGINECMP_TEST_DEVICE=cuda"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what is here after all other tests of the process: from then on the emulator is the process' CUDA driver."""
+    items.sort(key=lambda item: HERE in item.path.parents)
 
 
 def opened(kind: str) -> Device:
