@@ -168,7 +168,7 @@ class Device:
         return target
 
     def copy(self, target: int, source: int, nbytes: int) -> None:
-        """Copy between memory that kernels use, after everything launched before; recorded while a graph is captured."""
+        """Copy between memory that kernels use, after all launched before; recorded while a graph is captured."""
         if nbytes:
             expected = f"a copy of {nbytes} bytes from {source:#x} to {target:#x}"
             mend = "check addresses and size"
