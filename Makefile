@@ -65,7 +65,7 @@ run: model ## measure every engine on the embedded model (about 10 minutes) and 
 	$(BIN)/cmp stats results/
 
 test: model ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	test ! -e .venv/.candle || (cd $(CANDLE) && cargo test --quiet --release --locked)
 	test ! -e .venv/.burn || (cd $(BURN) && cargo test --quiet --release --locked)
 
