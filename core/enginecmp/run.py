@@ -85,6 +85,11 @@ class RunRequest(msgspec.Struct, kw_only=True):
         """Every engine that the gate looks at."""
         return [*self.contenders, *self.untimed]
 
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the engines that the run is about: those that are timed, or all where none is."""
+        return [contender.label for contender in self.contenders or self.untimed]
+
 
 class Outcome(msgspec.Struct, kw_only=True):
     """What became of a run.

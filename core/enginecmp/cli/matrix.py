@@ -131,8 +131,7 @@ def _prepare(arguments: dict[str, Any], model: ModelInfo) -> RunRequest:
     plugins = discover()
     scenario = fit(make_scenario(arguments, plugins), model, say)
     request = make_request(arguments, scenario, model, arguments["seed"], plugins)
-    labels = [contender.label for contender in request.contenders or request.untimed]
-    request.baseline, saved = engine_or_saved(arguments["baseline"], labels, arguments["out"])
+    request.baseline, saved = engine_or_saved(arguments["baseline"], request.labels, arguments["out"])
     if saved is not None:
         msg = f"--matrix --baseline {arguments['baseline']}: a saved run is one file; name an engine"
         raise UsageError(msg)

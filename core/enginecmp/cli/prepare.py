@@ -207,7 +207,7 @@ def check_idle(wait: bool) -> None:
 def headline(request: RunRequest) -> str:
     """Return one line about a run."""
     scenario: Scenario = request.scenario
-    labels = ", ".join(contender.label for contender in (request.contenders or request.untimed))
+    labels = ", ".join(request.labels)
     if not scenario.blocks:
         return f"{labels} on {request.model.name}, quality only"
     length = f"{scenario.seconds:g} s" if scenario.seconds else f"{scenario.requests} requests"

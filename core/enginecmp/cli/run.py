@@ -102,11 +102,10 @@ def _start(arguments: dict[str, Any]) -> int:
     model = find_model(arguments["model_name"])
     scenario = fit(scenario, model, say)
     request = make_request(arguments, scenario, model, choose_seed(arguments), plugins)
-    labels = [contender.label for contender in request.contenders or request.untimed]
     if arguments["save_baseline"] is not None:
-        check_name(arguments["save_baseline"], labels)
+        check_name(arguments["save_baseline"], request.labels)
     scenario = request.scenario
-    request.baseline, saved = engine_or_saved(arguments["baseline"], labels, arguments["out"])
+    request.baseline, saved = engine_or_saved(arguments["baseline"], request.labels, arguments["out"])
     if saved is not None:
         from enginecmp.cli.compare import check_conditions
 
