@@ -109,12 +109,12 @@ def resident(device: Device, folder: Path, name: str) -> Iterator[Resident]:
 # As a program
 
 
-def _start(folder: str, ring: str, **more: Any) -> tuple[Resident, PersistentDecoder]:
+def _start(folder: str, ring: str, multiprocessors: int = 2, **more: Any) -> tuple[Resident, PersistentDecoder]:
     device = open_device("emulated")
     emulated.set_patience(1.0)
     case = CASES["narrow"]
     rig = Resident(device, Path(tiny_model(Path(folder), case.architecture, case.kind, **case.shape).path), case)
-    decoder = rig.decoder(multiprocessors=2, slots=4, splits=1, result_tiles=2, ring=ring, **more)
+    decoder = rig.decoder(multiprocessors=multiprocessors, slots=4, splits=1, result_tiles=2, ring=ring, **more)
     return rig, decoder
 
 
@@ -152,24 +152,27 @@ def leave_out(folder: str, ring: str, seeds: int = 60) -> None:
 
 
 def give_up(folder: str, what: str) -> None:
-    """Run a plan that cannot end, or with no patience, and print the error."""
+    """Run a plan that cannot end, or with no patience, and print the error.
+
+    On one multiprocessor: of two, one could wait longer than its patience because the other's thread got no CPU.
+    """
     from enginecmp_custom_cuda.persistent import run, schedule
 
     if what == "counter":
-        # The second multiprocessor waits for one signal more of attention than there is.
+        # It waits for one signal more of attention than there is.
         whole = schedule.generate
 
         def broken(*arguments: Any, **more: Any) -> schedule.Schedule:
             plan = whole(*arguments, **more)
             at = next(
-                n for n in range(plan.offsets[1], plan.offsets[2]) if plan.rows[n, 0] & 15 == schedule.Kind.OUTPUT
+                n for n in range(plan.offsets[0], plan.offsets[1]) if plan.rows[n, 0] & 15 == schedule.Kind.OUTPUT
             )
             plan.rows[at, 4] += 1
             return plan
 
         vars(run).update(generate=broken, check=lambda plan: [])
     patience = 3000 if what == "counter" else 0
-    rig, decoder = _start(folder, "RING_BULK", patience=patience)
+    rig, decoder = _start(folder, "RING_BULK", multiprocessors=1, patience=patience)
     try:
         print(rig.run(decoder, 10, 2))
     except EngineError as error:
