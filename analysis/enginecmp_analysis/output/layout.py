@@ -30,9 +30,12 @@ def show_ratio(value: float) -> str:
     return f"{value:.3f}" if 0.1 <= value < 100 else f"{value:.3g}"
 
 
-def show_quantile(value: float, q: float) -> str:
-    """Write a quantile, or how many values it takes."""
-    return f"{value:.4g}" if math.isfinite(value) else f"need {needed_for_quantile(q)}"
+def show_quantile(value: float, q: float, decimals: int | None) -> str:
+    """Write a quantile in at most 9 characters, with its table's decimals where they fit, or how many values it takes."""
+    if not math.isfinite(value):
+        return f"need {needed_for_quantile(q)}"
+    text = f"{value:.4g}" if decimals is None else f"{value:.{decimals}f}"
+    return text if len(text) <= 9 else f"{value:.4g}"
 
 
 def decimals_for(smallest: float) -> int | None:

@@ -146,8 +146,8 @@ def _metric(metric: str, comparisons: list[Comparison], summaries: list[Summary]
     yield f"  {'':{width}}  {'mean [95 % CI]':<{column}}  {'p50':>9}  {'p90':>9}  {'CV':>6}", "dim"
     for s, interval in zip(summaries, intervals, strict=True):
         margin = "! " if s.engine in context.not_comparable else "  "
-        quantiles = f"{show_quantile(s.p50 / unit, 0.5):>9}  {show_quantile(s.p90 / unit, 0.9):>9}"
-        numbers = f"{quantiles}  {show_percent(s.cv_launches):>6}"
+        p50, p90 = show_quantile(s.p50 / unit, 0.5, decimals), show_quantile(s.p90 / unit, 0.9, decimals)
+        numbers = f"{p50:>9}  {p90:>9}  {show_percent(s.cv_launches):>6}"
         yield f"{margin}{shorten(s.engine, width):<{width}}  {interval:<{column}}  {numbers}", ""
 
 
