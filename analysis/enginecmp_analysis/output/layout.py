@@ -31,7 +31,7 @@ def show_ratio(value: float) -> str:
 
 
 def show_quantile(value: float, q: float, decimals: int | None) -> str:
-    """Write a quantile in at most 9 characters, with its table's decimals where they fit, or how many values it takes."""
+    """Write a quantile in 9 characters, with its table's decimals where they fit, or how many values it takes."""
     if not math.isfinite(value):
         return f"need {needed_for_quantile(q)}"
     text = f"{value:.4g}" if decimals is None else f"{value:.{decimals}f}"
