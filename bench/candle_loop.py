@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from enginecmp.errors import CmpError
-from enginecmp.launch import engine_environment
 from enginecmp.plugins import Plugin
+from enginecmp.process import engine_environment
 from enginecmp.types import LoadOptions, ModelInfo
 
 CRATE = Path(__file__).parents[1] / "plugins" / "candle"

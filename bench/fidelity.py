@@ -20,9 +20,11 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from enginecmp.launch import Deadlines, Launch, engine_environment
+from enginecmp.deadlines import Deadlines
+from enginecmp.launch import Launch
 from enginecmp.models.store import resolve
 from enginecmp.plugins import Plugin, discover, find
+from enginecmp.process import engine_environment
 from enginecmp.prompts import PromptSet
 from enginecmp.types import LoadOptions, ModelInfo
 

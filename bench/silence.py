@@ -14,7 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from enginecmp.launch import Deadlines, Launch
+from enginecmp.deadlines import Deadlines
+from enginecmp.launch import Launch
 from enginecmp.models.store import resolve
 from enginecmp.plugins import discover, find
 from enginecmp.prompts import PromptSet

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from enginecmp.deadlines import Deadlines
 from enginecmp.kinds.concurrent import measure
 from enginecmp.kinds.task import Place, Task
-from enginecmp.launch import Deadlines, Launch
+from enginecmp.launch import Launch
 from enginecmp.plan import PlannedLaunch
 from enginecmp.plugins import Plugin, _examine
 from enginecmp.prompts import PromptSet

@@ -18,8 +18,9 @@ import psutil
 import pytest
 from load_cells import fake_queue, loaded, scenario_of, serve
 
+from enginecmp.deadlines import Deadlines
 from enginecmp.kinds.concurrent import LATE_DISPATCH, generator_lagged, measure
-from enginecmp.launch import Deadlines, LaunchFailure
+from enginecmp.launch import LaunchFailure
 from enginecmp.plugins import Plugin
 from enginecmp.scenarios import Overload
 from enginecmp.telemetry.contention import Validity

@@ -14,7 +14,8 @@ import msgspec
 import psutil
 import pytest
 
-from enginecmp.launch import Deadlines, Launch, LaunchFailure
+from enginecmp.deadlines import Deadlines
+from enginecmp.launch import Launch, LaunchFailure
 from enginecmp.plugins import Plugin
 from enginecmp.types import LoadOptions, ModelInfo
 
@@ -154,6 +155,17 @@ def test_a_plugin_that_cannot_be_imported_in_the_worker_is_an_error(fake: Plugin
     plugin = Plugin(name="gone", module="cmp_test_no_such_module", info=fake.info)
     with pytest.raises(LaunchFailure, match="No module named 'cmp_test_no_such_module'"), launch_of(plugin, tmp_path):
         pass
+
+
+def test_an_interpreter_that_is_gone_is_a_failed_launch(fake: Plugin, tmp_path: Path) -> None:
+    python = str(tmp_path / "venv" / "bin" / "python")
+    plugin = Plugin(name="moved", module="cmp_test_moved", python=python, info=fake.info)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(LaunchFailure) as caught:
+        launch_of(plugin, tmp_path)
+    assert str(caught.value) == f"moved: cannot start {python}: No such file or directory; install the engine again"
+    assert (caught.value.status, caught.value.phase) == ("crash", "start")
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 def launch_of(plugin: Plugin, tmp_path: Path) -> Launch:

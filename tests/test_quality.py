@@ -11,8 +11,9 @@ import pytest
 from scipy import stats
 from scipy.special import log_softmax as scipy_log_softmax
 
+from enginecmp.contender import Contender
+from enginecmp.deadlines import Deadlines
 from enginecmp.equivalence import Gate, run_gate, score
-from enginecmp.launch import Contender, Deadlines
 from enginecmp.plugins import Plugin
 from enginecmp.prompts import PromptSet
 from enginecmp.quality import agreement_tokens, negative_log_likelihoods, quality

@@ -5,9 +5,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from enginecmp.contender import Contender
 from enginecmp.environment import usable_cores
 from enginecmp.errors import CmpError, ResultsError
-from enginecmp.launch import Contender
 from enginecmp.noise import machine_of
 from enginecmp.plugins import Plugin
 from enginecmp.tune import store

@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 
 from enginecmp import clock
+from enginecmp.contender import Contender
 from enginecmp.kinds.repeat import check_repeated_prompt
 from enginecmp.kinds.task import Place, Task
-from enginecmp.launch import Contender, Launch, LaunchFailure
+from enginecmp.launch import Launch, LaunchFailure
 from enginecmp.plan import PlannedLaunch, cells_in_block
 from enginecmp.prompts import PromptSet
 from enginecmp.results import LaunchRecord

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from enginecmp.contender import Contender
+from enginecmp.deadlines import Deadlines
 from enginecmp.errors import CmpError, UsageError
-from enginecmp.launch import Contender, Deadlines, Launch, LaunchFailure
+from enginecmp.launch import Launch, LaunchFailure
 from enginecmp.plugins import Plugin
 from enginecmp.protocol import MAX_MESSAGE_BYTES
 from enginecmp.quality import agreement_tokens, log_softmax, negative_log_likelihoods, quality

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
+from enginecmp.contender import Contender
 from enginecmp.errors import ResultsError
-from enginecmp.launch import Contender
 from enginecmp.plan import PlannedLaunch
 from enginecmp.results import MANIFEST, LaunchRecord, finished_launches, read_manifest
 from enginecmp.scenarios import Scenario

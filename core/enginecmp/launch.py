@@ -1,4 +1,4 @@
-"""One launch: a fresh worker process, its deadlines, and its end.
+"""One launch: what is said to a fresh worker process, within which deadlines, and what becomes of it.
 
 The host talks to an engine only through `Launch.call`, which sleeps in `recv` until the answer or the deadline.
 Whatever happens in the worker becomes one `LaunchFailure` here: a status (`error`, `timeout`, `crash`), the
@@ -10,11 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -22,52 +17,17 @@ from typing import Any, Self
 import msgspec
 
 from enginecmp import clock
+from enginecmp.deadlines import Deadlines
 from enginecmp.errors import LaunchError
 from enginecmp.plugins import Plugin
-from enginecmp.protocol import Channel, shared_progress
+from enginecmp.process import WorkerProcess
 from enginecmp.telemetry.contention import between
 from enginecmp.telemetry.memory import MemorySensor
 from enginecmp.telemetry.outside import OutsideSensor
-from enginecmp.types import UNTIMED_DEVICES, LoadOptions, ModelInfo, Status
+from enginecmp.types import LoadOptions, ModelInfo, Status
 
 _STARTUP_SECONDS = 30.0
-_GRACE_SECONDS = 5.0
-
-
-class Deadlines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Longest time that each phase may take before the engine counts as hung, in seconds."""
-
-    load_seconds: float = 300.0
-    prefill_seconds: float = 120.0
-    decode_seconds: float = 300.0
-    score_seconds: float = 600.0
-
-
-class Contender(msgspec.Struct, frozen=True):
-    """One engine of a run, ready to be launched.
-
-    Attributes:
-        label: its name in the run.
-        plugin: where it lives.
-        options: what it is loaded with.
-        tuned: "tuned" where the options hold what `cmp tune` stored for it, else "default".
-    """
-
-    label: str
-    plugin: Plugin
-    options: LoadOptions
-    tuned: str = "default"
-
-    @property
-    def engine_version(self) -> str:
-        """Version of the wrapped engine."""
-        assert self.plugin.info is not None
-        return self.plugin.info.version
-
-    @property
-    def timed(self) -> bool:
-        """Whether its times mean anything on the device that it is loaded on."""
-        return self.options.device not in UNTIMED_DEVICES
+_UNLOAD_SECONDS = 5.0
 
 
 class LaunchFailure(LaunchError):
@@ -124,47 +84,29 @@ class Launch:
         self.plugin = plugin
         self.log = log
         self.options = options
-        self.returncode: int | None = None
-        self.peak_rss_bytes: int | None = None
-        self._oom_kills = _oom_kills()
-        self._killed = False
-        ours, theirs = socket.socketpair()
-        progress_fd, self._progress = shared_progress()
-        guard_read, self._guard = os.pipe()
-        ends = (str(theirs.fileno()), str(progress_fd))
-        if plugin.command:
-            # An executable is no Python: a guardian module runs first and becomes the command.
-            guardian = [sys.executable, "-P", "-m", "enginecmp.guardian", str(guard_read)]
-            command = [*guardian, *plugin.command, *ends]
-        else:
-            python = plugin.python or sys.executable
-            command = [python, "-P", "-m", "enginecmp.worker", *ends, str(guard_read), plugin.module]
         self.ready_ns = 0
         self.loaded: dict[str, Any] = {}
         try:
-            with open(log, "ab") as output:
-                self.launched_ns = clock.now_ns()
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env={**_inherited(), **engine_environment(plugin, options), **(environment or {})},
-                    pass_fds=(theirs.fileno(), progress_fd, guard_read),
-                    start_new_session=True,
-                )
-        except BaseException:
-            ours.close()
-            os.close(self._guard)
-            raise
-        finally:
-            theirs.close()
-            os.close(progress_fd)
-            os.close(guard_read)
-        self._channel = Channel(ours)
+            self._process = WorkerProcess(plugin, log, options, environment or {})
+        except LaunchError as error:
+            msg = f"{label}: {error}"
+            raise LaunchFailure(msg, status="crash", phase="start") from error
+        self._channel = self._process.channel
+        self._progress = self._process.progress
         self.pid = self._process.pid
-        self._outside = OutsideSensor(self.pid) if plugin.command else None
+        self.launched_ns = self._process.launched_ns
         self.memory = MemorySensor(self.pid)
+        self._outside = OutsideSensor(self.pid) if plugin.command else None
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit code of the worker; None while it lives."""
+        return self._process.returncode
+
+    @property
+    def peak_rss_bytes(self) -> int | None:
+        """The most that the worker held; None while it lives."""
+        return self._process.peak_rss_bytes
 
     def __enter__(self) -> Self:
         """Wait until the worker has imported its plugin.
@@ -310,16 +252,8 @@ class Launch:
     def _crash(self) -> LaunchFailure:
         """Reap a worker that closed its end, and say how it died."""
         phase, tokens = self._progress.get()
-        self._reap(_GRACE_SECONDS)
-        if self.returncode is None:
-            how = "closed its channel"
-        elif self.returncode >= 0:
-            how = f"exited with code {self.returncode}"
-        else:
-            name = signal.Signals(-self.returncode).name
-            how = f"was killed by {name}"
-            if -self.returncode == signal.SIGKILL and _oom_kills() > self._oom_kills:
-                how = f"ran out of memory (killed by the kernel at {(self.peak_rss_bytes or 0) / 2**30:.1f} GiB)"
+        self._process.reap()
+        how = self._process.how_it_ended()
         self.kill()
         at = f" after {tokens} tokens" if tokens else ""
         last = last_line(self.log)
@@ -327,57 +261,19 @@ class Launch:
         msg = f"{self.label}: {how} in {phase}{at}{said}; log: {self.log}"
         return LaunchFailure(msg, status="crash", phase=phase, tokens=tokens)
 
-    def _reap(self, timeout_seconds: float) -> None:
-        """Wait for the worker and keep its exit code and peak memory."""
-        end = time.monotonic() + timeout_seconds
-        while self.returncode is None:
-            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
-            if pid:
-                self.returncode = self._process.returncode = os.waitstatus_to_exitcode(status)
-                self.peak_rss_bytes = usage.ru_maxrss * 1024
-            elif time.monotonic() > end:
-                return
-            else:
-                time.sleep(0.005)
-
     def close(self) -> None:
         """Unload if possible, then make sure that nothing of the launch is left."""
-        if not self._killed and self.returncode is None:
+        if not self._process.killed and self.returncode is None:
             with contextlib.suppress(LaunchError):
-                self.call("unload", _GRACE_SECONDS)
+                self.call("unload", _UNLOAD_SECONDS)
             self._channel.close()
-            self._reap(_GRACE_SECONDS)
+            self._process.reap()
         self.kill()
 
     def kill(self) -> None:
         """Kill the whole process group, at once; safe to call twice."""
-        if self._killed:
-            return
-        self._killed = True
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self._reap(_GRACE_SECONDS)
-        self._channel.close()
+        self._process.kill()
         self.memory.close()
-        os.close(self._guard)
-        self._progress.close()
-
-
-def _inherited() -> dict[str, str]:
-    """Return this process's environment without what would make every launch compile its imports again.
-
-    PYTHONDONTWRITEBYTECODE cost PyTorch 9 of the 11 seconds of its `load_seconds`, and native engines nothing.
-    """
-    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-
-
-def engine_environment(plugin: Plugin, options: LoadOptions) -> dict[str, str]:
-    """Return the variables that a plugin wants set before its worker's interpreter starts."""
-    assert plugin.info is not None
-    wanted = dict(plugin.info.environment)
-    if options.numerics == "exact":
-        wanted |= plugin.info.exact_environment
-    return {name: value.replace("{threads}", str(options.threads)) for name, value in wanted.items()}
 
 
 def last_line(log: Path) -> str:
@@ -390,15 +286,3 @@ def last_line(log: Path) -> str:
     except OSError:
         return ""
     return lines[-1][:160] if lines else ""
-
-
-def _oom_kills() -> int:
-    """Return how many processes this kernel has killed for lack of memory."""
-    try:
-        with open("/proc/vmstat", "rb") as file:
-            for line in file:
-                if line.startswith(b"oom_kill "):
-                    return int(line.split()[1])
-    except OSError:
-        pass
-    return 0

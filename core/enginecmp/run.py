@@ -17,14 +17,15 @@ from typing import Any
 import msgspec
 
 from enginecmp import doctor, equivalence
+from enginecmp.contender import Contender
 from enginecmp.drive import Driver
 from enginecmp.environment import describe_environment
 from enginecmp.errors import CmpError, ResultsError
 from enginecmp.estimate import Pace
-from enginecmp.launch import Contender, engine_environment
 from enginecmp.models.info import recorded_shape
 from enginecmp.plan import PlannedLaunch, plan_launches
 from enginecmp.plugins import Plugin, sensor_modules
+from enginecmp.process import engine_environment
 from enginecmp.prompts import PromptSet
 from enginecmp.results import (
     CALIBRATION,

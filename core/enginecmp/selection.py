@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from enginecmp.contender import Contender
 from enginecmp.environment import usable_cores
 from enginecmp.errors import CmpError, UsageError, did_you_mean
-from enginecmp.launch import Contender
 from enginecmp.plugins import Plugin, find
 from enginecmp.types import LoadOptions, ModelInfo, Probe
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from enginecmp.contender import Contender
 from enginecmp.errors import CmpError
-from enginecmp.launch import Contender
 from enginecmp.plan import PlannedLaunch
 from enginecmp.results import LaunchRecord
 from enginecmp.scenarios import Scenario

@@ -1,6 +1,6 @@
 """The worker: one process, one plugin, one engine, driven by messages and timed by one clock.
 
-Started by `enginecmp.launch` as `python -P -m enginecmp.worker FD PROGRESS_FD GUARD_FD MODULE`, in a session of
+Started by `enginecmp.process` as `python -P -m enginecmp.worker FD PROGRESS_FD GUARD_FD MODULE`, in a session of
 its own, with the engine's environment variables already set. It ends when the host closes the socket; if the
 host is killed, a guardian process kills the whole process group, engine's children included.
 

@@ -19,7 +19,7 @@ from enginecmp.scenarios.fit import describe
 from enginecmp.types import ModelInfo
 
 if TYPE_CHECKING:
-    from enginecmp.launch import Contender
+    from enginecmp.contender import Contender
     from enginecmp.run import RunRequest
 
 _WAIT_LIMIT_SECONDS = 600.0
@@ -118,7 +118,7 @@ def make_request(
             probe=lambda plugin, device, given: probe(plugin, device, Path(logs), given),
             say=say,
         )
-    contenders, untimed = _by_what_is_timed(contenders)
+    contenders, untimed = by_what_is_timed(contenders)
     if not contenders:
         scenario = gate_only(scenario)
     if arguments["tuned"] != "default":
@@ -143,7 +143,7 @@ def make_request(
     )
 
 
-def _by_what_is_timed(contenders: list[Contender]) -> tuple[list[Contender], list[Contender]]:
+def by_what_is_timed(contenders: list[Contender]) -> tuple[list[Contender], list[Contender]]:
     """Return the engines that will be timed, and those that only the gate looks at; the latter are told."""
     untimed = [contender for contender in contenders if not contender.timed]
     for contender in untimed:

@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 
 from enginecmp.cli.console import say
+from enginecmp.contender import Contender
 from enginecmp.equivalence import NOT_COMPARABLE
 from enginecmp.errors import CmpError
 from enginecmp.estimate import duration
-from enginecmp.launch import Contender
 from enginecmp.results import finished_launches, read_manifest
 from enginecmp.run import RunRequest, execute, new_run_id
 from enginecmp.tune.candidates import Candidate, with_changes

@@ -15,6 +15,7 @@ import msgspec
 from enginecmp.cli.console import say
 from enginecmp.cli.options import read_share
 from enginecmp.cli.prepare import (
+    by_what_is_timed,
     check_idle,
     choose_seed,
     exact_of,
@@ -160,7 +161,7 @@ def _after(arguments: dict[str, Any], folder: Path, saved: Path | None) -> int:
 def _resume(arguments: dict[str, Any]) -> int:
     from enginecmp import run
     from enginecmp.baselines import check_name, engine_or_saved
-    from enginecmp.launch import Contender
+    from enginecmp.contender import Contender
     from enginecmp.plugins import discover, find
     from enginecmp.results import ResultsFolder, read_manifest
     from enginecmp.selection import unfit
@@ -199,11 +200,11 @@ def _resume(arguments: dict[str, Any]) -> int:
                 raise CmpError(msg)
             tuned = engine.options.get("tuned", "default")
             contenders.append(Contender(engine.name, plugin, run.stored_options(engine), tuned))
-        untimed = [contender for contender in contenders if not contender.timed]
+        contenders, untimed = by_what_is_timed(contenders)
         request = run.RunRequest(
             scenario=scenario,
             model=model,
-            contenders=[contender for contender in contenders if contender.timed],
+            contenders=contenders,
             untimed=untimed,
             baseline=manifest.baseline,
             seed=manifest.seed,

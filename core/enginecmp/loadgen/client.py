@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from enginecmp import clock
-from enginecmp.launch import Deadlines, Launch
+from enginecmp.deadlines import Deadlines
+from enginecmp.launch import Launch
 from enginecmp.loadgen.board import Board, Field, Header, Stop, new_board
 
 _START_SECONDS = 30.0

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from enginecmp import clock
-from enginecmp.launch import Deadlines, Launch, LaunchFailure
+from enginecmp.deadlines import Deadlines
+from enginecmp.launch import Launch, LaunchFailure
 from enginecmp.loadgen.board import FIELDS, Field, Header
 from enginecmp.loadgen.client import Generator
 from enginecmp.loadgen.desk import Desk, serve_queue

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
+from enginecmp.deadlines import Deadlines
 from enginecmp.errors import UsageError, did_you_mean
-from enginecmp.launch import Deadlines
 from enginecmp.scenarios.check import check
 from enginecmp.scenarios.scenario import Expectation, Limits, Overload, Profile, Scenario
 from enginecmp.scenarios.variants import VARIANTS

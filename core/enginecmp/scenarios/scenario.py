@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from enginecmp.launch import Deadlines
+from enginecmp.deadlines import Deadlines
 from enginecmp.telemetry.contention import Validity
 from enginecmp.types import Arrival, Cell
 

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from enginecmp.launch import Deadlines, Launch
+from enginecmp.deadlines import Deadlines
+from enginecmp.launch import Launch
 from enginecmp.models.store import resolve
 from enginecmp.models.synth import write_synth
 from enginecmp.plugins import Plugin, discover, find

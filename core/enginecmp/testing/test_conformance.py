@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from enginecmp.contender import Contender
 from enginecmp.equivalence import REFERENCE_ENGINE, divergence, exact_threshold, score
-from enginecmp.launch import Contender, Launch, LaunchFailure
+from enginecmp.launch import Launch, LaunchFailure
 from enginecmp.models.synth import write_synth
 from enginecmp.plugins import Plugin, discover
 from enginecmp.testing.conftest import DEADLINES, Subject

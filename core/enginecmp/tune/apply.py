@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
+from enginecmp.contender import Contender
 from enginecmp.environment import describe_environment
 from enginecmp.errors import CmpError
-from enginecmp.launch import Contender
 from enginecmp.tune import store
 from enginecmp.tune.candidates import THREADS, with_changes
 from enginecmp.types import ModelInfo

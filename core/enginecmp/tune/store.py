@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from enginecmp.contender import Contender
 from enginecmp.errors import ResultsError
-from enginecmp.launch import Contender
 from enginecmp.noise import machine_of
 from enginecmp.results import write_atomically
 from enginecmp.types import ModelInfo
