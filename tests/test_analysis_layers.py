@@ -27,7 +27,7 @@ def test_the_way_to_a_table_imports_no_scipy() -> None:
     code = (
         "import sys, enginecmp.cli.stats, enginecmp_analysis.data.load, enginecmp_analysis.report, "
         "enginecmp_analysis.output.table, enginecmp_analysis.output.export; "
-        "print([name for name in ('scipy', 'rich', 'polars') if name in sys.modules])"
+        "print([name for name in ('scipy', 'rich', 'plotly') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -18,6 +18,7 @@ VERBS = {
     "run": "Measure engines against each other.",
     "stats": "Turn samples into verdicts.",
     "tune": "Find the best settings of an engine on this machine.",
+    "report": "Draw verdicts, launches and distributions in one HTML file.",
     "compare": "Say whether a new run is slower than an old one.",
     "selftest": "Compare an engine with itself: the noise floor of this machine.",
     "import": "Bring results of other tools into this format.",

@@ -1,0 +1,63 @@
+"""`cmp report`: verdicts and pictures in one HTML file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import click
+
+from enginecmp.cli.console import say
+from enginecmp.cli.options import read_share
+from enginecmp.errors import CmpError
+
+
+@click.command("report")
+@click.argument("paths", nargs=-1, type=click.Path())
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="Written."
+)
+@click.option("--baseline", metavar="ENGINE", help="Compare with this engine instead of the run's own baseline.")
+@click.option("--pairs", is_flag=True, help="Compare every engine with every other one.")
+@click.option(
+    "--margin", callback=read_share, default="3%", show_default=True, help="Differences below this are equivalent."
+)
+@click.option("--include-flagged", is_flag=True, help="Count flagged samples too; no verdicts then.")
+def command(
+    paths: tuple[str, ...], output: Path, baseline: str | None, pairs: bool, margin: float, include_flagged: bool
+) -> None:
+    """Draw what `cmp stats` says, in one HTML file that needs no network.
+
+    PATHS are run folders or folders of runs (default: results).
+    """
+    from enginecmp_analysis.data.load import load_runs
+    from enginecmp_analysis.decisions.decide import Questions, decide_more
+    from enginecmp_analysis.pictures.page import to_page
+    from enginecmp_analysis.report import Options, analyse
+
+    options = Options(baseline=baseline, pairs=pairs, margin=margin, include_flagged=include_flagged)
+    analysis = analyse(load_runs(paths or ("results",)), options)
+    decide_more(analysis, options, Questions())
+    _write(output, to_page(analysis, margin))
+    say(f"{output}: open it in a browser")
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file whole, or leave it as it was.
+
+    Raises:
+        CmpError: it cannot be written.
+    """
+    scratch = None
+    try:
+        with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+            scratch = file.name
+            file.write(text)
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except OSError as error:
+        if scratch is not None:
+            Path(scratch).unlink(missing_ok=True)
+        msg = f"{path}: cannot be written ({error.strerror}); name another file with --output"
+        raise CmpError(msg) from error
