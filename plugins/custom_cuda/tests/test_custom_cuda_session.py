@@ -122,10 +122,10 @@ def test_a_prompt_in_a_low_row_changes_places_with_a_sequence_that_generates(
     from enginecmp_custom_cuda.engine.batching import Piece
 
     assert passes._rows == {0: 0, 1: 1}
-    (token,) = passes.run([Piece(1, np.array([answers["b"][0]], np.int32), 9, True)])
+    (token,) = passes.enqueue([Piece(1, np.array([answers["b"][0]], np.int32), 9, True)])()
     assert token == wanted[1]
     assert passes._rows == {0: 1, 1: 0}
-    (token,) = passes.run([Piece(0, np.array([answers["a"][0]], np.int32), 9, True)])
+    (token,) = passes.enqueue([Piece(0, np.array([answers["a"][0]], np.int32), 9, True)])()
     assert token == wanted[1]
 
 

@@ -3,10 +3,15 @@
 A pass of the device is a list of pieces, each some neighbouring tokens of one sequence: one token of everything that
 generates, and a bounded part of the prompts that wait. How a pass is computed is the runner's business, so this module
 knows no device.
+
+While the same sequences generate, passes are enqueued before the ids of those before them have come back: only the
+device needs them. Nothing is enqueued past a prompt that waits. So a request that is submitted waits for the passes
+that are under way then, fewer than `ahead`, and one that takes the place of another for one pass.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -18,13 +23,20 @@ from enginecmp import Request
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+AWAITED = -1
+"""In an id's place: what the pass before answers for the sequence."""
+
+AROUND_END = 2
+"""Most passes under way where a sequence ends in one of them. With one the device would wait for the host at every
+end; with more the slot that becomes free would stand empty for longer."""
+
 
 class Piece(NamedTuple):
     """Neighbouring tokens of one sequence.
 
     Attributes:
         slot: of the sequence.
-        ids: int32, (n,), n >= 1.
+        ids: int32, (n,), n >= 1; or `AWAITED` alone.
         start: position of the first.
         answers: whether the id after the last one is wanted.
     """
@@ -46,8 +58,20 @@ class Runner(Protocol):
         """Forget the sequence in a slot."""
         ...
 
-    def run(self, pieces: Sequence[Piece]) -> list[int]:
-        """Compute one pass; return the most likely next id of every piece that answers, in order, the device done."""
+    def follows(self, pieces: Sequence[Piece]) -> bool:
+        """Return whether a pass of awaited ids can be enqueued behind the last pass."""
+        ...
+
+    def enqueue(self, pieces: Sequence[Piece]) -> Callable[[], list[int]]:
+        """Begin a pass behind those that are under way.
+
+        Args:
+            pieces: each of another sequence; with awaited ids only where they follow.
+
+        Returns:
+            What waits for the most likely next id of every piece that answers, in order. It is called once, in the
+            order of the passes.
+        """
         ...
 
 
@@ -58,17 +82,36 @@ class _Running(msgspec.Struct):
         id: of the request.
         slot: where its keys and values are.
         prompt: int32, (T,).
-        left: tokens still to generate.
-        position: tokens in the cache; below T the prompt is not through yet.
-        token: the last one generated.
+        left: tokens still to hand out, never 0.
+        awaited: how many of them are under way.
+        position: tokens in the cache or on their way there.
+        token: the last one handed out.
     """
 
     id: str
     slot: int
     prompt: NDArray[np.int32]
     left: int
+    awaited: int = 0
     position: int = 0
     token: int = 0
+
+    @property
+    def generates(self) -> bool:
+        """Whether nothing of its prompt waits."""
+        return self.position >= len(self.prompt)
+
+    @property
+    def ends(self) -> bool:
+        """Whether its last token is under way."""
+        return self.awaited == self.left
+
+
+class _Pass(NamedTuple):
+    """A pass under way: which requests get an id, and what waits for the ids."""
+
+    answering: list[_Running]
+    wait: Callable[[], list[int]]
 
 
 class Batching:
@@ -79,6 +122,7 @@ class Batching:
         max_sequences: most requests at once.
         chunk_tokens: most tokens of a pass.
         check_room: raises for a request that can never fit.
+        ahead: most passes under way.
     """
 
     def __init__(
@@ -87,11 +131,14 @@ class Batching:
         max_sequences: int,
         chunk_tokens: int,
         check_room: Callable[[Sequence[int], int], None],
+        ahead: int,
     ) -> None:
         self._runner = runner
         self._max_sequences = max_sequences
         self._check_room = check_room
+        self._ahead = ahead
         self._running: list[_Running] = []
+        self._under_way: deque[_Pass] = deque()
         self._free = list(range(max_sequences))
         self._chunk = chunk_tokens
         # Prompts beside running sequences make those wait for the whole pass, so they get half as much of it.
@@ -99,7 +146,7 @@ class Batching:
 
     @property
     def tokens(self) -> int:
-        """Tokens in the cache, of all requests in flight."""
+        """Tokens in the cache or on their way there, of all requests in flight."""
         return sum(running.position for running in self._running)
 
     def submit(self, request: Request) -> bool:
@@ -121,49 +168,75 @@ class Batching:
         return True
 
     def step(self) -> list[tuple[str, int]]:
-        """Compute passes until there are new tokens, and return their (request id, token id) pairs.
+        """Wait for passes until there are new tokens, and return their (request id, token id) pairs.
 
-        Only a pass that carries nothing but the middle of a long prompt gives none.
+        Only a pass that carries nothing but the middle of a long prompt gives none. Up to `ahead` - 1 later passes are
+        under way on return.
         """
         while self._running:
-            if pairs := self._advance():
+            self._enqueue_ahead()
+            if pairs := self._take():
                 return pairs
         return []
 
     def clear(self) -> None:
-        """Forget all requests."""
+        """Forget all requests and what is under way for them, which has ended."""
         for running in self._running:
             self._runner.release(running.slot)
         self._running.clear()
+        self._under_way.clear()
         self._free = list(range(self._max_sequences))
 
-    def _advance(self) -> list[tuple[str, int]]:
-        pieces: list[Piece] = []
-        answering: list[_Running] = []
-        advanced: list[tuple[_Running, int]] = []
+    def _enqueue_ahead(self) -> None:
+        if not self._under_way:
+            tokens = self._tokens()
+            self._enqueue(tokens + self._prompts(len(tokens)))
+        while len(self._under_way) < self._most_under_way():
+            tokens = self._tokens()
+            if not tokens or not self._runner.follows([piece for _, piece in tokens]):
+                return
+            self._enqueue(tokens)
+
+    def _most_under_way(self) -> int:
+        if not all(running.generates for running in self._running):
+            return 0  # whoever waits goes on with the next pass
+        return min(self._ahead, AROUND_END) if any(running.ends for running in self._running) else self._ahead
+
+    def _tokens(self) -> list[tuple[_Running, Piece]]:
+        """Return the next token of everything that generates."""
+        return [
+            (each, Piece(each.slot, np.array([AWAITED if each.awaited else each.token], np.int32), each.position, True))
+            for each in self._running
+            if each.generates and not each.ends
+        ]
+
+    def _prompts(self, beside: int) -> list[tuple[_Running, Piece]]:
+        """Return what a pass takes of the prompts that wait, oldest first, beside so many tokens of others."""
+        budget = min(self._chunk_beside, max(1, self._chunk - beside)) if beside else self._chunk
+        found = []
         for running in self._running:
-            if running.position >= len(running.prompt):
-                pieces.append(Piece(running.slot, np.array([running.token], np.int32), running.position, True))
-                answering.append(running)
-                advanced.append((running, 1))
-        budget = self._chunk_beside if pieces else self._chunk
-        budget = min(budget, max(1, self._chunk - len(pieces)))
-        for running in self._running:  # oldest first
             part = running.prompt[running.position : running.position + budget]
-            if running.position >= len(running.prompt) or not len(part):
+            if not len(part):
                 continue
             budget -= len(part)
             last = running.position + len(part) == len(running.prompt)
-            pieces.append(Piece(running.slot, part, running.position, last))
-            advanced.append((running, len(part)))
-            if last:
-                answering.append(running)
-        tokens = self._runner.run(pieces)
-        for running, count in advanced:
-            running.position += count
+            found.append((running, Piece(running.slot, part, running.position, last)))
+        return found
+
+    def _enqueue(self, parts: Sequence[tuple[_Running, Piece]]) -> None:
+        wait = self._runner.enqueue([piece for _, piece in parts])
+        for running, piece in parts:
+            running.position += len(piece.ids)
+            running.awaited += piece.answers
+        self._under_way.append(_Pass([running for running, piece in parts if piece.answers], wait))
+
+    def _take(self) -> list[tuple[str, int]]:
+        """Wait for the oldest pass under way."""
+        answering, wait = self._under_way.popleft()
         pairs = []
-        for running, token in zip(answering, tokens, strict=True):
+        for running, token in zip(answering, wait(), strict=True):
             running.token = token
+            running.awaited -= 1
             running.left -= 1
             pairs.append((running.id, token))
             if running.left == 0:

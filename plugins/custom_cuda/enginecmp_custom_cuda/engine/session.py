@@ -13,16 +13,19 @@ from enginecmp import ContextOverflow, EngineError, LoadOptions, ModelInfo, read
 from ..config import read_config
 from ..device import LostDeviceError, open_device
 from ..weights.model import load_model
+from .answers import Answers
 from .batching import Batching
 from .building import decoding_of, largest_step, launcher_of, prefill_of, spare_bytes, steps_of
 from .decode import DecodeBuffers, DecodeStep
 from .gemm import round_up
+from .narrow import NarrowSteps
 from .pages import Cache
-from .passes import WIDE_STEP, Answers, Passes
+from .passes import Passes
 from .programs import Programs
 from .recorder import Recorder
 from .sampling import Draws, Strategy
 from .stream import SLOT
+from .wide import WIDE_STEP, WideSteps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,8 +81,10 @@ class Session:
         self.step = self.steps[1]
         self._launcher = launcher_of(device, self.model, self.cache, settings, self._decoding, self.step)
         answers = Answers(device, self.model, self.prefiller, wide)
-        self._passes = Passes(device, self.cache, self.prefiller, answers, self.steps, self.buffers, graphs=graphs)
-        self.batching = Batching(self._passes, sequences, chunk, self.check_room)
+        few = NarrowSteps(self.steps, self.buffers, graphs=graphs)
+        many = WideSteps(device, self.model, self.prefiller, answers, self._decoding, sequences, graphs=graphs)
+        self._passes = Passes(self.cache, self.prefiller, answers, few, many)
+        self.batching = Batching(self._passes, sequences, chunk, self.check_room, settings.ahead)
         self._scorer: tuple[Launcher, int] | None = None
         self.recorder = Recorder(device)
         self._events = {name: device.event() for name in ("prompt", "first", "last")}

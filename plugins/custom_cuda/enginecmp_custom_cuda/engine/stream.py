@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -11,6 +12,11 @@ if TYPE_CHECKING:
 
 SLOT = 0
 """Of a sequence that runs alone."""
+
+
+def launch_of(step: DecodeStep, *, graph: bool) -> Callable[[], None]:
+    """Return what launches a step: as one graph, or kernel by kernel."""
+    return step.graph().launch if graph else step.enqueue
 
 
 class Launcher(Protocol):
@@ -53,7 +59,7 @@ class Steps:
     def __init__(self, device: Device, step: DecodeStep, *, graph: bool) -> None:
         self._device = device
         self._step = step
-        self._launch = step.graph().launch if graph else step.enqueue
+        self._launch = launch_of(step, graph=graph)
 
     def begin(self, position: int, x: int) -> None:
         """Take a sequence in after its prompt."""
