@@ -137,13 +137,6 @@ def test_quantizations_that_are_not_there_are_derived(
     assert set(manifests(tmp_path / "results")) == {"Q4_0", "Q8_0"}
 
 
-@pytest.mark.parametrize("option", [["--model", "x"], ["--save-baseline", "x"]])
-def test_options_about_one_run_do_not_go_with_a_matrix(cmp: CommandLine, line: list[str], option: list[str]) -> None:
-    done = cmp(*line, "--matrix", "a,b", *option)
-    assert done.returncode == 2
-    assert option[0] in done.stderr
-
-
 def test_quality_only_times_nothing_and_fails_where_limits_are_broken(
     cmp: CommandLine, line: list[str], tiny: ModelInfo, tmp_path: Path
 ) -> None:
@@ -165,9 +158,3 @@ def test_quality_only_times_nothing_and_fails_where_limits_are_broken(
     assert [entry["verdict"] for entry in entries] == ["reference", "equivalent"]
     assert entries[1]["greedy_agreement_tokens"] == 32
     assert cmp("stats", "alone").returncode == 0
-
-
-def test_quality_only_without_a_gate_is_refused(cmp: CommandLine, line: list[str], tiny: ModelInfo) -> None:
-    done = cmp(*line, "--model", tiny.path, "--engines", "fake", "--quality-only", "--no-gate")
-    assert done.returncode == 2
-    assert "--no-gate" in done.stderr

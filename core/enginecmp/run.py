@@ -7,25 +7,20 @@ with status "complete". Ctrl-C, a full disk or kill -9 at any moment leaves a ru
 from __future__ import annotations
 
 import contextlib
-import secrets
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from enginecmp import doctor, equivalence
 from enginecmp.contender import Contender
 from enginecmp.drive import Driver
-from enginecmp.environment import describe_environment
 from enginecmp.errors import CmpError, ResultsError
 from enginecmp.estimate import Pace
-from enginecmp.models.info import recorded_shape
+from enginecmp.manifest import new_manifest
 from enginecmp.plan import PlannedLaunch, plan_launches
 from enginecmp.plugins import Plugin, sensor_modules
-from enginecmp.process import engine_environment
 from enginecmp.prompts import PromptSet
 from enginecmp.results import (
     CALIBRATION,
@@ -42,7 +37,7 @@ from enginecmp.sweep import calibrate, described
 from enginecmp.telemetry.bandwidth import probe
 from enginecmp.telemetry.memory import reset_peak
 from enginecmp.telemetry.watch import Telemetry
-from enginecmp.types import SCHEMA, Equivalence, LoadOptions, Manifest, ModelInfo, RunEngine, RunModel, Sample
+from enginecmp.types import Equivalence, Manifest, ModelInfo, Sample
 
 MIN_BLOCKS = 10
 """An adaptive run never stops earlier: intervals from five blocks on cover 92 %, from ten 95 %."""
@@ -110,64 +105,6 @@ class Outcome(msgspec.Struct, kw_only=True):
     failed: list[LaunchRecord]
     flagged: dict[str, int]
     given_up: list[str]
-
-
-def new_run_id(scenario: str) -> str:
-    """Return a name for a run's folder: when, what, and four random digits."""
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{scenario}-{secrets.token_hex(2)}"
-
-
-def new_manifest(request: RunRequest, run_id: str) -> Manifest:
-    """Return the manifest of a run that is about to start."""
-    model = request.model
-    return Manifest(
-        schema=SCHEMA,
-        run_id=run_id,
-        created_utc=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        status="running",
-        seed=request.seed,
-        scenario=msgspec.to_builtins(request.scenario),
-        model=RunModel(
-            name=model.name,
-            sha256=model.sha256,
-            architecture=model.architecture,
-            parameters=model.parameters,
-            quantization=model.quantization,
-            bytes=model.bytes,
-            shape=recorded_shape(model),
-        ),
-        baseline=request.baseline,
-        engines=[_describe_engine(contender) for contender in request.everybody],
-        environment=describe_environment(tuple(c.plugin.distribution for c in request.everybody)),
-    )
-
-
-def _describe_engine(contender: Contender) -> RunEngine:
-    plugin = contender.plugin
-    assert plugin.info is not None
-    options: dict[str, Any] = {
-        "engine": plugin.name,
-        "plugin": plugin.distribution or plugin.origin,
-        "plugin_version": plugin.version,
-        **msgspec.to_builtins(contender.options),
-        "tuned": contender.tuned,
-        "batching": "own" if plugin.batches else "queue",
-        **({} if contender.timed else {"timed": False}),
-        "environment": engine_environment(plugin, contender.options),
-        "limits": list(plugin.info.limits),
-    }
-    return RunEngine(
-        name=contender.label,
-        version=contender.engine_version,
-        device=contender.options.device,
-        options=options,
-    )
-
-
-def stored_options(engine: RunEngine) -> LoadOptions:
-    """Return the load options that a manifest recorded for an engine."""
-    known = {key: value for key, value in engine.options.items() if key in LoadOptions.__struct_fields__}
-    return msgspec.convert(known, LoadOptions)
 
 
 def execute(

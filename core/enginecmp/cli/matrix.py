@@ -20,8 +20,6 @@ from enginecmp.types import ModelInfo
 if TYPE_CHECKING:
     from enginecmp.run import RunRequest
 
-_ALONE = {"model_name": "--model", "save_baseline": "--save-baseline", "resume": "--resume"}
-
 
 class MatrixRun(msgspec.Struct, kw_only=True):
     """One run of a matrix: one file.
@@ -79,10 +77,6 @@ def measure_matrix(arguments: dict[str, Any]) -> int:
     from enginecmp.cli.run import measure
     from enginecmp.estimate import duration, expected_seconds
 
-    for key, option in _ALONE.items():
-        if arguments[key] is not None:
-            msg = f"--matrix: measures several files, and {option} is about one run; leave one of them out"
-            raise UsageError(msg)
     names = names_of(arguments["matrix"])
     arguments = {**arguments, "seed": choose_seed(arguments)}
     done: list[MatrixRun] = []

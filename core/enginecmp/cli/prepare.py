@@ -48,9 +48,6 @@ def make_scenario(arguments: dict[str, Any], plugins: list[Plugin]) -> Scenario:
         if arguments[key] is not None:
             changes[key] = arguments[key]
     if arguments["quality_only"]:
-        if arguments["no_gate"] or arguments["adaptive"]:
-            msg = "--quality-only: is the gate without launches; leave --no-gate and --adaptive out"
-            raise UsageError(msg)
         return gate_only(msgspec.structs.replace(scenario, **changes))
     return msgspec.structs.replace(scenario, **changes)
 

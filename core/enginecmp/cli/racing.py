@@ -14,8 +14,9 @@ from enginecmp.contender import Contender
 from enginecmp.equivalence import NOT_COMPARABLE
 from enginecmp.errors import CmpError
 from enginecmp.estimate import duration
+from enginecmp.manifest import new_run_id
 from enginecmp.results import finished_launches, read_manifest
-from enginecmp.run import RunRequest, execute, new_run_id
+from enginecmp.run import RunRequest, execute
 from enginecmp.tune.candidates import Candidate, with_changes
 from enginecmp_analysis.data.load import load_runs
 from enginecmp_analysis.metrics import METRICS

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from enginecmp.cli.conflicts import refuse_conflicts
 from enginecmp.cli.console import say
 from enginecmp.cli.options import read_share
 from enginecmp.cli.prepare import (
-    by_what_is_timed,
     check_idle,
     choose_seed,
     exact_of,
@@ -25,8 +25,7 @@ from enginecmp.cli.prepare import (
     make_scenario,
     print_plan,
 )
-from enginecmp.errors import CmpError, ResultsError
-from enginecmp.scenarios import Scenario
+from enginecmp.errors import CmpError
 from enginecmp.scenarios.fit import fit
 
 if TYPE_CHECKING:
@@ -72,7 +71,8 @@ NATS = click.FloatRange(min=0, min_open=True)
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Finish an interrupted run.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and the time it will take.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
-def command(**arguments: Any) -> int:
+@click.pass_context
+def command(context: click.Context, /, **arguments: Any) -> int:
     """Launch every engine many times in random order, and write down when each token came.
 
     Each engine is first held against a reference, then launched once per block in a process of its own. What is
@@ -82,9 +82,12 @@ def command(**arguments: Any) -> int:
     With the name of a saved run as --baseline, the new run is compared with it afterwards; a confirmed critical
     regression exits with 3.
     """
+    refuse_conflicts(context)
     with terminated_like_interrupted():
         if arguments["resume"] is not None:
-            return _resume(arguments)
+            from enginecmp.cli.resume import resume
+
+            return resume(arguments)
         if arguments["matrix"] is not None:
             from enginecmp.cli.matrix import measure_matrix
 
@@ -93,7 +96,6 @@ def command(**arguments: Any) -> int:
 
 
 def _start(arguments: dict[str, Any]) -> int:
-    from enginecmp import run
     from enginecmp.baselines import check_name, engine_or_saved
     from enginecmp.estimate import expected_seconds
     from enginecmp.plugins import discover
@@ -109,14 +111,15 @@ def _start(arguments: dict[str, Any]) -> int:
     request.baseline, saved = engine_or_saved(arguments["baseline"], request.labels, arguments["out"])
     if saved is not None:
         from enginecmp.cli.compare import check_conditions
+        from enginecmp.manifest import new_manifest
 
-        check_conditions(saved, run.new_manifest(request, "new"))
+        check_conditions(saved, new_manifest(request, "new"))
     seconds, basis = expected_seconds(scenario, model, request.contenders, arguments["out"])
     if arguments["dry_run"]:
         print_plan(request, seconds, basis)
         return 0
     folder = measure(arguments, request, seconds, basis)
-    return _after(arguments, folder, saved)
+    return after(arguments, folder, saved)
 
 
 def measure(arguments: dict[str, Any], request: RunRequest, seconds: float, basis: str) -> Path:
@@ -128,23 +131,23 @@ def measure(arguments: dict[str, Any], request: RunRequest, seconds: float, basi
         seconds: how long the launches will take.
         basis: what that rests on.
     """
-    from enginecmp import run
     from enginecmp.estimate import duration
+    from enginecmp.manifest import new_run_id
     from enginecmp.results import ResultsFolder
 
     if request.reference is not None:
         request.exact = exact_of(request.model)
     with ResultsFolder(arguments["out"]):
-        folder: Path = arguments["out"] / run.new_run_id(request.scenario.name)
+        folder: Path = arguments["out"] / new_run_id(request.scenario.name)
         takes = f"about {duration(seconds)} and the gate ({basis})" if request.scenario.blocks else "the gate alone"
         say(f"{folder}: {headline(request)}; {takes}")
         if request.scenario.blocks:
             check_idle(arguments["wait_idle"])
-        _execute(request, folder, None, arguments["as_json"])
+        execute(request, folder, None, arguments["as_json"])
     return folder
 
 
-def _after(arguments: dict[str, Any], folder: Path, saved: Path | None) -> int:
+def after(arguments: dict[str, Any], folder: Path, saved: Path | None) -> int:
     """Save the finished run under the name asked for, compare it with a saved one, and return the exit code."""
     from enginecmp import baselines
 
@@ -158,68 +161,19 @@ def _after(arguments: dict[str, Any], folder: Path, saved: Path | None) -> int:
     return compare_with_saved(saved, folder, say)
 
 
-def _resume(arguments: dict[str, Any]) -> int:
-    from enginecmp import run
-    from enginecmp.baselines import check_name, engine_or_saved
-    from enginecmp.contender import Contender
-    from enginecmp.plugins import discover, find
-    from enginecmp.results import ResultsFolder, read_manifest
-    from enginecmp.selection import unfit
+def execute(request: RunRequest, folder: Path, manifest: Manifest | None, as_json: bool) -> None:
+    """Run and tell the outcome.
 
-    folder: Path = arguments["resume"]
-    with ResultsFolder(folder.parent):
-        manifest = read_manifest(folder)
-        if manifest.status == "complete":
-            say(f"{folder}: is complete, nothing to resume")
-            return 0
-        labels = [engine.name for engine in manifest.engines if engine.options.get("timed", True)]
-        if arguments["save_baseline"] is not None:
-            check_name(arguments["save_baseline"], labels)
-        _, saved = engine_or_saved(arguments["baseline"], labels, folder.parent)
-        scenario = msgspec.convert(manifest.scenario, Scenario)
-        model = find_model(arguments["model_name"] or manifest.model.name)
-        if model.sha256 != manifest.model.sha256:
-            msg = (
-                f"{folder}: was made with a file of SHA-256 {manifest.model.sha256[:12]}…, "
-                f"{model.name} has {model.sha256[:12]}…; name the right file with --model"
-            )
-            raise ResultsError(msg)
-        plugins = discover()
-        contenders = []
-        for engine in manifest.engines:
-            plugin = find(engine.options.get("engine", engine.name), plugins)
-            assert plugin.info is not None
-            if plugin.info.version != engine.version:
-                msg = (
-                    f"{folder}: was made with {engine.name} {engine.version}, installed is {plugin.info.version}; "
-                    "install that version again or start a new run"
-                )
-                raise ResultsError(msg)
-            if reason := unfit(plugin, model):
-                msg = f"{engine.name}: {reason}"
-                raise CmpError(msg)
-            tuned = engine.options.get("tuned", "default")
-            contenders.append(Contender(engine.name, plugin, run.stored_options(engine), tuned))
-        contenders, untimed = by_what_is_timed(contenders)
-        request = run.RunRequest(
-            scenario=scenario,
-            model=model,
-            contenders=contenders,
-            untimed=untimed,
-            baseline=manifest.baseline,
-            seed=manifest.seed,
-            sensors=not arguments["no_sensors"],
-        )
-        if scenario.gate and not manifest.equivalence:
-            request.reference = find(arguments["reference"], plugins)
-            request.exact = exact_of(model)
-        say(f"{folder}: resuming: {headline(request)}")
-        check_idle(arguments["wait_idle"])
-        _execute(request, folder, manifest, arguments["as_json"])
-        return _after(arguments, folder, saved)
+    Args:
+        request: what to do.
+        folder: of the run.
+        manifest: of an earlier start of it, when resuming.
+        as_json: print the outcome as JSON too.
 
-
-def _execute(request: RunRequest, folder: Path, manifest: Manifest | None, as_json: bool) -> None:
+    Raises:
+        KeyboardInterrupt: after telling how to go on.
+        CmpError: no engine could be measured.
+    """
     from enginecmp import run
 
     try:
