@@ -26,6 +26,7 @@ _HOMES = {
         "did_you_mean",
     ),
     "enginecmp.models.gguf_file": ("GGUFFile", "TensorInfo", "read_gguf"),
+    "enginecmp.models.gguf_keys": ("GGUFKeys",),
     "enginecmp.models.tokenizer": ("load_tokenizer",),
     "enginecmp.kinds.operation": ("matrices",),
 }
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from enginecmp.hookspecs import Session, hookimpl
     from enginecmp.kinds.operation import matrices
     from enginecmp.models.gguf_file import GGUFFile, TensorInfo, read_gguf
+    from enginecmp.models.gguf_keys import GGUFKeys
     from enginecmp.models.tokenizer import load_tokenizer
     from enginecmp.types import ENDED, NO_ID, EngineInfo, LoadOptions, ModelInfo, Probe, Request
 
@@ -57,6 +59,7 @@ __all__ = [
     "EngineError",
     "EngineInfo",
     "GGUFFile",
+    "GGUFKeys",
     "LoadOptions",
     "ModelError",
     "ModelInfo",

@@ -5,7 +5,14 @@ It works as it is: a llama in NumPy, float32. Put your engine's calls in place o
 
 from importlib.metadata import version
 
-from enginecmp import ContextOverflow, EngineInfo, Probe, UnknownOption, hookimpl, read_gguf
+from enginecmp import ContextOverflow, EngineInfo, GGUFKeys, Probe, UnknownOption, hookimpl, read_gguf
+
+# What this engine reads of a file, or what changes no number. It refuses files that ask for more.
+KNOWN_KEYS = {
+    *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"),
+    *("attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon"),
+    *("rope.dimension_count", "rope.freq_base"),
+}
 
 
 @hookimpl
@@ -72,15 +79,20 @@ class Llama:
 
         self.np = np
         file = read_gguf(path)
-        get = lambda key: file.metadata[f"llama.{key}"]  # noqa: E731
-        self.heads, self.kv_heads = get("attention.head_count"), get("attention.head_count_kv")
-        self.epsilon, self.layers = get("attention.layer_norm_rms_epsilon"), get("block_count")
-        self.width = get("embedding_length") // self.heads
+        keys = GGUFKeys("my_engine", file, ("llama",))
+        keys.refuse_unknown(KNOWN_KEYS)
+        self.layers, self.heads = keys.integer("block_count"), keys.integer("attention.head_count")
+        self.kv_heads = keys.integer("attention.head_count_kv", self.heads)
+        self.epsilon = keys.number("attention.layer_norm_rms_epsilon")
+        self.width = keys.integer("embedding_length") // self.heads
+        if (turning := keys.integer("rope.dimension_count", self.width)) != self.width:
+            keys.refuse(f"heads that turn as a whole, {self.width} dimensions", f"rope.dimension_count {turning}")
         self.w = {name: file.float32(name) for name in file.tensors}
         self.weights_bytes = sum(tensor.nbytes for tensor in self.w.values())
         self.head = self.w.get("output.weight", self.w["token_embd.weight"])  # tied where there is no head
         pairs = np.arange(0, self.width, 2, dtype=np.float32) / self.width
-        self.frequencies = file.metadata.get("llama.rope.freq_base", 10000.0) ** -pairs
+        self.frequencies = keys.number("rope.freq_base", 10000.0) ** -pairs
+        self.frequencies /= self.w.get("rope_freqs.weight", np.float32(1))
         self.context_tokens = context_tokens
         shape = (self.layers, context_tokens, self.kv_heads, self.width)
         self.keys, self.values, self.length = np.zeros(shape, np.float32), np.zeros(shape, np.float32), 0

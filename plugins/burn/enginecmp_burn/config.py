@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from enginecmp import UnsupportedModel
+from enginecmp import GGUFKeys
 
 if TYPE_CHECKING:
     from enginecmp import GGUFFile
@@ -97,17 +96,17 @@ def read_config(file: GGUFFile, context_tokens: int) -> Config:
     Raises:
         UnsupportedModel: an architecture or a key that is not implemented.
     """
-    keys = _Keys(file.metadata)
-    if keys.architecture not in ARCHITECTURES:
-        _refuse(f"an architecture among {', '.join(ARCHITECTURES)}", f"'{keys.architecture}'")
-    keys.refuse_unknown()
+    keys = GGUFKeys("burn", file, ARCHITECTURES)
+    keys.refuse_unknown(_KNOWN_KEYS)
+    if not keys.flag("attention.causal", True):
+        keys.refuse("causal attention", f"{keys.architecture}.attention.causal = false")
     width, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
     kv_heads = keys.integer("attention.head_count_kv", heads)
     if heads % kv_heads:
-        _refuse("heads to be a multiple of kv heads", f"{heads} and {kv_heads}")
+        keys.refuse("heads to be a multiple of kv heads", f"{heads} and {kv_heads}")
     head_dim = keys.integer("attention.key_length", width // heads)
     if (value_length := keys.integer("attention.value_length", head_dim)) != head_dim:
-        _refuse("attention.value_length to equal key_length", f"{value_length} and {head_dim}")
+        keys.refuse("attention.value_length to equal key_length", f"{value_length} and {head_dim}")
     return Config(
         layers=keys.integer("block_count"),
         width=width,
@@ -118,20 +117,20 @@ def read_config(file: GGUFFile, context_tokens: int) -> Config:
         frequencies=_frequencies(file, keys, head_dim, context_tokens),
         interleaved=keys.architecture == "llama",
         magnitude=keys.number("rope.scaling.attn_factor", 1.0),
-        sliding_window=keys.integer("attention.sliding_window", 0),
+        sliding_window=keys.integer("attention.sliding_window", 0, least=0),
         unread=[ROPE_FREQS, ROPE_LONG, ROPE_SHORT],
     )
 
 
-def _frequencies(file: GGUFFile, keys: _Keys, head_dim: int, context_tokens: int) -> list[float]:
+def _frequencies(file: GGUFFile, keys: GGUFKeys, head_dim: int, context_tokens: int) -> list[float]:
     """Base^(-2i / dimensions) for pair i (Su et al. 2021, arXiv:2104.09864), scaled by what the file asks for."""
     scaling = keys.text("rope.scaling.type", "linear")
     if scaling not in ("none", "linear", "longrope"):
-        _refuse("rope.scaling.type none, linear or longrope", f"'{scaling}'")
+        keys.refuse("rope.scaling.type none, linear or longrope", f"'{scaling}'")
     dimensions = keys.integer("rope.dimension_count", head_dim)
     if dimensions > head_dim or dimensions % 2:
-        _refuse(f"an even rope.dimension_count up to {head_dim}", f"{dimensions}")
-    base, stretch = keys.number("rope.freq_base", 10000.0), 1.0
+        keys.refuse(f"an even rope.dimension_count up to {head_dim}", f"{dimensions}")
+    base, stretch = keys.number("rope.freq_base", 10000.0, above=0), 1.0
     if scaling == "linear":
         # Linear interpolation of positions (Chen et al. 2023, arXiv:2306.15595).
         stretch = keys.number("rope.scaling.factor", 0.0) or keys.number("rope.scale_linear", 0.0) or 1.0
@@ -139,7 +138,7 @@ def _frequencies(file: GGUFFile, keys: _Keys, head_dim: int, context_tokens: int
     original = keys.integer("rope.scaling.original_context_length", keys.integer("context_length"))
     long_rope = [name for name in (ROPE_LONG, ROPE_SHORT) if name in file.tensors]
     if len(long_rope) == 1 or (scaling == "longrope" and not long_rope):
-        _refuse(f"both tensors {ROPE_LONG} and {ROPE_SHORT}", long_rope[0] if long_rope else "neither")
+        keys.refuse(f"both tensors {ROPE_LONG} and {ROPE_SHORT}", long_rope[0] if long_rope else "neither")
     factors = None
     if ROPE_FREQS in file.tensors:
         factors = ROPE_FREQS
@@ -149,54 +148,5 @@ def _frequencies(file: GGUFFile, keys: _Keys, head_dim: int, context_tokens: int
     if factors is None:
         return frequencies
     if (shape := file.tensors[factors].shape) != (len(frequencies),):
-        _refuse(f"{factors} of shape ({len(frequencies)},)", f"{shape}")
+        keys.refuse(f"{factors} of shape ({len(frequencies)},)", f"{shape}")
     return [each / float(factor) for each, factor in zip(frequencies, file.float32(factors), strict=True)]
-
-
-class _Keys:
-    """Metadata below "<architecture>.", typed."""
-
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        self.architecture = str(metadata["general.architecture"])
-        self._metadata = metadata
-
-    def refuse_unknown(self) -> None:
-        prefix = f"{self.architecture}."
-        for key, value in self._metadata.items():
-            # A count of zero experts or a flag that is off asks for nothing.
-            if key.startswith(prefix) and key.removeprefix(prefix) not in _KNOWN_KEYS and value:
-                _refuse("only metadata that is implemented here", f"{key} = {value!r:.40}")
-        if self._metadata.get(f"{prefix}attention.causal", True) is not True:
-            _refuse("causal attention", f"{prefix}attention.causal = false")
-
-    def _value(self, key: str, default: Any) -> Any:
-        name = f"{self.architecture}.{key}"
-        value = self._metadata.get(name, default)
-        if value is None:
-            _refuse(f"metadata {name}", "none")
-        # Some converters write one value a layer.
-        if isinstance(value, list):
-            if len(set(value)) != 1:
-                _refuse(f"one {name} for all layers", "several")
-            value = value[0]
-        return value
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self._value(key, default)
-        if not isinstance(value, int) or value < 0 or (value == 0 and default != 0):
-            _refuse(f"a positive whole number in {self.architecture}.{key}", f"{value!r:.40}")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._value(key, default)
-        if not isinstance(value, int | float):
-            _refuse(f"a number in {self.architecture}.{key}", f"{value!r:.40}")
-        return float(value)
-
-    def text(self, key: str, default: str) -> str:
-        return str(self._value(key, default))
-
-
-def _refuse(expected: str, came: str) -> NoReturn:
-    msg = f"burn: expected {expected}, came {came}; leave this engine out with --engines"
-    raise UnsupportedModel(msg)

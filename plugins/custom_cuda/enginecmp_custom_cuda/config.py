@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from enginecmp import GGUFFile, UnsupportedModel
+from enginecmp import GGUFFile, GGUFKeys, UnsupportedModel
 
 from .weights.kinds import BLOCK
+
+ENGINE = "custom_cuda"
 
 ARCHITECTURES = ("llama", "qwen2", "phi3")
 
@@ -125,22 +127,21 @@ def read_config(file: GGUFFile, context_tokens: int) -> ModelConfig:
     Raises:
         UnsupportedModel: an architecture, key or shape that the kernels do not compute.
     """
-    architecture = str(file.metadata["general.architecture"])
-    if architecture not in ARCHITECTURES:
-        refuse(f"expected an architecture among {', '.join(ARCHITECTURES)}", f"'{architecture}'")
-    keys = _Keys(architecture, file.metadata)
-    keys.refuse_unknown()
+    keys = GGUFKeys(ENGINE, file, ARCHITECTURES)
+    keys.refuse_unknown(_KNOWN_KEYS)
+    if not keys.flag("attention.causal", True):
+        keys.refuse("causal attention", f"{keys.architecture}.attention.causal = false")
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        refuse("expected a matrix token_embd.weight", "none")
+        keys.refuse("a matrix token_embd.weight", "none")
 
     hidden, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
     head_dim = keys.integer("attention.key_length", hidden // heads)
-    if keys.integer("attention.value_length", head_dim) != head_dim:
-        refuse("expected attention.value_length to equal key_length", "another length")
+    if (value_length := keys.integer("attention.value_length", head_dim)) != head_dim:
+        keys.refuse("attention.value_length to equal key_length", f"{value_length} and {head_dim}")
     context_length = keys.integer("context_length")
     config = ModelConfig(
-        architecture=architecture,
+        architecture=keys.architecture,
         layers=keys.integer("block_count"),
         hidden=hidden,
         heads=heads,
@@ -150,7 +151,7 @@ def read_config(file: GGUFFile, context_tokens: int) -> ModelConfig:
         vocabulary=embedding.shape[0],
         epsilon=keys.number("attention.layer_norm_rms_epsilon"),
         context_length=context_length,
-        sliding_window=keys.integer("attention.sliding_window", 0),
+        sliding_window=keys.integer("attention.sliding_window", 0, least=0),
         rope=_read_rope(file, keys, head_dim, context_length, context_tokens),
     )
     _check_shape(config, context_tokens)
@@ -180,17 +181,17 @@ def _check_shape(config: ModelConfig, context_tokens: int) -> None:
         )
 
 
-def _read_rope(file: GGUFFile, keys: _Keys, head_dim: int, context_length: int, context_tokens: int) -> RopeConfig:
+def _read_rope(file: GGUFFile, keys: GGUFKeys, head_dim: int, context_length: int, context_tokens: int) -> RopeConfig:
     """Read what the file says of the rotary embedding."""
     scaling = keys.text("rope.scaling.type", "linear")
     if scaling not in ("none", "linear", "longrope"):
-        refuse("expected rope.scaling.type none, linear or longrope", f"'{scaling}'")
+        keys.refuse("rope.scaling.type none, linear or longrope", f"'{scaling}'")
     factor = keys.number("rope.scaling.factor", 0.0) or keys.number("rope.scale_linear", 0.0) or 1.0
     original = keys.integer("rope.scaling.original_context_length", context_length)
     long_rope = [name for name in (ROPE_LONG, ROPE_SHORT) if name in file.tensors]
     if len(long_rope) == 1 or (scaling == "longrope" and not long_rope):
         came = f"only {long_rope[0]}" if long_rope else "neither"
-        refuse(f"expected both tensors {ROPE_LONG} and {ROPE_SHORT}", came, "convert the model again")
+        keys.refuse(f"both tensors {ROPE_LONG} and {ROPE_SHORT}", came, "convert the model again")
     factors = None
     if ROPE_FREQS in file.tensors:
         factors = ROPE_FREQS
@@ -199,7 +200,7 @@ def _read_rope(file: GGUFFile, keys: _Keys, head_dim: int, context_length: int, 
         # were turned by other angles.
         factors = ROPE_LONG if context_tokens > original else ROPE_SHORT
     return RopeConfig(
-        base=keys.number("rope.freq_base", 10000.0),
+        base=keys.number("rope.freq_base", 10000.0, above=0),
         dimensions=keys.integer("rope.dimension_count", head_dim),
         interleaved=keys.architecture == "llama",
         position_scale=1.0 / factor if scaling == "linear" else 1.0,
@@ -208,51 +209,7 @@ def _read_rope(file: GGUFFile, keys: _Keys, head_dim: int, context_length: int, 
     )
 
 
-class _Keys:
-    """Metadata below "<architecture>.", typed."""
-
-    def __init__(self, architecture: str, metadata: Mapping[str, Any]) -> None:
-        self.architecture = architecture
-        self._metadata = metadata
-
-    def refuse_unknown(self) -> None:
-        prefix = f"{self.architecture}."
-        for key, value in self._metadata.items():
-            # A count of zero experts or a flag that is off asks for nothing.
-            if key.startswith(prefix) and key.removeprefix(prefix) not in _KNOWN_KEYS and value:
-                refuse("expected only metadata that is implemented", f"{key} = {value!r:.40}")
-        if self._metadata.get(f"{prefix}attention.causal", True) is not True:
-            refuse("expected causal attention", f"{prefix}attention.causal = false")
-
-    def _value(self, key: str, default: Any) -> Any:
-        name = f"{self.architecture}.{key}"
-        value = self._metadata.get(name, default)
-        if value is None:
-            refuse(f"expected metadata {name}", "none", "convert the model again")
-        # Some converters write one value a layer.
-        if isinstance(value, list):
-            if len(set(value)) != 1:
-                refuse(f"expected one {name} for all layers", "several")
-            value = value[0]
-        return value
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self._value(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0 or (value == 0 and default != 0):
-            refuse(f"expected a positive whole number in {self.architecture}.{key}", f"{value!r:.40}")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._value(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            refuse(f"expected a number in {self.architecture}.{key}", f"{value!r:.40}")
-        return float(value)
-
-    def text(self, key: str, default: str) -> str:
-        return str(self._value(key, default))
-
-
 def refuse(expected: str, came: str, mend: str = "leave this engine out with --engines") -> NoReturn:
     """Raise `UnsupportedModel` with one line: what was expected, what came, the next step."""
-    msg = f"custom_cuda: {expected}, came {came}; {mend}"
+    msg = f"{ENGINE}: {expected}, came {came}; {mend}"
     raise UnsupportedModel(msg)

@@ -116,7 +116,7 @@ def refused(line: str, folder: Path, *arguments: Any, **options: Any) -> None:
 @pytest.mark.parametrize(
     ("line", "fields"),
     [
-        ("only metadata that is implemented, came llama.expert_count = 8", {"llama.expert_count": ("UINT32", 8)}),
+        ("only metadata that is implemented here, came llama.expert_count = 8", {"llama.expert_count": ("UINT32", 8)}),
         ("causal attention", {"llama.attention.causal": ("BOOL", False)}),
         ("attention.value_length to equal", {"llama.attention.value_length": ("UINT32", 32)}),
         (
@@ -138,7 +138,7 @@ def refused(line: str, folder: Path, *arguments: Any, **options: Any) -> None:
         ("an even rope.dimension_count up to 16, came 18", {"llama.rope.dimension_count": ("UINT32", 18)}),
         ("an even rope.dimension_count up to 16, came 7", {"llama.rope.dimension_count": ("UINT32", 7)}),
         ("a positive whole number in llama.block_count, came 0", {"llama.block_count": ("UINT32", 0)}),
-        ("a number in llama.rope.freq_base, came 'ten'", {"llama.rope.freq_base": ("STRING", "ten")}),
+        ("a number above 0 in llama.rope.freq_base, came 'ten'", {"llama.rope.freq_base": ("STRING", "ten")}),
         ("one llama.attention.head_count_kv for all", {"llama.attention.head_count_kv": ("UINT32", [2, 4])}),
     ],
 )

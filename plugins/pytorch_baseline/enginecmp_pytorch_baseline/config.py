@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
 
-from enginecmp import GGUFFile, UnsupportedModel
+from enginecmp import GGUFFile, GGUFKeys
 
 ENGINE = "pytorch_baseline"
 
@@ -145,21 +144,21 @@ def read_config(file: GGUFFile, context_tokens: int) -> ModelConfig:
     Raises:
         UnsupportedModel: an architecture, key or tensor type that this engine does not implement.
     """
-    architecture = str(file.metadata["general.architecture"])
-    if architecture not in ARCHITECTURES:
-        _refuse(f"expected an architecture among {', '.join(ARCHITECTURES)}", f"came '{architecture}'")
+    keys = GGUFKeys(ENGINE, file, ARCHITECTURES)
+    architecture = keys.architecture
     for tensor in file.tensors.values():
         if tensor.type not in QUANTIZATIONS:
-            _refuse("expected a tensor type that gguf can dequantize", f"came {tensor.type} ({tensor.name})")
-    keys = _Keys(architecture, file.metadata)
-    keys.refuse_unknown()
+            keys.refuse("a tensor type that gguf can dequantize", f"{tensor.type} ({tensor.name})")
+    keys.refuse_unknown(_KNOWN_KEYS)
+    if not keys.flag("attention.causal", True):
+        keys.refuse("causal attention", f"{architecture}.attention.causal = false")
     if "token_embd.weight" not in file.tensors:
-        _refuse("expected a tensor token_embd.weight", "there is none")
+        keys.refuse("a tensor token_embd.weight", "none")
 
     width, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
     head_dim = keys.integer("attention.key_length", width // heads)
-    if keys.integer("attention.value_length", head_dim) != head_dim:
-        _refuse("expected attention.value_length to equal key_length", "they differ")
+    if (value_length := keys.integer("attention.value_length", head_dim)) != head_dim:
+        keys.refuse("attention.value_length to equal key_length", f"{value_length} and {head_dim}")
     norm = "layer_norm_epsilon" if architecture == "gpt2" else "layer_norm_rms_epsilon"
     context_length = keys.integer("context_length")
     return ModelConfig(
@@ -173,21 +172,20 @@ def read_config(file: GGUFFile, context_tokens: int) -> ModelConfig:
         vocabulary=file.tensors["token_embd.weight"].shape[0],
         epsilon=keys.number(f"attention.{norm}"),
         context_length=context_length,
-        sliding_window=keys.integer("attention.sliding_window", 0),
+        sliding_window=keys.integer("attention.sliding_window", 0, least=0),
         rope=None if architecture == "gpt2" else _read_rope(file, keys, head_dim, context_length, context_tokens),
     )
 
 
-def _read_rope(file: GGUFFile, keys: _Keys, head_dim: int, context_length: int, context_tokens: int) -> RopeConfig:
+def _read_rope(file: GGUFFile, keys: GGUFKeys, head_dim: int, context_length: int, context_tokens: int) -> RopeConfig:
     scaling = keys.text("rope.scaling.type", "linear")
     if scaling not in ("none", "linear", "longrope"):
-        _refuse("expected rope.scaling.type none, linear or longrope", f"came '{scaling}'")
+        keys.refuse("rope.scaling.type none, linear or longrope", f"'{scaling}'")
     factor = keys.number("rope.scaling.factor", 0.0) or keys.number("rope.scale_linear", 0.0) or 1.0
     original = keys.integer("rope.scaling.original_context_length", context_length)
     long_rope = [name for name in (ROPE_LONG, ROPE_SHORT) if name in file.tensors]
     if len(long_rope) == 1 or (scaling == "longrope" and not long_rope):
-        came = f"came only {long_rope[0]}" if long_rope else "neither is there"
-        _refuse(f"expected both tensors {ROPE_LONG} and {ROPE_SHORT}", came)
+        keys.refuse(f"both tensors {ROPE_LONG} and {ROPE_SHORT}", f"only {long_rope[0]}" if long_rope else "neither")
     factors = None
     if ROPE_FREQS in file.tensors:
         factors = ROPE_FREQS
@@ -195,60 +193,14 @@ def _read_rope(file: GGUFFile, keys: _Keys, head_dim: int, context_length: int, 
         # One choice for the whole session, as llama.cpp makes it: switching in the middle of a request would
         # leave keys in the cache that were turned by other angles.
         factors = ROPE_LONG if context_tokens > original else ROPE_SHORT
+    dimensions = keys.integer("rope.dimension_count", head_dim)
+    if dimensions > head_dim or dimensions % 2:
+        keys.refuse(f"an even rope.dimension_count up to {head_dim}", f"{dimensions}")
     return RopeConfig(
-        base=keys.number("rope.freq_base", 10000.0),
-        dimensions=keys.integer("rope.dimension_count", head_dim),
+        base=keys.number("rope.freq_base", 10000.0, above=0),
+        dimensions=dimensions,
         interleaved=keys.architecture == "llama",
         position_scale=1.0 / factor if scaling == "linear" else 1.0,
         magnitude=keys.number("rope.scaling.attn_factor", 1.0),
         factors=factors,
     )
-
-
-class _Keys:
-    """Metadata below "<architecture>.", typed."""
-
-    def __init__(self, architecture: str, metadata: Mapping[str, Any]) -> None:
-        self.architecture = architecture
-        self._metadata = metadata
-
-    def refuse_unknown(self) -> None:
-        prefix = f"{self.architecture}."
-        for key, value in self._metadata.items():
-            # A count of zero experts or a flag that is off asks for nothing.
-            if key.startswith(prefix) and key.removeprefix(prefix) not in _KNOWN_KEYS and value:
-                _refuse("expected only metadata that is implemented here", f"came {key} = {value!r:.40}")
-        if self._metadata.get(f"{prefix}attention.causal", True) is not True:
-            _refuse("expected causal attention", f"{prefix}attention.causal is false")
-
-    def _value(self, key: str, default: Any) -> Any:
-        name = f"{self.architecture}.{key}"
-        value = self._metadata.get(name, default)
-        if value is None:
-            _refuse(f"expected metadata {name}", "there is none")
-        # Some converters write one value a layer.
-        if isinstance(value, list):
-            if len(set(value)) != 1:
-                _refuse(f"expected one {name} for all layers", "they differ")
-            value = value[0]
-        return value
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self._value(key, default)
-        if not isinstance(value, int) or value < 0 or (value == 0 and default != 0):
-            _refuse(f"expected a positive whole number in {self.architecture}.{key}", f"came {value!r:.40}")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._value(key, default)
-        if not isinstance(value, int | float):
-            _refuse(f"expected a number in {self.architecture}.{key}", f"came {value!r:.40}")
-        return float(value)
-
-    def text(self, key: str, default: str) -> str:
-        return str(self._value(key, default))
-
-
-def _refuse(expected: str, came: str) -> NoReturn:
-    msg = f"{ENGINE}: {expected}, {came}; leave this engine out with --engines"
-    raise UnsupportedModel(msg)

@@ -133,6 +133,8 @@ def test_an_unknown_device_is_refused(tiny: Any, load: Any) -> None:
         ({"llama.attention.head_count": ("STRING", "four")}, "positive whole number in llama.attention.head_count"),
         ({"llama.attention.head_count": ("UINT32", 0)}, "positive whole number in llama.attention.head_count"),
         ({"llama.attention.layer_norm_rms_epsilon": ("STRING", "x")}, "expected a number in"),
+        ({"llama.rope.freq_base": ("FLOAT32", 0.0)}, "expected a number above 0 in llama.rope.freq_base, came 0.0"),
+        ({"llama.rope.dimension_count": ("UINT32", 18)}, "expected an even rope.dimension_count up to 16, came 18"),
         ({"llama.embedding_length": ("UINT32", 96)}, "expected token_embd.weight of shape (314, 96)"),
         ({"llama.block_count": ("UINT32", 3)}, "came no blk.2.attn_norm.weight"),
     ],
@@ -171,7 +173,7 @@ def test_a_missing_tensor_is_named(name: str, tiny: Any, load: Any, variant: Any
 
 
 def test_missing_metadata_is_named(tiny: Any, load: Any, variant: Any) -> None:
-    with pytest.raises(UnsupportedModel, match=r"expected metadata llama\.block_count, there is none"):
+    with pytest.raises(UnsupportedModel, match=r"expected metadata llama\.block_count, came none"):
         load(variant(tiny("llama"), drop={"llama.block_count"}))
 
 
