@@ -75,11 +75,14 @@ struct Consumer {
         const int warp = threadIdx.x / 32, team = warp / TEAM_WARPS, quarter = warp % TEAM_WARPS;
         const dot::Activations activations(activation, columns);
         int stop = 0;
-        if (kind == HEAD && blockIdx.x == 0 && threadIdx.x == 0) stop = ptx::load_system(p.stop);
+        // Volatile: asked of the host's memory every time, and nothing waits for the answer before hand_in does.
+        if (kind == HEAD && blockIdx.x == 0 && threadIdx.x == 0) stop = *static_cast<const volatile int *>(p.stop);
         int part = row.prepare() ? 0 : parts;
         if (row.count() == 0 && row.waits() > 0) await(row, 0);  // what follows is in order all the same
         for (int base = 0; base < row.count(); base += p.result_tiles) {
             const int tiles = min(p.result_tiles, row.count() - base);
+            // What this thread's row is added to: on its way while the sums are made. After the first wait.
+            float before = base > 0 ? residual(row, base, tiles) : 0.0f;
             for (int tile = 0; tile < tiles; ++tile) {
                 float sum[dot::LOADS][BATCH];
 #pragma unroll
@@ -87,6 +90,7 @@ struct Consumer {
                 for (int chunk = 0; chunk < chunks; ++chunk) {
                     if (part < parts && chunk == part * chunks / parts) {
                         if (part < row.waits()) await(row, part);
+                        if (part == 0) before = residual(row, base, tiles);
                         prepare(row, activations, chunk, (part + 1) * chunks / parts);
                         CONSUMERS_MEET();
                         ++part;
@@ -98,7 +102,7 @@ struct Consumer {
                 add_lanes(sum, to);
             }
             CONSUMERS_MEET();
-            finish(row, (row.first() + base) * packing::TILE_ROWS, tiles * packing::TILE_ROWS);
+            finish(row, (row.first() + base) * packing::TILE_ROWS, tiles * packing::TILE_ROWS, before);
             // The next tiles' sums go where these are.
             if (base + p.result_tiles < row.count()) CONSUMERS_MEET();
         }
@@ -110,7 +114,7 @@ struct Consumer {
     __device__ __forceinline__ void prepare(const Row &row, const dot::Activations &activations, int first, int last) {
         constexpr int FOURS = packing::CHUNK_COLUMNS / 4;
         if (row.kind() == OUTPUT) {
-            Merged source = {p};
+            Merged source = {p, active_splits()};
             fill(activations, 0, p.heads * HEAD_DIM / 4, source);
             return;
         }
@@ -170,16 +174,23 @@ struct Consumer {
         if (value < dot::LOADS) to[dot::row_of(value, lane)] = total;
     }
 
-    // Rows first to first + rows - 1, whose sums are complete.
-    __device__ __forceinline__ void finish(const Row &row, int first, int rows) {
+    // The residual stream at this thread's row of some tiles, where their sums are added to it; their owner is this block.
+    __device__ __forceinline__ float residual(const Row &row, int base, int tiles) const {
+        const int r = (row.first() + base) * packing::TILE_ROWS + threadIdx.x;
+        const bool adds = row.kind() == OUTPUT || row.kind() == DOWN;
+        return adds && threadIdx.x < tiles * packing::TILE_ROWS && r < p.hidden ? p.x[r] : 0.0f;
+    }
+
+    // Rows first to first + rows - 1, at most one a thread, whose sums are complete.
+    __device__ __forceinline__ void finish(const Row &row, int first, int rows, float before) {
         const int kind = row.kind();
         const int all = kind == QKV       ? (p.heads + 2 * p.kv_heads) * HEAD_DIM
                         : kind == GATE_UP ? 2 * p.inner
                         : kind == HEAD    ? p.vocabulary
                                           : p.hidden;
         const float inverse = matvec::Normed::inverse(scratch.squares, 0, p.hidden, p.epsilon);
-        for (int i = threadIdx.x; i < rows && first + i < all; i += CONSUMERS) {
-            const int r = first + i;
+        const int i = threadIdx.x, r = first + i;
+        if (i < rows && r < all) {
             const float sum = sum_of(results, i), other = sum_of(results, i ^ 1);
             if (kind == QKV) {
                 finish_qkv(p, layers[row.layer()], position, inverse, r, sum, other);
@@ -190,7 +201,7 @@ struct Consumer {
                 if (p.logits) p.logits[r] = logit;
                 best = max(best, key_of(r, logit));
             } else {
-                p.x[r] = p.x[r] + sum;
+                p.x[r] = before + sum;
             }
         }
     }
@@ -208,9 +219,16 @@ struct Consumer {
         if (blockIdx.x == 0) p.best[gridDim.x] = stop != 0;
     }
 
+    // How many splits have positions: no more than keep all warps of a block busy for a round.
+    __device__ __forceinline__ int active_splits() const {
+        constexpr int ROUND = attend::WARPS * attend::UNIT, PAGES = ROUND > kv::PAGE_TOKENS ? ROUND / kv::PAGE_TOKENS : 1;
+        return min(p.splits, (position / kv::PAGE_TOKENS + PAGES) / PAGES);
+    }
+
     // Items are (kv head, tile of its query heads, split), splits innermost.
     __device__ __forceinline__ void attention(const Row &row) {
         const int group = p.heads / p.kv_heads, tiles = (group + attend::HEADS - 1) / attend::HEADS;
+        const int active = active_splits();
         const Cache cache = {layers[row.layer()].pages, p.table, 0, p.kv_heads};
         attend::Shared &shared = *reinterpret_cast<attend::Shared *>(activation);
         await(row, 0);
@@ -220,13 +238,8 @@ struct Consumer {
             const int heads = min(attend::HEADS, group - tile * attend::HEADS);
             const long long at = static_cast<long long>(head) * p.splits + split;
             float *const partial = p.partial + at * HEAD_DIM, *const partial_ml = p.partial_ml + at * 2;
-            if (split > position / kv::PAGE_TOKENS) {
-                if (threadIdx.x < heads)
-                    *reinterpret_cast<float2 *>(partial_ml + threadIdx.x * p.splits * 2) =
-                        make_float2(MINUS_INFINITY, 0.0f);
-                continue;
-            }
-            attend::run(shared, p.q + head * HEAD_DIM, cache, 0, kv_head, heads, position, split, p.splits);
+            if (split >= active) continue;
+            attend::run(shared, p.q + head * HEAD_DIM, cache, 0, kv_head, heads, position, split, active);
             CONSUMERS_MEET();
             attend::merge(shared, partial, partial_ml, heads, p.splits);
             if (item + 1 < row.first() + row.count()) CONSUMERS_MEET();  // the next one uses the same memory

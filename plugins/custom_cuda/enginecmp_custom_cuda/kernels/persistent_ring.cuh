@@ -14,8 +14,16 @@
 #include "persistent_wait.cuh"
 #include "ptx.cuh"
 
-#define RING_BULK 0
-#define RING_ASYNC 1
+#define RING_BULK 1
+#define RING_ASYNC 2
+
+#if !defined(RING) || (RING != RING_BULK && RING != RING_ASYNC)
+#error "define RING: RING_BULK from sm_90 on, or RING_ASYNC from sm_80 on"
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900 && RING == RING_BULK
+#error "RING_BULK needs sm_90: define RING_ASYNC"
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "the ring needs copies to shared memory: sm_80"
+#endif
 
 namespace persistent {
 
@@ -52,6 +60,7 @@ struct Ring : Place {
             ptx::mbarrier_init(barriers + 2 * i + 1, TEAM_WARPS);
         }
         ptx::fence_mbarrier_init();
+        ptx::fence_async();
     }
     __device__ bool is_full() const { return ptx::mbarrier_try_wait(full(), pass & 1); }
     // A fresh barrier counts as one whose phase before the first is over: the first pass finds all slots empty.

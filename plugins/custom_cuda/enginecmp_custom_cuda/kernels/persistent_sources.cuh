@@ -13,8 +13,11 @@ namespace persistent {
 
 __device__ inline float4 four(const float *x, int i) { return reinterpret_cast<const float4 *>(x)[i]; }
 
+// AHEAD of each: how many of its loads a thread has on their way together.
+
 // The residual stream times the norm's weight; its squares are added up on the way.
 struct Normed {
+    static constexpr int AHEAD = 4;
     const float *x, *weight;
     float square = 0.0f;
     __device__ float4 load(int i) {
@@ -25,23 +28,26 @@ struct Normed {
 };
 
 struct Plain {
+    static constexpr int AHEAD = 8;
     const float *x;
     __device__ float4 load(int i) const { return four(x, i); }
 };
 
-// What attention left, its splits merged.
+// What attention left, its first `active` splits merged: nobody has written the others.
 struct Merged {
+    static constexpr int AHEAD = 2;
     const PersistentParams &p;
+    int active;
     __device__ float4 load(int i) const {
         const long long row = static_cast<long long>(i * 4 / HEAD_DIM) * p.splits;
-        return attend::merged(p.partial + row * HEAD_DIM, p.partial_ml + row * 2, p.splits, i * 4 % HEAD_DIM);
+        return attend::merged(p.partial + row * HEAD_DIM, p.partial_ml + row * 2, active, i * 4 % HEAD_DIM);
     }
 };
 
 // Columns 4 first to 4 last - 1 of the activations; `first` is a multiple of a chunk's. All consumers call it.
 template <class Source>
 __device__ __forceinline__ void fill(const dot::Activations &activations, int first, int last, Source &source) {
-    constexpr int AHEAD = matvec::AHEAD;
+    constexpr int AHEAD = Source::AHEAD;
     for (int base = first; base < last; base += CONSUMERS * AHEAD) {
         float4 x[AHEAD];
 #pragma unroll
