@@ -114,7 +114,9 @@ def _start(folder: str, ring: str, multiprocessors: int = 2, **more: Any) -> tup
     emulated.set_patience(1.0)
     case = CASES["narrow"]
     rig = Resident(device, Path(tiny_model(Path(folder), case.architecture, case.kind, **case.shape).path), case)
-    decoder = rig.decoder(multiprocessors=multiprocessors, slots=4, splits=1, result_tiles=2, ring=ring, **more)
+    decoder = rig.decoder(
+        multiprocessors=multiprocessors, slots=4, splits=1, parts=2, result_tiles=2, ring=ring, **more
+    )
     return rig, decoder
 
 
@@ -156,21 +158,21 @@ def give_up(folder: str, what: str) -> None:
 
     On one multiprocessor: of two, one could wait longer than its patience because the other's thread got no CPU.
     """
-    from enginecmp_custom_cuda.persistent import run, schedule
+    from enginecmp_custom_cuda.persistent import plan, schedule
 
     if what == "counter":
         # It waits for one signal more of attention than there is.
         whole = schedule.generate
 
         def broken(*arguments: Any, **more: Any) -> schedule.Schedule:
-            plan = whole(*arguments, **more)
+            made = whole(*arguments, **more)
             at = next(
-                n for n in range(plan.offsets[0], plan.offsets[1]) if plan.rows[n, 0] & 15 == schedule.Kind.OUTPUT
+                n for n in range(made.offsets[0], made.offsets[1]) if made.rows[n, 0] & 15 == schedule.Kind.OUTPUT
             )
-            plan.rows[at, 4] += 1
-            return plan
+            made.rows[at, 4] += 1
+            return made
 
-        vars(run).update(generate=broken, check=lambda plan: [])
+        vars(plan).update(generate=broken, check=lambda made: [])
     patience = 3000 if what == "counter" else 0
     rig, decoder = _start(folder, "RING_BULK", multiprocessors=1, patience=patience)
     try:

@@ -19,12 +19,14 @@ import pytest
 from custom_cuda_persistent import CASES, POSITIONS, Resident, resident
 
 from enginecmp import EngineError
+from enginecmp_custom_cuda.compiling import compile_now
 from enginecmp_custom_cuda.compiling.sources import KERNELS
 from enginecmp_custom_cuda.device import Device, emulated
 from enginecmp_custom_cuda.engine import geometry
-from enginecmp_custom_cuda.engine.decode import DecodeStep
+from enginecmp_custom_cuda.engine.decode import DecodeStep, defines
 from enginecmp_custom_cuda.oracle import dp4a, reference
-from enginecmp_custom_cuda.persistent import run
+from enginecmp_custom_cuda.persistent import plan
+from enginecmp_custom_cuda.persistent.last_words import STATUS_WORDS, last_words
 from enginecmp_custom_cuda.persistent.params import STRUCTS
 
 TESTS = Path(__file__).parent
@@ -66,7 +68,7 @@ def orders() -> Iterator[None]:
 )
 def test_logits_and_ids_are_the_oracles(rigs: dict[str, Resident], name: str, ring: str, tolerance: float) -> None:
     rig = rigs[name]
-    decoder = rig.decoder(multiprocessors=3, ring=ring, splits=2)
+    decoder = rig.decoder(multiprocessors=3, ring=ring, splits=2, parts=2 if ring == "RING_BULK" else 1)
     ids, logits = rig.run(decoder, 0, 5)
     linear = dp4a.linear if rig.settings.exact is False and rig.case.kind in {"Q8_0", "Q4_0"} else None
     stored = reference.as_float16 if rig.case.kv == "f16" else lambda x: x
@@ -122,18 +124,20 @@ def test_every_bit_is_that_of_steps_whose_warps_share_columns_alike(
     decoder.close()
 
 
-def test_bits_depend_on_neither_order_nor_multiprocessors_nor_ring(rigs: dict[str, Resident]) -> None:
+def test_bits_depend_on_neither_order_nor_multiprocessors_nor_ring_nor_parts(rigs: dict[str, Resident]) -> None:
     rig = rigs["narrow"]
     results = []
     order: Any
-    for multiprocessors, slots, tiles, ring, orders in (
-        (2, None, 16, "RING_BULK", ("forward", "reverse", 1, 2)),
-        (3, 2, 1, "RING_BULK", ("reverse", 3, 4)),
-        (8, 4, 2, "RING_BULK", ("forward", 5)),
-        (5, 2, 3, "RING_ASYNC", ("forward", "reverse", 6)),
-        (2, 10, 16, "RING_ASYNC", (7, 8)),
+    for multiprocessors, slots, tiles, parts, ring, orders in (
+        (2, None, 16, 1, "RING_BULK", ("forward", "reverse", 1, 2)),
+        (3, 2, 1, 3, "RING_BULK", ("reverse", 3, 4)),
+        (8, 4, 2, 2, "RING_BULK", ("forward", 5)),
+        (5, 2, 3, 1, "RING_ASYNC", ("forward", "reverse", 6)),
+        (2, 10, 16, 3, "RING_ASYNC", (7, 8)),
     ):
-        decoder = rig.decoder(multiprocessors=multiprocessors, slots=slots, result_tiles=tiles, ring=ring, splits=2)
+        sizes = {"slots": slots, "result_tiles": tiles, "parts": parts}
+        decoder = rig.decoder(multiprocessors=multiprocessors, ring=ring, splits=2, **sizes)
+        assert decoder.schedule.parts == parts
         for order in orders:
             emulated.set_order(order)
             results.append(rig.run(decoder, 126, 3))
@@ -192,12 +196,12 @@ def test_tokens_without_a_place_are_refused(rigs: dict[str, Resident]) -> None:
 
 def test_what_does_not_fit_is_refused_with_the_reason(rigs: dict[str, Resident]) -> None:
     rig = rigs["Q8_0"]
-    assert run.misfit(rig.device, rig.model, rig.settings) is None
+    assert plan.misfit(rig.device, rig.model, rig.settings) is None
 
     def on(**changes: Any) -> str | None:
         fields = {"architecture": "sm_90a", "capability": (9, 0), "multiprocessors": 132, "shared_bytes": 232448}
         device: Any = SimpleNamespace(**fields | changes)
-        return run.misfit(device, rig.model, rig.settings)
+        return plan.misfit(device, rig.model, rig.settings)
 
     assert on() is None
     assert on(capability=(8, 6), shared_bytes=101376) is None
@@ -206,7 +210,7 @@ def test_what_does_not_fit_is_refused_with_the_reason(rigs: dict[str, Resident])
     capable: list[Any] = [
         SimpleNamespace(architecture="", capability=each) for each in ((7, 5), (8, 9), (9, 0), (12, 0))
     ]
-    rings = [run.ring_of(each) for each in capable]
+    rings = [plan.ring_of(each) for each in capable]
     assert rings == [None, "RING_ASYNC", "RING_BULK", "RING_BULK"]
 
     model: Any = SimpleNamespace(
@@ -215,7 +219,7 @@ def test_what_does_not_fit_is_refused_with_the_reason(rigs: dict[str, Resident])
         head=rig.model.head,
         embedding=rig.model.embedding,
     )
-    reason = run.misfit(rig.device, model, rig.settings)
+    reason = plan.misfit(rig.device, model, rig.settings)
     assert reason == "expected matrices of one kind, came F16, Q8_0"
 
 
@@ -249,25 +253,25 @@ def test_every_wait_is_needed(ring: str, least: int) -> None:
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("counter", r"0 gave up at OUTPUT of layer 0, token 0: it had waited for counter ATTENTION to reach 2, it was 1"),
-        ("full", r"0 gave up at QKV of layer 0, token 0: it had waited for slot 0 of the ring to be full in pass 0"),
+        ("counter", "OUTPUT of layer 0, token 0: it had waited for counter ATTENTION to reach 2, it was 1"),
+        ("full", "QKV of layer 0, token 0: it had waited for slot 0 of the ring to be full in pass 0"),
     ],
     ids=["counter", "full"],
-)  # fmt: skip
+)
 @pytest.mark.usefixtures("emulated")
 def test_a_wait_without_end_ends_with_what_it_was_for(what: str, words: str) -> None:
     (line,) = child("give_up", what)
     assert line.startswith("LostDeviceError custom_cuda: expected kernels that run to their end, came ")
-    assert re.search(f"; multiprocessor {words}", line), line
+    assert re.search(f"; multiprocessor 0 gave up at {words}", line), line
 
 
 def test_last_words_name_the_first_three_of_those_that_gave_up(rigs: dict[str, Resident]) -> None:
     schedule = rigs["F32"].decoder(multiprocessors=8).schedule
-    status = np.zeros((8, run.STATUS_WORDS), np.int32)
-    assert run.last_words(status.view(np.uint8), schedule) == ""
+    status = np.zeros((8, STATUS_WORDS), np.int32)
+    assert last_words(status.view(np.uint8), schedule) == ""
     status[2:7, 0] = 3
     status[2, 1:5] = (4, 1, 5, 6)
-    text = run.last_words(status.view(np.uint8), schedule)
+    text = last_words(status.view(np.uint8), schedule)
     first = (
         "multiprocessor 2 gave up at ATTENTION of layer 0, token 4: it had waited for slot 5 of the ring to be empty"
     )
@@ -276,6 +280,22 @@ def test_last_words_name_the_first_three_of_those_that_gave_up(rigs: dict[str, R
         "; multiprocessor 4 gave up at QKV of layer 0, token 0: it had waited for slot 0 of the ring "
         "to be empty in pass 0, and 2 more"
     )
+
+
+@pytest.mark.parametrize(
+    ("ring", "architecture", "words"),
+    [
+        (None, "sm_90a", "define RING: RING_BULK from sm_90 on, or RING_ASYNC"),
+        ("RING_BULC", "sm_90a", "define RING: RING_BULK from sm_90 on, or RING_ASYNC"),
+        ("RING_BULK", "sm_89", "RING_BULK needs sm_90"),
+        ("RING_ASYNC", "sm_75", "the ring needs copies to shared memory: sm_80"),
+    ],
+)
+def test_a_ring_that_an_architecture_has_not_does_not_compile(ring: str | None, architecture: str, words: str) -> None:
+    pytest.importorskip("cuda.core", reason="NVRTC comes with cuda-core and nvidia-cuda-nvrtc")
+    names = defines("Q8_0", False, "f16", 64, 1) | ({"RING": ring} if ring else {})
+    with pytest.raises(EngineError, match=f"persistent.cu to compile for {architecture}, came:(.|\n)+{words}"):
+        compile_now(KERNELS / "persistent.cu", names, architecture)
 
 
 def test_structs_have_the_headers_layout(tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enginecmp_custom_cuda.persistent.faults import NAMES
 from enginecmp_custom_cuda.persistent.layout import Layout, Shape, chunk_bytes
+from enginecmp_custom_cuda.persistent.order import _mixed, _Paper
 from enginecmp_custom_cuda.persistent.schedule import (
+    MOST_PARTS,
     NO_COUNTER,
     Counter,
     Kind,
@@ -19,7 +22,7 @@ from enginecmp_custom_cuda.persistent.schedule import (
     part_tiles,
     tiles,
 )
-from enginecmp_custom_cuda.persistent.validate import NAMES, _mixed, _Paper, check, check_positions
+from enginecmp_custom_cuda.persistent.validate import check, check_positions
 from enginecmp_custom_cuda.weights.packing import locate, packed_bytes, tile_bytes
 
 LLAMA_1B = Shape(16, 2048, 32, 8, 64, 8192, 128256, "Q8_0", True)
@@ -29,7 +32,7 @@ H200 = (132, 232448)
 
 def planned(shape: Shape, multiprocessors: int, shared_bytes: int = H200[1], **more: int) -> Schedule:
     bases = 0x7F00_0000_0000 + (1 << 30) * np.arange(4 * shape.layers, dtype=np.int64).reshape(-1, 4)
-    return generate(shape, multiprocessors, shared_bytes, bases, 1 << 40, **{"splits": 2, **more})
+    return generate(shape, multiprocessors, shared_bytes, bases, 1 << 40, **{"splits": 2, "parts": MOST_PARTS, **more})
 
 
 def changed(schedule: Schedule, multiprocessor: int, index: int, **fields: Any) -> Schedule:
@@ -70,7 +73,8 @@ def test_any_model_on_any_device_gets_a_plan_without_faults(data: st.DataObject)
         kind=kind,
         quantized_activations=kind in {"Q8_0", "Q4_0"} and data.draw(st.booleans()),
     )
-    schedule = planned(shape, data.draw(st.integers(1, 24)), splits=data.draw(st.integers(1, 4)))
+    sizes = {"splits": data.draw(st.integers(1, 4)), "parts": data.draw(st.integers(1, MOST_PARTS))}
+    schedule = planned(shape, data.draw(st.integers(1, 24)), **sizes)
     assert check(schedule) == []
 
 
@@ -131,6 +135,18 @@ def test_splits_give_each_multiprocessor_at_most_one_item_and_no_item_less_than_
     assert default_splits(LLAMA_1B, 40, 1 << 20) == 5
     assert default_splits(LLAMA_1B, 4, 1 << 20) == 1
     assert default_splits(replace(LLAMA_1B, heads=56), 132, 1 << 20) == 8  # 7 query heads of a kv head are two items
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_everybody_has_a_share_of_every_part_and_down_waits_for_each(parts: int) -> None:
+    schedule = planned(replace(LLAMA_1B, layers=2), 132, parts=parts)
+    assert schedule.parts == parts
+    for plan in schedule.plans:
+        rows = [row for row in plan if row.kind == Kind.GATE_UP and row.layer == 1]
+        assert [row.signal for row in rows] == [Counter.HIDDEN + part for part in range(parts)]
+        assert sum(row.count for row in rows) in {7, 8}
+        assert [row.prepare for row in rows] == [True] + [False] * (parts - 1)
+        assert all(len(row.targets) == parts for row in plan if row.kind == Kind.DOWN)
 
 
 def test_parts_of_hidden_are_whole_chunks_of_down() -> None:

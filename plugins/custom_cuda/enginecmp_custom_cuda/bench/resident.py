@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..persistent.run import PersistentDecoder, misfit
+from ..persistent.plan import misfit
+from ..persistent.run import PersistentDecoder
 from .context import Context, Skip
 from .speed import Sizes, Speed, load
 

@@ -182,7 +182,8 @@ def by_resident_kernel(session: Session, ids: list[int], output: int) -> list[in
     Raises:
         Skip: the model and the device do not suit it.
     """
-    from ..persistent.run import PersistentDecoder, misfit
+    from ..persistent.plan import misfit
+    from ..persistent.run import PersistentDecoder
 
     settings = session.settings
     decoding = DecodeSettings(positions=CONTEXT, kv=settings.kv, exact=settings.precise, overlap=settings.overlap)

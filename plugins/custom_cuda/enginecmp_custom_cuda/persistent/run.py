@@ -1,7 +1,7 @@
 """The resident decode kernel as an engine drives it: one launch hands out many tokens of one sequence.
 
 It works on the buffers of a decode step of batch 1 and leaves them as steps do, so that the two can take turns. What a
-model and a device must have for it says `misfit`.
+model and a device must have for it says `plan.misfit`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from enginecmp import EngineError
 
 from ..compiling import EMULATED, build
 from ..device import LostDeviceError
-from ..engine.decode import ELEMENT_BYTES, DecodeSettings, DecodeStep, defines
-from ..weights.kinds import KINDS
-from .layout import RESULT_TILES, THREADS, Shape
+from ..engine.decode import DecodeSettings, DecodeStep, defines
+from .last_words import STATUS_WORDS, last_words
+from .layout import RESULT_TILES, THREADS
 from .params import Layer, Params
-from .schedule import COUNTERS, Kind, Schedule, default_splits, generate
-from .validate import check, check_positions, counter_name
+from .plan import plan_of, ring_of, unsuited
+from .schedule import COUNTERS, PARTS
+from .validate import check_positions
 
 if TYPE_CHECKING:
     from ..device import Device, Memory
@@ -30,72 +31,10 @@ if TYPE_CHECKING:
     from ..weights.model import DeviceModel
 
 COUNTER_BYTES = 128
-STATUS_WORDS = 8
 PATIENCE = 1 << 22
 """Polls before a block gives up: seconds on a GPU, where one takes about half a microsecond."""
 EMULATED_PATIENCE = 1 << 30
 """The emulator itself finds out when nothing can go on."""
-BULK_CAPABILITY = (9, 0)
-ASYNC_CAPABILITY = (8, 0)
-
-
-def shape_of(model: DeviceModel, settings: DecodeSettings) -> Shape:
-    """Return what a schedule has to know of a model."""
-    config, kind = model.config, model.head.kind
-    return Shape(
-        layers=config.layers,
-        hidden=config.hidden,
-        heads=config.heads,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        inner=config.inner,
-        vocabulary=model.head.rows,
-        kind=kind,
-        quantized_activations=KINDS[kind].scaled and not settings.exact,
-        kv_bytes=ELEMENT_BYTES[settings.kv],
-    )
-
-
-def ring_of(device: Device) -> str | None:
-    """Return how weights get into the ring of a device: a define of the kernel; None: not at all."""
-    if device.architecture == EMULATED or device.capability >= BULK_CAPABILITY:
-        return "RING_BULK"
-    return "RING_ASYNC" if device.capability >= ASYNC_CAPABILITY else None
-
-
-def misfit(device: Device, model: DeviceModel, settings: DecodeSettings) -> str | None:
-    """Return why a model cannot be decoded by the resident kernel on a device; None where it can."""
-    if ring_of(device) is None:
-        return f"expected compute capability 8.0 or more, came {'.'.join(map(str, device.capability))}"
-    matrices = {model.embedding.kind, model.head.kind}
-    for layer in model.layers:
-        matrices |= {layer.qkv.kind, layer.output.kind, layer.gate_up.kind, layer.down.kind}
-    if len(matrices) > 1:
-        return f"expected matrices of one kind, came {', '.join(sorted(matrices))}"
-    faults = check(_schedule(device, model, settings))
-    return f"expected a plan that fits, came {faults[0]}" if faults else None
-
-
-def _schedule(
-    device: Device,
-    model: DeviceModel,
-    settings: DecodeSettings,
-    multiprocessors: int | None = None,
-    splits: int | None = None,
-    slots: int | None = None,
-) -> Schedule:
-    shape = shape_of(model, settings)
-    multiprocessors = multiprocessors or device.multiprocessors
-    bases = [[each.address for each in (of.qkv, of.output, of.gate_up, of.down)] for of in model.layers]
-    return generate(
-        shape,
-        multiprocessors,
-        device.shared_bytes,
-        np.array(bases, np.int64),
-        model.head.address,
-        splits=splits or default_splits(shape, multiprocessors, settings.positions),
-        slots=slots,
-    )
 
 
 class PersistentDecoder:
@@ -113,10 +52,11 @@ class PersistentDecoder:
         buffers: to work on; own ones when not given.
         multiprocessors: that take part; all when not given.
         splits: of the positions in attention; fitting when not given.
+        parts: of the hidden columns that down can begin with; see `schedule.generate`.
         slots: of the ring of weights; as many as fit when not given.
         ring: "RING_BULK" or "RING_ASYNC", how weights get there; the device's best when not given.
         patience: polls after which a block gives up.
-        result_tiles: tiles whose sums a block keeps before it stores them, at most the layout's.
+        result_tiles: tiles whose sums a block keeps before it stores them, 1 to the layout's.
 
     Attributes:
         schedule: that the kernel follows.
@@ -124,7 +64,7 @@ class PersistentDecoder:
         buffers: what both work on.
 
     Raises:
-        EngineError: the model and the device do not go together; `misfit` says why beforehand.
+        EngineError: the model and the device do not go together; `plan.misfit` says why beforehand.
     """
 
     def __init__(
@@ -137,17 +77,23 @@ class PersistentDecoder:
         *,
         multiprocessors: int | None = None,
         splits: int | None = None,
+        parts: int = PARTS,
         slots: int | None = None,
         ring: str | None = None,
         patience: int | None = None,
         result_tiles: int = RESULT_TILES,
     ) -> None:
-        if reason := misfit(device, model, settings):
+        reason = unsuited(device, model)
+        if not reason:
+            self.schedule, faults = plan_of(
+                device, model, settings, multiprocessors=multiprocessors, splits=splits, parts=parts, slots=slots
+            )
+            reason = f"expected a plan that fits, came {faults[0]}" if faults else None
+        if reason:
             msg = f"custom_cuda: {reason}; pass -o custom_cuda.decoder=graph"
             raise EngineError(msg)
-        self.schedule = _schedule(device, model, settings, multiprocessors, splits, slots)
-        if faults := check(self.schedule):
-            msg = f"custom_cuda: expected a plan without faults, came {faults[0]}; pass other sizes"
+        if not 1 <= result_tiles <= RESULT_TILES:
+            msg = f"custom_cuda: expected result_tiles 1 to {RESULT_TILES}, came {result_tiles}; pass another number"
             raise EngineError(msg)
         self._device = device
         self._settings = settings
@@ -345,27 +291,3 @@ class PersistentDecoder:
             patience=patience,
             epsilon=config.epsilon,
         )
-
-
-def last_words(status: NDArray[np.uint8], schedule: Schedule) -> str:
-    """Return why blocks gave up, the first few of them; "" where none did.
-
-    Args:
-        status: what they left, int32 (multiprocessors, 8): reason, token, row, counter or slot, expected, seen.
-        schedule: that they followed.
-    """
-    lines = []
-    for sm, words in enumerate(status.view(np.int32).reshape(-1, STATUS_WORDS).tolist()):
-        reason, token, row, what, expected, seen = words[:6]
-        if not reason:
-            continue
-        plan = schedule.plan(sm)
-        step = f"{Kind(plan[row].kind).name} of layer {plan[row].layer}" if 0 <= row < len(plan) else "its end"
-        waited = {
-            1: f"counter {counter_name(what)} to reach {expected}, it was {seen}",
-            2: f"slot {what} of the ring to be full in pass {expected}",
-            3: f"slot {what} of the ring to be empty in pass {expected}",
-        }.get(reason, f"reason {reason}")
-        lines.append(f"multiprocessor {sm} gave up at {step}, token {token}: it had waited for {waited}")
-    more = f", and {len(lines) - 3} more" if len(lines) > 3 else ""
-    return "; ".join(lines[:3]) + more

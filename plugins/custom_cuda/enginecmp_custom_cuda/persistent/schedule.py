@@ -14,8 +14,11 @@ for `t * per_token[counter] + target`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +56,8 @@ COUNTERS = 9
 NO_COUNTER = 255
 MOST_PARTS = 4
 """Parts of the hidden columns that down can begin with before gate_up is done with the others."""
+PARTS = 1
+"""Used when not said otherwise: each part costs down a wait of its own, one after the other, and gate_up a signal."""
 WORDS = 8
 """Of a row: code, layer, first, count, targets of up to four waits. The code is kind | waits << 4 | counter waited
 for << 8 | counter signalled << 16 | prepare << 24; the waits are for successive counters; prepare: this row makes the
@@ -82,9 +87,9 @@ class Row:
         return [code, self.layer, self.first, self.count, *self.targets, *[0] * (MOST_PARTS - len(self.targets))]
 
     @classmethod
-    def unpack(cls, words: Ints) -> Row:
+    def unpack(cls, words: Sequence[int]) -> Row:
         """Return what the words of a row say."""
-        code, layer, first, count, *targets = (int(word) for word in words)
+        code, layer, first, count, *targets = words
         kind, waits, wait, signal = code & 15, code >> 4 & 15, code >> 8 & 255, code >> 16 & 255
         return cls(kind, layer, first, count, wait, tuple(targets[:waits]), signal, bool(code >> 24 & 1))
 
@@ -119,10 +124,16 @@ class Schedule:
     bases: NDArray[np.int64]
     head: int
 
+    @cached_property
+    def plans(self) -> list[list[Row]]:
+        """Every multiprocessor's rows."""
+        rows = [Row.unpack(words) for words in self.rows.tolist()]
+        ends = self.offsets.tolist()
+        return [rows[first:end] for first, end in pairwise(ends)]
+
     def plan(self, multiprocessor: int) -> list[Row]:
         """Return the rows of one multiprocessor."""
-        first, end = self.offsets[multiprocessor : multiprocessor + 2]
-        return [Row.unpack(words) for words in self.rows[first:end]]
+        return self.plans[multiprocessor]
 
 
 def columns(shape: Shape, kind: int) -> int:
@@ -169,6 +180,7 @@ def generate(
     head: int,
     *,
     splits: int = 1,
+    parts: int = PARTS,
     slots: int | None = None,
 ) -> Schedule:
     """Return the plan for a model on a device.
@@ -180,6 +192,7 @@ def generate(
         bases: device addresses, shape (layers, 4): qkv, output, gate_up, down.
         head: device address.
         splits: of the positions; see `default_splits`.
+        parts: of the hidden columns, at most `MOST_PARTS`; fewer where down has fewer chunks of them.
         slots: of the ring; None: as many as fit.
 
     Returns:
@@ -187,7 +200,7 @@ def generate(
     """
     # A multiprocessor without any work in a layer would never say how far it is.
     multiprocessors = min(multiprocessors, tiles(shape, Kind.GATE_UP))
-    parts = min(MOST_PARTS, -(-shape.inner // CHUNK_COLUMNS))
+    parts = min(parts, MOST_PARTS, -(-shape.inner // CHUNK_COLUMNS))
     edges = part_tiles(shape, parts)
     loads = np.zeros(multiprocessors, np.int64)
     plans: list[list[Row]] = [[] for _ in range(multiprocessors)]
@@ -223,12 +236,11 @@ def generate(
         target = (signalled[Counter.ATTENTION],)
         add(Kind.OUTPUT, layer, Counter.ATTENTION, target, Counter.OUTPUT, _matrix_shares(shape, Kind.OUTPUT, loads))
         target = (signalled[Counter.OUTPUT],)
-        first, count = _matrix_shares(shape, Kind.GATE_UP, loads)
-        for part in range(parts):
-            begin = np.clip(first, edges[part], edges[part + 1])
-            end = np.clip(first + count, edges[part], edges[part + 1])
-            shares = (begin, end - begin)
-            add(Kind.GATE_UP, layer, Counter.OUTPUT, target, Counter.HIDDEN + part, shares, part)
+        tile = tile_bytes(shape.hidden, shape.kind)
+        for part, (edge, end) in enumerate(pairwise(edges)):
+            # All have a share of each part, so that the first is done while they are at the next.
+            first, count = _shares(end - edge, tile, loads)
+            add(Kind.GATE_UP, layer, Counter.OUTPUT, target, Counter.HIDDEN + part, (edge + first, count), part)
         hidden = tuple(signalled[Counter.HIDDEN + part] for part in range(parts))
         down = _matrix_shares(shape, Kind.DOWN, loads)
         add(Kind.DOWN, layer, Counter.HIDDEN, hidden, Counter.RESIDUAL, down)
@@ -273,12 +285,13 @@ def copies(schedule: Schedule, multiprocessor: int) -> list[tuple[int, int]]:
     The kernel's producer derives the same from the rows: tiles in order, in a tile its chunks in order.
     """
     fetched = []
+    bases = {(kind, layer): address for kind, layer, address in matrices(schedule)}
     for row in schedule.plan(multiprocessor):
         if row.kind not in MATRICES:
             continue
         width = columns(schedule.shape, row.kind)
         size = tile_bytes(width, schedule.shape.kind)
-        base = schedule.head if row.kind == Kind.HEAD else int(schedule.bases[row.layer, MATRIX_INDEX[Kind(row.kind)]])
+        base = bases[Kind(row.kind), row.layer]
         pieces = [(at, min(CHUNK_COLUMNS, width - at)) for at in range(0, width, CHUNK_COLUMNS)]
         fetched += [
             (base + tile * size + tile_bytes(at, schedule.shape.kind), tile_bytes(wide, schedule.shape.kind))
@@ -288,5 +301,20 @@ def copies(schedule: Schedule, multiprocessor: int) -> list[tuple[int, int]]:
     return fetched
 
 
+def matrices(schedule: Schedule) -> Iterator[tuple[Kind, int, int]]:
+    """Yield (kind, layer, device address) of every matrix; the head is behind the last layer."""
+    for layer, addresses in enumerate(schedule.bases.tolist()):
+        for kind, index in MATRIX_INDEX.items():
+            yield kind, layer, addresses[index]
+    yield Kind.HEAD, schedule.shape.layers, schedule.head
+
+
 MATRIX_INDEX = {Kind.QKV: 0, Kind.OUTPUT: 1, Kind.GATE_UP: 2, Kind.DOWN: 3}
 """The column of `Schedule.bases`."""
+
+
+def counter_name(counter: int) -> str:
+    """Return a counter's name for people."""
+    if Counter.HIDDEN <= counter < Counter.BEST:
+        return f"HIDDEN {counter - Counter.HIDDEN}"
+    return Counter(counter).name
