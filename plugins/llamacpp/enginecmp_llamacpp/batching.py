@@ -9,7 +9,7 @@ import numpy as np
 
 from enginecmp import Request
 
-from .native import lib
+from .native import as_ids, lib
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,7 +61,7 @@ class Batching:
         self._session.check_room(request.token_ids, request.output_tokens)
         if not self._free:
             return False
-        prompt = np.asarray(request.token_ids, np.int32)
+        prompt = as_ids(request.token_ids)
         self._running.append(
             _Running(id=request.id, sequence=self._free.pop(0), prompt=prompt, left=request.output_tokens)
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from enginecmp import ContextOverflow, EngineError
 
@@ -98,6 +99,19 @@ def decode_failure(code: int) -> EngineError:
     }.get(code, "failed")
     msg = f"llamacpp: llama_decode {meaning}, code {code}{tail}"
     return EngineError(msg)
+
+
+def as_ids(token_ids: Sequence[int]) -> NDArray[np.int32]:
+    """Return token ids as llama.cpp takes them, int32, (T,).
+
+    Raises:
+        EngineError: one does not fit 32 bits; llama.cpp itself looks whether the vocabulary has the others.
+    """
+    try:
+        return np.asarray(token_ids, np.int32)
+    except OverflowError:
+        msg = f"llamacpp: expected token ids of 32 bits, got {max(token_ids, key=abs)}; take ids of the vocabulary"
+        raise EngineError(msg) from None
 
 
 class Batch:

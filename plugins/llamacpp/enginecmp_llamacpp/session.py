@@ -51,6 +51,10 @@ class Session:
             self._model = _load_model(model, options, settings)
             # Learned positions end where training ended: past that llama.cpp aborts the process.
             self.context_tokens = min(options.context_tokens, lib.llama_model_n_ctx_train(self._model))
+            self._limit = ""
+            if 0 < (window := _ignored_window(self._model)) < self.context_tokens:
+                self.context_tokens = window
+                self._limit = "llama.cpp leaves out Phi-3's sliding window beyond that, so use a shorter prompt"
             self._context = _make_context(self._model, self.context_tokens, options, settings)
             self.memory = lib.llama_get_memory(self._context)
             if self.memory is None or lib.llama_model_has_encoder(self._model):
@@ -79,7 +83,7 @@ class Session:
             msg = f"llamacpp: expected an empty cache, it holds {self._position} tokens; call cmp_reset first"
             raise EngineError(msg)
         self.check_room(token_ids, output_tokens)
-        ids = np.asarray(token_ids, np.int32)
+        ids = native.as_ids(token_ids)
         for start in range(0, len(ids), self.batch.capacity):
             end = self.batch.put(0, ids[start : start + self.batch.capacity], start, 0)
             self.batch.outputs[end - 1] = start + end == len(ids)
@@ -102,7 +106,7 @@ class Session:
         if self._position + n_tokens > self.context_tokens:
             msg = (
                 f"llamacpp: {n_tokens} more tokens after {self._position} do not fit, the context holds "
-                f"{self.context_tokens}; pass --context {self._position + n_tokens}"
+                f"{self.context_tokens}; {self._limit or f'pass --context {self._position + n_tokens}'}"
             )
             raise ContextOverflow(msg)
         batch, tokens, positions = self.batch.native, self.batch.tokens, self.batch.positions
@@ -135,7 +139,7 @@ class Session:
             ContextOverflow: more ids than the context holds.
         """
         self.check_room(token_ids, 1)
-        ids = np.asarray(token_ids, np.int32)
+        ids = native.as_ids(token_ids)
         scores = np.empty((len(ids), self.vocabulary), np.float32)  # (T, vocabulary)
         for start in range(0, len(ids), self._piece):
             end = self.batch.put(0, ids[start : start + self._piece], start, 0)
@@ -180,7 +184,7 @@ class Session:
         if needed > self.context_tokens:
             msg = (
                 f"llamacpp: prompt has {len(token_ids)} tokens and {output_tokens} are to come, "
-                f"the context holds {self.context_tokens}; pass --context {needed}"
+                f"the context holds {self.context_tokens}; {self._limit or f'pass --context {needed}'}"
             )
             raise ContextOverflow(msg)
 
@@ -256,6 +260,13 @@ class Session:
             lib.llama_free(context)
         if model is not None:
             lib.llama_model_free(model)
+
+
+def _ignored_window(model: Any) -> int:
+    """Return how many tokens a query of Phi-3 sees, which llama.cpp reads and does not follow; 0 for all of them."""
+    text = ctypes.create_string_buffer(32)
+    length = lib.llama_model_meta_val_str(model, b"phi3.attention.sliding_window", text, len(text))
+    return int(text.value) if length > 0 else 0
 
 
 def _load_model(model: ModelInfo, options: LoadOptions, settings: Settings) -> Any:

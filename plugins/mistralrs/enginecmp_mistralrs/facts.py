@@ -58,6 +58,7 @@ LIMITS = (
     "scoring T positions prefills T prompts; a prefix that is no text by itself is reached by generating its last "
     "tokens under a logit bias, which is taken out again.",
     "Probabilities that underflow float32 are scored as log-probability -104.",
+    "Llama files whose rope.dimension_count is less than a head are computed as if the whole head turned.",
     "The device is fixed by the installed wheel, and on CUDA is always device 0.",
     "The KV cache's size is not reported; its type is float16 on CPUs with AVX2 and F16C unless float32 is asked for.",
     "One request at a time: on CPU the engine's own batching of equal-length prompts fails in 0.9.5; on CUDA it is "
