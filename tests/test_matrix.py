@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -151,7 +152,20 @@ def test_quality_only_times_nothing_and_fails_where_limits_are_broken(
     assert {entry.positions for entry in manifest.equivalence} == {80}
     limits = {key: manifest.scenario[key] for key in ("score_positions", "max_kl", "max_nll_increase")}
     assert limits == {"score_positions": 80, "max_kl": 0.01, "max_nll_increase": 2.0}
-    assert "perplexity" in done.stdout
+    title, *rows = done.stdout.splitlines()
+    columns = ["engine", "file", "mean KL", "top-1", "perplexity", "nats worse [95 % CI]", "greedy", "verdict"]
+    assert re.split("  +", title) == columns
+    good = next(row for row in rows if row.endswith("equivalent"))
+    worse = "0.0000 [0.0000, 0.0000]"
+    assert re.split("  +", good)[:4] + re.split("  +", good)[5:] == [
+        "good",
+        "F32",
+        "0.0e+00",
+        "100.0%",
+        worse,
+        "32",
+        "equivalent",
+    ]
     alone = cmp(*line, "--model", tiny.path, "--engines", "fake", "--quality-only", "--json", "--out", "alone")
     assert alone.returncode == 0, alone.stderr
     entries = msgspec.json.decode(alone.stdout)["equivalence"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from enginecmp.types import Equivalence
 from enginecmp_analysis.context import Context
 from enginecmp_analysis.data.cells import cell_name
 from enginecmp_analysis.decisions.capacity import shape_name
@@ -59,7 +60,7 @@ def quality_lines(rows: Sequence[QualityRow], context: Context) -> Iterator[Line
         yield f"  perplexity (ppl) of the reference: {', '.join(f'{value:.4g}' for value in sorted(references))}", "dim"
 
 
-def quality_values(row: QualityRow) -> tuple[str, ...]:
+def quality_values(row: QualityRow | Equivalence) -> tuple[str, ...]:
     """Return file, KL, top-1, perplexity, nats with limits and greedy tokens of a row; "" for what is absent."""
     nats = "" if row.nll_difference is None else f"{row.nll_difference:.4f}"
     if nats and row.nll_difference_low is not None and row.nll_difference_high is not None:

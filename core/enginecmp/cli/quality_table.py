@@ -13,6 +13,7 @@ from enginecmp.equivalence import NOT_COMPARABLE
 from enginecmp.errors import CmpError
 from enginecmp.results import read_manifest
 from enginecmp.types import Equivalence
+from enginecmp_analysis.output.decision_table import quality_values
 
 
 def show_quality(folder: Path, as_json: bool) -> None:
@@ -33,8 +34,9 @@ def show_quality(folder: Path, as_json: bool) -> None:
 
 
 def _print(entries: Sequence[Equivalence]) -> None:
-    rows: list[tuple[str, ...]] = [("engine", "file", "perplexity", "nats a token", "mean KL", "top-1", "verdict")]
-    rows += [_row(entry) for entry in entries]
+    rows: list[tuple[str, ...]] = []
+    rows.append(("engine", "file", "mean KL", "top-1", "perplexity", "nats worse [95 % CI]", "greedy", "verdict"))
+    rows += [(entry.engine, *quality_values(entry), entry.verdict) for entry in entries]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
@@ -42,29 +44,9 @@ def _print(entries: Sequence[Equivalence]) -> None:
     if scored:
         click.echo(
             f"\n{scored[0].positions} positions of the bundled text; the reference in float32: perplexity "
-            f"{scored[0].reference_perplexity:.4g}.\nnats a token: what each costs more than there, ± 95 %."
+            f"{scored[0].reference_perplexity:.4g}.\nnats worse: what a token costs more than there.\n"
+            "greedy: tokens until the text parts from the reference's, information only."
         )
-    agreed = {f"{e.engine} on {e.quantization}": e.greedy_agreement_tokens for e in scored}
-    told = ", ".join(f"{which} {number}" for which, number in agreed.items() if number is not None)
-    if told:
-        click.echo(f"Greedy tokens until the text parts from the reference's (information only): {told}")
     for entry in entries:
         if entry.note:
             click.echo(f"{entry.engine} on {entry.quantization}: {entry.note}")
-
-
-def _row(entry: Equivalence) -> tuple[str, ...]:
-    if entry.perplexity is None:
-        return entry.engine, entry.quantization, "", "", "", "", entry.verdict
-    difference = "" if entry.nll_difference is None else f"{entry.nll_difference:+.4f}"
-    if entry.nll_difference is not None and entry.nll_difference_high is not None:
-        difference += f" ±{entry.nll_difference_high - entry.nll_difference:.4f}"
-    return (
-        entry.engine,
-        entry.quantization,
-        f"{entry.perplexity:.4g}",
-        difference,
-        f"{entry.mean_kl:.1e}",
-        f"{entry.top1:.2f}",
-        entry.verdict,
-    )
