@@ -75,10 +75,28 @@ def test_the_terms_of_int8_gemms_are_the_oracles_to_the_bit(device: Device, kind
     random = np.random.default_rng(3)
     x = random.standard_normal((20, 32)).astype(np.float32)
     weights = random.standard_normal((80, 32)).astype(np.float32)
+    # Scales of all sizes that a half has, the smallest without a leading bit among them.
+    weights *= np.exp2(random.integers(-30, 10, (80, 1))).astype(np.float32)
     with bench(device) as it:
         found = it.multiply(x, weights, kind, "s8")
-    expected = dp4a.multiply(dp4a.quantize(x), encode(weights, kind), kind).terms[..., 0]
+    quantized, raw = dp4a.quantize(x), encode(weights, kind)
+    dots = dp4a.multiply(quantized, raw, kind).dots[..., 0].astype(np.float32)  # (T, rows)
+    _, scales = dp4a.quants(raw, kind)  # (rows, 1)
+    # Rounded after the row's scale and after the token's, where the oracle multiplies the two first.
+    expected = dots * scales[:, 0].astype(np.float32) * quantized.scales
+    assert len(np.unique(np.frexp(scales.astype(np.float32))[1])) > 20
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+def test_whole_numbers_as_large_as_they_come_stay_exact(device: Device, kind: str) -> None:
+    """The sum is taken out of the bits of a float, where only so many bits are."""
+    x = np.full((3, 64), 127, np.float32)
+    weights = np.full((16, 64), 127 if kind == "Q8_0" else -8, np.float32)
+    weights[1] *= -1 if kind == "Q8_0" else 1
+    with bench(device) as it:
+        found = it.multiply(x, weights, kind, "s8")
+    np.testing.assert_array_equal(found, x @ decode(encode(weights, kind), kind).T)
 
 
 @pytest.mark.parametrize("kind", TENSOR_KINDS)

@@ -104,7 +104,7 @@ class Multiplier(Protocol):
 
 
 def mma_shapes(kind: str) -> tuple[Shape, ...]:
-    """Return the shapes of gemm_mma.cu for a kind, the smallest first; sizes as in gemm_mma.cuh."""
+    """Return the shapes of gemm_mma.cu for a kind, the smallest first; sizes as in gemm_stage.cuh."""
 
     def shape(name: str, rows: int, tokens: int, threads: int, resident: int, groups: int, stages: int) -> Shape:
         scaled = TENSOR_CORES[kind] == "s8"
