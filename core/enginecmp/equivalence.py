@@ -64,7 +64,7 @@ def exact_threshold(model: ModelInfo) -> float:
     return EXACT_THRESHOLDS.get(model.architecture, EXACT_THRESHOLD)
 
 
-def divergence(reference: NDArray[np.float32], engine: NDArray[np.float32]) -> Divergence:
+def divergence(reference: NDArray[np.floating], engine: NDArray[np.floating]) -> Divergence:
     """Compare teacher-forced logits position by position.
 
     Args:

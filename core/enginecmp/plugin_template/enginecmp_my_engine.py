@@ -5,7 +5,7 @@ It works as it is: a llama in NumPy, float32. Put your engine's calls in place o
 
 from importlib.metadata import version
 
-from enginecmp import ContextOverflow, EngineInfo, GGUFKeys, Probe, UnknownOption, hookimpl, read_gguf
+from enginecmp import ContextOverflow, EngineError, EngineInfo, GGUFKeys, Probe, UnknownOption, hookimpl, read_gguf
 
 # What this engine reads of a file, or what changes no number. It refuses files that ask for more.
 KNOWN_KEYS = {
@@ -49,7 +49,7 @@ def cmp_reset(session):
 
 @hookimpl
 def cmp_prefill(session, token_ids, output_tokens):
-    session.require(len(token_ids) + output_tokens - 1)
+    session.require(token_ids, output_tokens)
     session.last = int(session.forward(token_ids, last_only=True)[-1].argmax())
     return session.last
 
@@ -63,7 +63,7 @@ def cmp_decode(session, n_tokens):
 
 @hookimpl
 def cmp_score(session, token_ids):
-    session.require(len(token_ids))
+    session.require(token_ids, 1)
     return session.forward(token_ids, last_only=False)
 
 
@@ -88,6 +88,7 @@ class Llama:
         if (turning := keys.integer("rope.dimension_count", self.width)) != self.width:
             keys.refuse(f"heads that turn as a whole, {self.width} dimensions", f"rope.dimension_count {turning}")
         self.w = {name: file.float32(name) for name in file.tensors}
+        self.require_tensors(keys)
         self.weights_bytes = sum(tensor.nbytes for tensor in self.w.values())
         self.head = self.w.get("output.weight", self.w["token_embd.weight"])  # tied where there is no head
         pairs = np.arange(0, self.width, 2, dtype=np.float32) / self.width
@@ -97,11 +98,25 @@ class Llama:
         shape = (self.layers, context_tokens, self.kv_heads, self.width)
         self.keys, self.values, self.length = np.zeros(shape, np.float32), np.zeros(shape, np.float32), 0
 
-    def require(self, tokens):
+    def require(self, token_ids, output_tokens):
+        vocabulary = len(self.w["token_embd.weight"])
+        if not token_ids or not 0 <= min(token_ids) <= max(token_ids) < vocabulary:
+            raise EngineError(f"my_engine: expected one id in [0, {vocabulary}) or more, got {list(token_ids)[:9]}")
+        tokens = len(token_ids) + output_tokens - 1  # the last one is never run
         if tokens > self.context_tokens:
             raise ContextOverflow(
                 f"my_engine: request needs {tokens} tokens, the context holds {self.context_tokens}; load with more"
             )
+
+    def require_tensors(self, keys):
+        hidden, inner = keys.integer("embedding_length"), keys.integer("feed_forward_length")
+        q, kv = self.heads * self.width, self.kv_heads * self.width
+        shapes = {"attn_norm": (hidden,), "attn_q": (q, hidden), "attn_k": (kv, hidden), "attn_v": (kv, hidden)}
+        shapes |= {"attn_output": (hidden, q), "ffn_norm": (hidden,), "ffn_gate": (inner, hidden)}
+        shapes |= {"ffn_up": (inner, hidden), "ffn_down": (hidden, inner)}
+        for name, shape in ((f"blk.{n}.{part}.weight", shapes[part]) for n in range(self.layers) for part in shapes):
+            if name not in self.w or self.w[name].shape != shape:
+                keys.refuse(f"{name} of shape {shape}", self.w[name].shape if name in self.w else "none")
 
     def norm(self, x, name):
         scale = self.np.sqrt((x * x).mean(-1, keepdims=True) + self.epsilon)

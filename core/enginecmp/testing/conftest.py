@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ import pytest
 from enginecmp.deadlines import Deadlines
 from enginecmp.launch import Launch
 from enginecmp.models.store import resolve
-from enginecmp.models.synth import write_synth
 from enginecmp.plugins import Plugin, discover, find
+from enginecmp.testing.tiny_models import tiny_model
 from enginecmp.types import LoadOptions, ModelInfo
 
 DEADLINES = Deadlines(load_seconds=300, prefill_seconds=120, decode_seconds=120, score_seconds=300)
+
+Prompts = Sequence[tuple[int, ...]]
+Tiny = Callable[..., ModelInfo]
+Load = Callable[[ModelInfo], Launch]
 
 
 class Subject:
@@ -71,8 +76,7 @@ def model(plugin: Plugin, pytestconfig: pytest.Config, tmp_path_factory: pytest.
     if architecture is None:
         pytest.skip(f"{plugin.name} loads {plugin.info.architectures}: name a model with --engine-model")
     quantization = "F32" if "F32" in plugin.info.quantizations else "Q8_0"
-    path = tmp_path_factory.mktemp("model") / f"tiny-{architecture}.gguf"
-    return write_synth(path, like=f"tiny-{architecture}", quantization=quantization, seed=0)
+    return tiny_model(tmp_path_factory.mktemp("model"), architecture, quantization)
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +97,7 @@ def subject(
 
 
 @pytest.fixture(scope="session")
-def prompts(model: ModelInfo) -> Sequence[tuple[int, ...]]:
+def prompts(model: ModelInfo) -> Prompts:
     """Three prompts of 5, 17 and 48 ids, cut from the bundled texts."""
     from enginecmp.prompts import PromptSet
 
@@ -106,3 +110,38 @@ def launch(subject: Subject) -> Iterator[Launch]:
     """One launch that the tests of ordinary requests share."""
     with subject.launched() as launch:
         yield launch
+
+
+@pytest.fixture(scope="session")
+def tiny(plugin: Plugin, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Return the tiny model of an architecture and a type that the engine says it loads, written once."""
+    assert plugin.info is not None
+    info, folder = plugin.info, tmp_path_factory.mktemp("tiny")
+
+    @functools.cache
+    def write(architecture: str, kind: str = "F32") -> ModelInfo:
+        if pytestconfig.getoption("--engine-model"):
+            pytest.skip("a model is named: the engine is given no other")
+        if architecture not in info.architectures:
+            pytest.skip(f"the engine does not load {architecture}")
+        if kind not in info.quantizations:
+            pytest.skip(f"the engine does not load {kind}")
+        return tiny_model(folder, architecture, kind)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def load(subject: Subject) -> Iterator[Load]:
+    """Load one model after the other into one launch, started again where the last one was the end of it."""
+    with contextlib.ExitStack() as stack:
+        running: list[Launch] = []
+
+        def load(model: ModelInfo) -> Launch:
+            if not running or running[-1].returncode is not None:
+                running.append(stack.enter_context(subject.started()))
+            running[-1].call("unload", DEADLINES.load_seconds)
+            running[-1].load(model, DEADLINES.load_seconds)
+            return running[-1]
+
+        yield load

@@ -6,6 +6,7 @@ prompts that came in since the last one; their first tokens come at its end.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -41,7 +42,7 @@ class FakeBatch:
     def submit(self, request: Request) -> bool:
         """Take a request in; False while there are `max_sequences`."""
         session = self._session
-        session.require_room(len(request.token_ids), request.output_tokens)
+        session.require(request.token_ids, request.output_tokens)
         if len(self._running) >= session.max_sequences:
             return False
         session.fault.maybe("submit")
@@ -83,17 +84,20 @@ class FakeBatch:
         self._running.clear()
 
 
-def require_room(context_tokens: int, prompt_tokens: int, output_tokens: int) -> None:
-    """Refuse what does not fit.
+def require(context_tokens: int, vocabulary: int, token_ids: Sequence[int], output_tokens: int) -> None:
+    """Refuse a request that cannot be.
 
     Raises:
-        ContextOverflow: it does not.
-        EngineError: the prompt is empty.
+        ContextOverflow: it does not fit.
+        EngineError: the prompt is empty, or has ids outside the vocabulary.
     """
-    if not prompt_tokens:
+    if not token_ids:
         msg = "fake: expected a prompt of at least one token, got none"
         raise EngineError(msg)
-    needed = prompt_tokens + output_tokens - 1
+    if outside := [token for token in token_ids if not 0 <= token < vocabulary]:
+        msg = f"fake: expected ids in [0, {vocabulary}), got {outside[0]} at position {token_ids.index(outside[0])}"
+        raise EngineError(msg)
+    needed = len(token_ids) + output_tokens - 1
     if needed > context_tokens:
         msg = f"fake: request needs {needed} tokens, the context holds {context_tokens}; load with more"
         raise ContextOverflow(msg)

@@ -21,6 +21,8 @@ Options (`-o LABEL.KEY=VALUE`):
     journal: path of a file that gets a line at the end of every request, behind the host's back.
     operation_us: time of one call of a single operation (`cmp_operation`).
     wrong: name of an operation whose answers shall be wrong.
+    lax: "1" takes ids that it does not have, and more of them than fit.
+    sticky: "1" remembers the last request: what it says depends on it.
     slow: percent by which everything takes longer.
     gear: a setting to tune: with "2" everything takes a fifth less time, with "3" half as much again, "1" and "4" tie.
     lossy: another one: "1" takes 30 % less time and makes it another distribution.
@@ -43,7 +45,7 @@ from typing import TYPE_CHECKING, Any
 from enginecmp import clock
 from enginecmp.errors import EngineError, UnknownOption, did_you_mean
 from enginecmp.hookspecs import hookimpl
-from enginecmp.testing.fake_batching import FakeBatch, require_room
+from enginecmp.testing.fake_batching import FakeBatch, require
 from enginecmp.types import EngineInfo, LoadOptions, ModelInfo, Probe, Request
 
 if TYPE_CHECKING:
@@ -72,6 +74,8 @@ _DEFAULTS: Mapping[str, str] = {
     "journal": "",
     "operation_us": "50",
     "wrong": "",
+    "lax": "0",
+    "sticky": "0",
     "slow": "0",
     "gear": "1",
     "lossy": "0",
@@ -143,9 +147,10 @@ class FakeSession:
         elif seconds > 0:
             time.sleep(seconds)
 
-    def require_room(self, prompt_tokens: int, output_tokens: int) -> None:
-        """Refuse what does not fit the context."""
-        require_room(self.context_tokens, prompt_tokens, output_tokens)
+    def require(self, token_ids: Sequence[int], output_tokens: int) -> None:
+        """Refuse a request that cannot be, unless told to be lax."""
+        if self.settings["lax"] != "1":
+            require(self.context_tokens, self.vocabulary, token_ids, output_tokens)
 
     def cached(self, token_ids: Sequence[int]) -> bool:
         """Say whether this prompt costs nothing, and remember it."""
@@ -285,13 +290,13 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> FakeSession:
 @hookimpl
 def cmp_prefill(session: FakeSession, token_ids: Sequence[int], output_tokens: int) -> int:
     """Hash the prompt."""
-    session.require_room(len(token_ids), output_tokens)
+    session.require(token_ids, output_tokens)
     session.begin_request()
     session.draw_factor(token_ids)
     session.fault.maybe("prefill")
     if not session.cached(token_ids):
         session.spend(len(token_ids) * session.number("prefill_us") / 1e6)
-    session.prefix = list(token_ids)
+    session.prefix = [*session.prefix[-1:], *token_ids] if session.settings["sticky"] == "1" else list(token_ids)
     session.prefix.append(session.next_token(session.prefix))
     return session.prefix[-1]
 
@@ -324,6 +329,7 @@ def cmp_score(session: FakeSession, token_ids: Sequence[int]) -> NDArray[np.floa
     """Return the hashed logits at every position."""
     import numpy as np
 
+    session.require(token_ids, 1)
     session.fault.maybe("score")
     return np.stack([session.logits(position, token) for position, token in enumerate(token_ids)])
 
@@ -357,7 +363,8 @@ def cmp_metrics(session: FakeSession) -> dict[str, float]:
 @hookimpl
 def cmp_reset(session: FakeSession) -> None:
     """Forget the prompt."""
-    session.prefix = []
+    if session.settings["sticky"] != "1":
+        session.prefix = []
     session.batch.clear()
 
 

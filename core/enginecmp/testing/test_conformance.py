@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ from enginecmp.equivalence import REFERENCE_ENGINE, divergence, exact_threshold,
 from enginecmp.launch import Launch, LaunchFailure
 from enginecmp.models.synth import write_synth
 from enginecmp.plugins import Plugin, discover
-from enginecmp.testing.conftest import DEADLINES, Subject
+from enginecmp.testing.conftest import DEADLINES, Prompts, Subject
 from enginecmp.types import NO_ID, ModelInfo, Probe
 
 UNITS = ("_bytes", "_seconds", "_tokens", "_per_second", "_joules", "_watts", "_count", "_switches", "_ratio")
 COMPONENTS = {"embedding", "norm", "rope", "attention", "ffn", "lm_head", "sampling", "other"}
-Prompts = Sequence[tuple[int, ...]]
 
 # Extension modules that discovery may load: the host's own needs and the standard library.
 _ALLOWED_NATIVE = ("msgspec", "_", "numpy")
@@ -108,6 +107,17 @@ def test_stamps_rise_inside_the_request(launch: Launch, prompts: Prompts) -> Non
     assert answer["token_ns"][0] > answer["start_ns"]
 
 
+def test_metrics_of_a_request_have_units_and_seconds_of_its_own(launch: Launch, prompts: Prompts) -> None:
+    answer = generate(launch, prompts[1], 8)
+    assert [name for name in answer["metrics"] if not name.endswith(UNITS)] == []
+    assert np.isfinite(list(answer["metrics"].values())).all()
+    # What the engine says of prefill and decode, by its own clock or the device's, lies inside what was measured.
+    parts = [f"{clock}_{part}_seconds" for clock in ("engine", "device") for part in ("prefill", "decode")]
+    seconds = [answer["metrics"].get(name, 0.0) for name in parts]
+    assert min(seconds) >= 0
+    assert max(sum(seconds[:2]), sum(seconds[2:])) <= (answer["end_ns"] - answer["start_ns"]) / 1e9 + 1e-3
+
+
 def test_decoded_tokens_are_the_most_likely_ones(launch: Launch, prompts: Prompts) -> None:
     answer = generate(launch, prompts[1], 8)
     if NO_ID in answer["ids"]:
@@ -147,6 +157,15 @@ def test_logits_do_not_look_ahead(launch: Launch, prompts: Prompts) -> None:
     if whole is None or part is None:
         pytest.skip("the engine has no cmp_score")
     assert divergence(whole[:9], part).max_kl < 1e-6
+
+
+def failure_of(action: Callable[[], object]) -> LaunchFailure | None:
+    """Return how a launch went wrong; None where it did not."""
+    try:
+        action()
+    except LaunchFailure as failure:
+        return failure
+    return None
 
 
 def refusal(launch: Launch, token_ids: tuple[int, ...], output_tokens: int) -> tuple[str, str]:

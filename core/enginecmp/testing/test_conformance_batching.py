@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from enginecmp.launch import Launch, LaunchFailure
-from enginecmp.testing.conftest import DEADLINES, Subject
+from enginecmp.testing.conftest import DEADLINES, Prompts, Subject
 from enginecmp.testing.test_conformance import generate, logits_of
 from enginecmp.types import NO_ID
-
-Prompts = Sequence[tuple[int, ...]]
 
 TOKENS = 9
 

@@ -13,10 +13,8 @@ from enginecmp.kinds.operation import MATMUL_TOLERANCE, matrices
 from enginecmp.launch import Launch
 from enginecmp.models.tokenizer import load_tokenizer
 from enginecmp.plugins import Plugin
-from enginecmp.testing.conftest import DEADLINES
+from enginecmp.testing.conftest import DEADLINES, Prompts
 from enginecmp.types import NO_ID, ModelInfo
-
-Prompts = Sequence[tuple[int, ...]]
 
 DRAWS = 400
 TEXT = "Twelve engines, one file: is 3.5 ms a token fast?\n  It depends."
