@@ -29,8 +29,6 @@ CONTEXTS = (16, 512, 2048, 8192)
 BATCHES = (1, 2, 4, 8)
 WIDE = (16, 32, 64)
 WIDE_CONTEXT = 512
-LEAST_CONTEXT = 512
-"""A chunk of a prompt is as long."""
 
 STEPS, SAMPLES = 32, 9
 """Of a sample; of a measurement, after one that is not counted."""
@@ -75,8 +73,7 @@ def run(context: Context) -> None:
     finally:
         session.close()
     if context.enough(10 if context.device_timed else 1, "batches beyond 8"):
-        tokens = max(LEAST_CONTEXT, sizes.wide_context + sizes.room)
-        session = load(context, info, tokens, max(sizes.wide), "load_seconds_again")
+        session = load(context, info, sizes.wide_context + sizes.room, max(sizes.wide), "load_seconds_again")
         try:
             with context.guarded("wide batches"):
                 wide_batches(context, session, sizes)
