@@ -6,6 +6,9 @@ PLUGINS := $(sort $(wildcard plugins/*/pyproject.toml))
 # Compiled by cargo, which not every machine has: built by itself, after everything else.
 CANDLE  := plugins/candle
 BURN    := plugins/burn
+# What both share: a crate, no distribution.
+SHIM    := plugins/rust_shim
+RUST     = $(1)/Cargo.toml $(1)/Cargo.lock $(wildcard $(1)/src/*.rs)
 EDITABLE := -e . $(foreach p,$(filter-out $(CANDLE)/% $(BURN)/%,$(PLUGINS)),-e $(dir $(p)))
 CARGO   := $(shell command -v cargo 2>/dev/null)
 # Beside the models, not in the clone: Candle compiles for minutes, and the next clone takes what this one built.
@@ -35,7 +38,7 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-byteco
 	$(BIN)/python -m compileall -q core analysis plugins
 	@touch $@
 
-.venv/.candle: .venv/.ready $(CANDLE)/Cargo.toml $(CANDLE)/Cargo.lock $(wildcard $(CANDLE)/src/*.rs)
+.venv/.candle: .venv/.ready $(call RUST,$(CANDLE)) $(call RUST,$(SHIM))
 ifdef CARGO
 	@echo "building the engine candle (about 4 minutes on 2 cores the first time on this machine)"
 	@if $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e $(CANDLE); \
@@ -46,7 +49,7 @@ endif
 
 burn: .venv/.burn ## compile the engine burn as well (minutes, which is why make setup leaves it out)
 
-.venv/.burn: .venv/.ready $(BURN)/Cargo.toml $(BURN)/Cargo.lock $(wildcard $(BURN)/src/*.rs)
+.venv/.burn: .venv/.ready $(call RUST,$(BURN)) $(call RUST,$(SHIM))
 ifdef CARGO
 	@echo "building the engine burn (about 7 minutes on 2 cores the first time on this machine)"
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e $(BURN)
@@ -66,6 +69,7 @@ run: model ## measure every engine on the embedded model (about 10 minutes) and 
 
 test: model ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	test ! -e .venv/.candle || (cd $(SHIM) && cargo test --quiet --release --locked)
 	test ! -e .venv/.candle || (cd $(CANDLE) && cargo test --quiet --release --locked)
 	test ! -e .venv/.burn || (cd $(BURN) && cargo test --quiet --release --locked)
 
@@ -74,6 +78,7 @@ lint: .venv/.ready ## ruff and mypy --strict; rustfmt and clippy where they are 
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy core analysis bench $(wildcard plugins/*/enginecmp_*)
 ifneq ($(shell command -v cargo-clippy 2>/dev/null),)
+	cd $(SHIM) && cargo fmt --check && cargo clippy --quiet --release --locked --all-targets --features python -- -D warnings
 	cd $(CANDLE) && cargo fmt --check && cargo clippy --quiet --release --locked --all-targets --features python -- -D warnings
 	@# Clippy goes through all of Burn first, so only where somebody has built it.
 	cd $(BURN) && cargo fmt --check

@@ -49,9 +49,9 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
         msg = f"candle: {probe.reason}; {probe.mend}"
         raise EngineError(msg)
     check_threads(options.threads)
-    from ._shim import Session
+    from . import _shim
 
-    return Session(model.path, options.device, options.context_tokens, settings.prompt_chunk)
+    return _shim.load(model.path, options.device, options.context_tokens, settings.prompt_chunk)
 
 
 @hookimpl

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use candle_core::quantized::gguf_file::{Content, TensorInfo};
+use enginecmp_shim::{Result, refuse};
 
-use crate::failure::Result;
-use crate::metadata::{Keys, refuse};
+use crate::metadata::Keys;
 
 pub const ARCHITECTURES: [&str; 3] = ["llama", "qwen2", "phi3"];
 

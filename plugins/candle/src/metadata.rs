@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::quantized::gguf_file::Value;
-
-use crate::failure::{Failure, Result};
+use enginecmp_shim::{Failure, Result, refuse};
 
 /// Metadata of one architecture; every getter names the key when it refuses a value.
 pub struct Keys<'a> {
@@ -88,11 +87,6 @@ impl<'a> Keys<'a> {
     fn missing(&self, key: &str) -> Failure {
         refuse(&format!("metadata {}.{key}", self.architecture), "none")
     }
-}
-
-/// The message of a file that this engine does not load.
-pub fn refuse(expected: &str, came: &str) -> Failure {
-    Failure::Unsupported(format!("expected {expected}, came {came}; leave this engine out with --engines"))
 }
 
 fn whole(value: &Value) -> Option<usize> {

@@ -2,11 +2,11 @@
 //!
 //! There is no batch dimension: one sequence at a time.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::ops::{rms_norm, silu, softmax_last_dim, swiglu};
 
 use crate::config::Config;
-use crate::failure::Result;
+use crate::failure::failed;
 use crate::rope::Rope;
 use crate::weights::{Linear, Reader};
 
@@ -49,11 +49,16 @@ pub struct Model {
 
 impl Model {
     /// Reads every tensor and makes room for `positions` keys and values.
-    pub fn read(config: Config, reader: &mut Reader<'_>, positions: usize, device: &Device) -> Result<Self> {
+    pub fn read(
+        config: Config,
+        reader: &mut Reader<'_>,
+        positions: usize,
+        device: &Device,
+    ) -> enginecmp_shim::Result<Self> {
         let width = config.width;
         let vocabulary = reader.row_count("token_embd.weight")?;
         let factors = match config.rope.factors {
-            Some(name) => Some(reader.vector(name, config.rope.dimensions / 2)?.to_vec1::<f32>()?),
+            Some(name) => Some(reader.vector(name, config.rope.dimensions / 2)?.to_vec1::<f32>().map_err(failed)?),
             None => None,
         };
         let embedding = reader.linear("token_embd", vocabulary, width)?;
@@ -63,9 +68,9 @@ impl Model {
         Ok(Self {
             blocks: (0..config.layers)
                 .map(|layer| Block::read(&config, reader, &format!("blk.{layer}"), positions, device))
-                .collect::<Result<_>>()?,
+                .collect::<enginecmp_shim::Result<_>>()?,
             output_norm: reader.vector("output_norm.weight", width)?,
-            rope: Rope::new(&config.rope, positions, factors.as_deref(), device)?,
+            rope: Rope::new(&config.rope, positions, factors.as_deref(), device).map_err(failed)?,
             device: device.clone(),
             config,
             embedding,
@@ -101,7 +106,13 @@ impl Model {
 }
 
 impl Block {
-    fn read(config: &Config, reader: &mut Reader<'_>, name: &str, positions: usize, device: &Device) -> Result<Self> {
+    fn read(
+        config: &Config,
+        reader: &mut Reader<'_>,
+        name: &str,
+        positions: usize,
+        device: &Device,
+    ) -> enginecmp_shim::Result<Self> {
         let (width, inner) = (config.width, reader.row_count(&format!("{name}.ffn_up.weight"))?);
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let qkv = if reader.has(&format!("{name}.attn_qkv.weight")) {
@@ -127,8 +138,8 @@ impl Block {
             ffn_norm: reader.vector(&format!("{name}.ffn_norm.weight"), width)?,
             gate_up,
             ffn_down: reader.linear(&format!("{name}.ffn_down"), width, inner)?,
-            keys: Tensor::zeros(cache, DType::F32, device)?,
-            values: Tensor::zeros(cache, DType::F32, device)?,
+            keys: Tensor::zeros(cache, DType::F32, device).map_err(failed)?,
+            values: Tensor::zeros(cache, DType::F32, device).map_err(failed)?,
         })
     }
 
@@ -149,7 +160,7 @@ impl Block {
             GateUp::Separate(gate, up) => (silu(&gate.forward(&normed)?)? * up.forward(&normed)?)?,
             GateUp::Fused(both) => swiglu(&both.forward(&normed)?)?,
         };
-        Ok((x + self.ffn_down.forward(&inner)?)?)
+        x + self.ffn_down.forward(&inner)?
     }
 
     /// Attends from x, (tokens, width), to itself and the `past` positions in the cache.
@@ -172,7 +183,7 @@ impl Block {
         };
         // (heads, tokens, head_dim); for one token no bytes move.
         let split = |x: Tensor, heads: usize| -> Result<Tensor> {
-            Ok(x.reshape((tokens, heads, head_dim))?.transpose(0, 1)?.contiguous()?)
+            x.reshape((tokens, heads, head_dim))?.transpose(0, 1)?.contiguous()
         };
         let (q, k, v) = (split(q, heads)?, split(k, kv_heads)?, split(v, kv_heads)?);
         let (q, k) = (rope.apply(&q, angles)?, rope.apply(&k, angles)?);
@@ -203,7 +214,7 @@ fn causal_mask(tokens: usize, past: usize, device: &Device) -> Result<Tensor> {
     let row =
         |token: usize| (0..past + tokens).map(move |seen| if seen > past + token { f32::NEG_INFINITY } else { 0.0 });
     let mask: Vec<f32> = (0..tokens).flat_map(row).collect();
-    Ok(Tensor::from_vec(mask, (tokens, past + tokens), device)?)
+    Tensor::from_vec(mask, (tokens, past + tokens), device)
 }
 
 #[cfg(test)]

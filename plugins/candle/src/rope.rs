@@ -1,10 +1,9 @@
 //! Rotary position embedding from a table of every position that a session can hold.
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Device, Result, Tensor};
 use candle_nn::rotary_emb;
 
 use crate::config::RopeConfig;
-use crate::failure::Result;
 
 #[derive(Debug, Clone)]
 pub struct Rope {
@@ -31,7 +30,7 @@ impl Rope {
                     frequencies.iter().map(move |each| (turn(position as f64 * each) * config.magnitude) as f32)
                 })
                 .collect();
-            Ok(Tensor::from_vec(values, (positions, half), device)?)
+            Tensor::from_vec(values, (positions, half), device)
         };
         Ok(Self {
             dimensions: config.dimensions,
@@ -52,12 +51,12 @@ impl Rope {
         let x = x.unsqueeze(0)?; // (1, heads, tokens, head_dim): the kernels want a batch
         let head_dim = x.dim(D::Minus1)?;
         if self.dimensions == head_dim {
-            return Ok(rope(&x, &angles.0, &angles.1)?.squeeze(0)?);
+            return rope(&x, &angles.0, &angles.1)?.squeeze(0);
         }
         let turned = x.narrow(D::Minus1, 0, self.dimensions)?.contiguous()?;
         let passed = x.narrow(D::Minus1, self.dimensions, head_dim - self.dimensions)?;
         let turned = rope(&turned, &angles.0, &angles.1)?;
-        Ok(Tensor::cat(&[&turned, &passed], D::Minus1)?.squeeze(0)?.contiguous()?)
+        Tensor::cat(&[&turned, &passed], D::Minus1)?.squeeze(0)?.contiguous()
     }
 }
 

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use candle_core::quantized::gguf_file::Content;
 use candle_core::quantized::{QMatMul, QTensor};
 use candle_core::{DType, Device, Module, Tensor};
+use enginecmp_shim::{Result, refuse};
 
-use crate::failure::Result;
-use crate::metadata::refuse;
+use crate::failure::failed;
 
 /// A projection: x (tokens, inputs) to (tokens, outputs).
 #[derive(Debug, Clone)]
@@ -19,17 +19,17 @@ pub struct Linear {
 }
 
 impl Linear {
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let y = self.weight.forward(x)?;
-        Ok(match &self.bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
-        })
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
     }
 
     /// Rows of the matrix: what an embedding is.
-    pub fn rows(&self, ids: &Tensor) -> Result<Tensor> {
-        Ok(self.weight.embedding(ids)?.to_dtype(DType::F32)?)
+    pub fn rows(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
+        self.weight.embedding(ids)?.to_dtype(DType::F32)
     }
 }
 
@@ -55,7 +55,7 @@ impl<'a> Reader<'a> {
     /// Candle multiplies by quantized matrices as they are and widens F16 and BF16 to F32.
     pub fn linear(&mut self, name: &str, outputs: usize, inputs: usize) -> Result<Linear> {
         let tensor = self.read(&format!("{name}.weight"), &[outputs, inputs])?;
-        let weight = QMatMul::from_arc(Arc::new(tensor))?;
+        let weight = QMatMul::from_arc(Arc::new(tensor)).map_err(failed)?;
         self.bytes += match &weight {
             QMatMul::QTensor(tensor) => tensor.storage_size_in_bytes(),
             QMatMul::Tensor(tensor) | QMatMul::TensorF16(tensor) => size(tensor),
@@ -67,7 +67,7 @@ impl<'a> Reader<'a> {
 
     /// A vector as F32: the weight of a norm, a bias, factors.
     pub fn vector(&mut self, name: &str, length: usize) -> Result<Tensor> {
-        let vector = self.read(name, &[length])?.dequantize(self.device)?;
+        let vector = self.read(name, &[length])?.dequantize(self.device).map_err(failed)?;
         self.bytes += size(&vector);
         Ok(vector)
     }
@@ -88,7 +88,7 @@ impl<'a> Reader<'a> {
         if info.shape.dims() != shape {
             return Err(refuse(&format!("{name} of shape {shape:?}"), &format!("{:?}", info.shape.dims())));
         }
-        Ok(info.read(&mut self.file, self.content.tensor_data_offset, self.device)?)
+        info.read(&mut self.file, self.content.tensor_data_offset, self.device).map_err(failed)
     }
 }
 
