@@ -76,7 +76,8 @@ class ResultsFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = open(path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 held until close
         except OSError as error:
-            msg = f"results folder {path}: cannot write: {error.strerror or error}; choose another with --out"
+            reason = "it is a file" if path.is_file() else error.strerror or error
+            msg = f"results folder {path}: cannot write: {reason}; choose another with --out"
             raise ResultsError(msg) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,7 +196,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         content: Any = msgspec.json.decode(path.read_bytes())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         msg = f"{folder}: no {MANIFEST}, so this is not a run's folder"
         raise ResultsError(msg) from error
     except (OSError, msgspec.DecodeError) as error:

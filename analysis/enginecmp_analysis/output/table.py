@@ -55,7 +55,9 @@ def render(analysis: Analysis) -> list[Line]:
     lines += decision_lines(analysis.report)
     lines += _plans(analysis.report)
     if not any(context.engines and analysis.report.summaries for context in analysis.contexts):
-        lines.append(("nothing to show: no request ended well and unflagged", "yellow"))
+        timed = any(run.manifest.scenario.get("blocks") != 0 for group in analysis.groups for run in group.runs)
+        why = "no request ended well and unflagged" if timed else "the run is of the gate alone"
+        lines.append((f"nothing to show: {why}", "yellow"))
     told = {note for context in analysis.contexts for note in cell_notes(context)}
     for warning in dict.fromkeys(w for w in analysis.report.warnings if w not in told):
         lines += [(text, "yellow") for text in wrap(warning, "! ")]

@@ -1,55 +1,100 @@
-"""Options of `cmp run` that do not go together: refused before anything happens, never ignored."""
+"""Options that do not go together: refused before anything happens, never ignored."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import click
 from click.core import ParameterSource
 
 from enginecmp.errors import UsageError
 
-_GATE = ("score_positions", "max_kl", "max_nll_increase")
+_ABOUT_THE_GATE = ("score_positions", "max_kl", "max_nll_increase")
 _WITH_RESUME = (
     *("resume", "model_name", "reference", "baseline", "save_baseline"),
     *("no_sensors", "wait_idle", "as_json"),
 )
-_EXCLUDED: dict[str, tuple[Collection[str], str]] = {
-    "matrix": (("model_name", "save_baseline"), "measures several files, and {other} is about one run"),
-    "no_gate": (_GATE, "skips the gate, and {other} is about it"),
-    "quality_only": (
-        ("no_gate", "adaptive", "save_baseline"),
-        "is the gate without launches, and {other} asks for more or for less",
-    ),
-}
-"""For an option: those that it excludes, and why."""
+_WITH_HISTORY = ("over_time", "paths", "metrics", "form")
 
 
-def refuse_conflicts(context: click.Context) -> None:
-    """Look at the options that the command line gives; defaults conflict with nothing.
+class Given:
+    """The options that a command line gives; defaults conflict with nothing.
+
+    Args:
+        context: of the command.
+    """
+
+    def __init__(self, context: click.Context) -> None:
+        self._words = {param.name: param.opts[0] for param in context.command.params if param.name}
+        self._names = [
+            name for name in self._words if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        ]
+
+    def refuse_beside(self, option: str, why: str, excluded: Callable[[str], bool]) -> None:
+        """Refuse what an option excludes.
+
+        Args:
+            option: name of its parameter.
+            why: what the option does, "{other}" for the word of what it excludes.
+            excluded: says of a parameter whether it is excluded.
+
+        Raises:
+            UsageError: both are given.
+        """
+        if option not in self._names:
+            return
+        for name in self._names:
+            if name != option and excluded(name):
+                word, other = self._words[option], self._words[name]
+                msg = f"{word}: {why.format(other=other)}; leave {other} out, or {word}"
+                raise UsageError(msg)
+
+    def refuse_without(self, option: str, needed: str, why: str) -> None:
+        """Refuse an option that says nothing alone.
+
+        Raises:
+            UsageError: it is given, and what it needs is not.
+        """
+        if option in self._names and needed not in self._names:
+            word = self._words[option]
+            msg = f"{word}: {why} {self._words[needed]}, which is not given; add it, or leave {word} out"
+            raise UsageError(msg)
+
+
+def _among(names: Collection[str]) -> Callable[[str], bool]:
+    return lambda name: name in names
+
+
+def _not_among(names: Collection[str]) -> Callable[[str], bool]:
+    return lambda name: name not in names
+
+
+def check_run(context: click.Context) -> None:
+    """Look at the options of `cmp run`.
 
     Raises:
         UsageError: two of them contradict each other, or one says nothing without another.
     """
-    names = {param.name: param.opts[0] for param in context.command.params if param.name}
-    given = [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    if "resume" in given:
-        _refuse(
-            "resume",
-            "goes on with what the manifest says",
-            [other for other in given if other not in _WITH_RESUME],
-            names,
-        )
-    for name, (excluded, why) in _EXCLUDED.items():
-        if name in given:
-            _refuse(name, why, [other for other in given if other in excluded], names)
-    if "precision" in given and "adaptive" not in given:
-        msg = "--precision: is what --adaptive aims at, and that is not given; add it, or leave --precision out"
-        raise UsageError(msg)
+    given = Given(context)
+    given.refuse_beside("resume", "goes on with what the manifest says", _not_among(_WITH_RESUME))
+    given.refuse_beside(
+        "matrix", "measures several files, and {other} is about one run", _among(("model_name", "save_baseline"))
+    )
+    given.refuse_beside("no_gate", "skips the gate, and {other} is about it", _among(_ABOUT_THE_GATE))
+    given.refuse_beside(
+        "quality_only",
+        "is the gate without launches, and {other} asks for more or for less",
+        _among(("no_gate", "adaptive", "save_baseline")),
+    )
+    given.refuse_without("precision", "adaptive", "is what is aimed at by")
 
 
-def _refuse(name: str, why: str, others: list[str], names: dict[str, str]) -> None:
-    if others:
-        other = names[others[0]]
-        msg = f"{names[name]}: {why.format(other=other)}; leave {other} out, or {names[name]}"
-        raise UsageError(msg)
+def check_stats(context: click.Context) -> None:
+    """Look at the options of `cmp stats`.
+
+    Raises:
+        UsageError: two of them contradict each other, or one says nothing without another.
+    """
+    given = Given(context)
+    given.refuse_beside("over_time", "follows a metric over runs and compares no engines", _not_among(_WITH_HISTORY))
+    given.refuse_without("detect", "planning", "is the difference that must be found by the plan of")

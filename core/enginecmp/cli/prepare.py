@@ -207,12 +207,17 @@ def headline(request: RunRequest) -> str:
     labels = ", ".join(request.labels)
     if not scenario.blocks:
         return f"{labels} on {request.model.name}, quality only"
-    length = f"{scenario.seconds:g} s" if scenario.seconds else f"{scenario.requests} requests"
-    threads = request.contenders[0].options.threads
+    length = f"{scenario.seconds:g} s" if scenario.seconds else _count(scenario.requests, "request")
+    threads = _count(request.contenders[0].options.threads, "thread")
+    blocks = _count(scenario.blocks, "block")
     return (
-        f"{labels} on {request.model.name}, {scenario.name}/{scenario.profile}, "
-        f"{scenario.blocks} blocks × {length}, {threads} thread{'s' if threads > 1 else ''}{_queueing(request)}"
+        f"{labels} on {request.model.name}, {scenario.name}/{scenario.profile}, {blocks} × {length}, {threads}"
+        f"{_queueing(request)}"
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _queueing(request: RunRequest) -> str:
@@ -243,4 +248,6 @@ def print_plan(request: RunRequest, seconds: float, basis: str) -> None:
     for block in range(scenario.blocks):
         order = "  ".join(planned.name.partition("-")[2] for planned in plan if planned.block == block)
         click.echo(f"block {block + 1:>3}: {order}")
-    click.echo(f"about {duration(seconds)} of launches ({basis}), and the gate before them")
+    click.echo(
+        f"about {duration(seconds)} of launches ({basis}){', and the gate before them' if scenario.gate else ''}"
+    )

@@ -9,7 +9,7 @@ import msgspec
 
 from enginecmp.cli.console import say
 from enginecmp.cli.prepare import by_what_is_timed, check_idle, exact_of, find_model, headline
-from enginecmp.errors import CmpError, ResultsError
+from enginecmp.errors import CmpError, ResultsError, UsageError
 from enginecmp.plugins import Plugin, discover, find
 from enginecmp.results import MANIFEST, ResultsFolder, read_manifest
 from enginecmp.types import Manifest, ModelInfo
@@ -33,8 +33,7 @@ def resume(arguments: dict[str, Any]) -> int:
     folder: Path = arguments["resume"]
     if folder.name in ("", ".."):
         folder = folder.resolve()  # "." has no folder of runs above it that could be named
-    # Before the folder of runs is taken, which would make it where there is none.
-    read_manifest(folder)
+    _require_run(folder)
     with ResultsFolder(folder.parent):
         manifest = read_manifest(folder)
         labels = [engine.name for engine in manifest.engines if engine.options.get("timed", True)]
@@ -49,13 +48,7 @@ def resume(arguments: dict[str, Any]) -> int:
         except msgspec.ValidationError as error:
             msg = f"{folder / MANIFEST}: scenario: {error}; start a new run"
             raise ResultsError(msg) from error
-        model = find_model(arguments["model_name"] or manifest.model.name)
-        if model.sha256 != manifest.model.sha256:
-            msg = (
-                f"{folder}: was made with a file of SHA-256 {manifest.model.sha256[:12]}…, "
-                f"{model.name} has {model.sha256[:12]}…; name the right file with --model"
-            )
-            raise ResultsError(msg)
+        model = _model_of(folder, manifest, arguments["model_name"])
         plugins = discover()
         contenders, untimed = by_what_is_timed(_contenders(folder, manifest, model, plugins))
         request = RunRequest(
@@ -74,6 +67,43 @@ def resume(arguments: dict[str, Any]) -> int:
         check_idle(arguments["wait_idle"])
         execute(request, folder, manifest, arguments["as_json"])
         return after(arguments, folder, saved)
+
+
+def _require_run(folder: Path) -> None:
+    """Refuse what is no run's folder, before the folder of runs is taken, which would make it where there is none.
+
+    Raises:
+        ResultsError: it holds no readable manifest.
+    """
+    runs = [path.parent for path in folder.glob(f"*/{MANIFEST}")]
+    if runs and not (folder / MANIFEST).exists():
+        latest = max(runs, key=lambda run: run.name)
+        msg = f"{folder}: is a folder of runs; name one of its {len(runs)}, the latest is {latest}"
+        raise ResultsError(msg)
+    read_manifest(folder)
+
+
+def _model_of(folder: Path, manifest: Manifest, asked: str | None) -> ModelInfo:
+    """Return the file that a run was made with.
+
+    Raises:
+        ResultsError: it is another one, or was a file of the user's that only they can name.
+    """
+    wanted = manifest.model
+    try:
+        model = find_model(asked or wanted.name)
+    except UsageError as error:
+        if asked is not None:
+            raise
+        msg = f"{folder}: was made with the file {wanted.name}, SHA-256 {wanted.sha256[:12]}…; name it with --model"
+        raise ResultsError(msg) from error
+    if model.sha256 != wanted.sha256:
+        msg = (
+            f"{folder}: was made with a file of SHA-256 {wanted.sha256[:12]}…, "
+            f"{model.name} has {model.sha256[:12]}…; name the right file with --model"
+        )
+        raise ResultsError(msg)
+    return model
 
 
 def _contenders(folder: Path, manifest: Manifest, model: ModelInfo, plugins: list[Plugin]) -> list[Contender]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from enginecmp.cli.conflicts import refuse_conflicts
+from enginecmp.cli.conflicts import check_run
 from enginecmp.cli.console import say
 from enginecmp.cli.options import read_share
 from enginecmp.cli.prepare import (
@@ -82,7 +82,7 @@ def command(context: click.Context, /, **arguments: Any) -> int:
     With the name of a saved run as --baseline, the new run is compared with it afterwards; a confirmed critical
     regression exits with 3.
     """
-    refuse_conflicts(context)
+    check_run(context)
     with terminated_like_interrupted():
         if arguments["resume"] is not None:
             from enginecmp.cli.resume import resume
@@ -139,7 +139,8 @@ def measure(arguments: dict[str, Any], request: RunRequest, seconds: float, basi
         request.exact = exact_of(request.model)
     with ResultsFolder(arguments["out"]):
         folder: Path = arguments["out"] / new_run_id(request.scenario.name)
-        takes = f"about {duration(seconds)} and the gate ({basis})" if request.scenario.blocks else "the gate alone"
+        gate = " and the gate" if request.reference is not None else ""
+        takes = f"about {duration(seconds)}{gate} ({basis})" if request.scenario.blocks else "the gate alone"
         say(f"{folder}: {headline(request)}; {takes}")
         if request.scenario.blocks:
             check_idle(arguments["wait_idle"])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from enginecmp.cli.conflicts import check_stats
 from enginecmp.cli.console import show
 from enginecmp.cli.options import read_share
 from enginecmp.errors import UsageError
@@ -42,7 +43,10 @@ if TYPE_CHECKING:
 @click.option("--json", "form", flag_value="json", help="Print JSON (schema enginecmp-stats/1).")
 @click.option("--csv", "form", flag_value="csv", help="Print comparisons as CSV.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print Markdown tables.")
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     paths: tuple[str, ...],
     baseline: str | None,
     pairs: bool,
@@ -66,6 +70,7 @@ def command(
     PATHS are run folders or folders of runs (default: results). Runs of another model, machine or engine build
     are never pooled.
     """
+    check_stats(context)
     from enginecmp_analysis.data.load import load_runs
     from enginecmp_analysis.decisions.decide import decide_more
     from enginecmp_analysis.report import Options, analyse

@@ -75,7 +75,8 @@ def load_scenario(name_or_path: str, profile: str, extra: Iterable[str] = ()) ->
     elif name_or_path in known:
         path = known[name_or_path]
     else:
-        msg = f"unknown scenario '{name_or_path}'{did_you_mean(name_or_path, known)}"
+        hint = "; the path of a scenario's file ends in .toml" if Path(name_or_path).exists() else ""
+        msg = f"unknown scenario '{name_or_path}'{hint or did_you_mean(name_or_path, known)}"
         raise UsageError(msg)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))

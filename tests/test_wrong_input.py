@@ -1,0 +1,130 @@
+"""Wrong input to `cmp run` and `cmp stats` is one line with the next step, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from conftest import CommandLine
+from helpers import only_run
+
+from enginecmp.results import read_manifest
+from enginecmp.types import ModelInfo
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--resume R --blocks 3", "--resume: goes on with what the manifest says; leave --blocks out, or --resume"),
+        ("--resume R --dry-run", "--resume: goes on with what the manifest says; leave --dry-run out, or --resume"),
+        ("--resume R --matrix a", "--resume: goes on with what the manifest says; leave --matrix out, or --resume"),
+        ("--resume R -o a.b=c", "--resume: goes on with what the manifest says; leave -o out, or --resume"),
+        (
+            "--matrix a,b --model a",
+            "--matrix: measures several files, and --model is about one run; leave --model out, or --matrix",
+        ),
+        (
+            "--matrix a,b --save-baseline a",
+            "--matrix: measures several files, and --save-baseline is about one run; "
+            "leave --save-baseline out, or --matrix",
+        ),
+        (
+            "--no-gate --max-kl 1",
+            "--no-gate: skips the gate, and --max-kl is about it; leave --max-kl out, or --no-gate",
+        ),
+        (
+            "--no-gate --quality-only",
+            "--quality-only: is the gate without launches, and --no-gate asks for more or for less; "
+            "leave --no-gate out, or --quality-only",
+        ),
+        (
+            "--adaptive --quality-only",
+            "--quality-only: is the gate without launches, and --adaptive asks for more or for less; "
+            "leave --adaptive out, or --quality-only",
+        ),
+        (
+            "--precision 1%",
+            "--precision: is what is aimed at by --adaptive, which is not given; add it, or leave --precision out",
+        ),
+    ],
+)
+def test_a_contradiction_is_one_line_and_leaves_nothing(
+    cmp: CommandLine, tmp_path: Path, options: str, says: str
+) -> None:
+    done = cmp("run", *options.split())
+    assert (done.returncode, done.stderr) == (2, f"cmp: {says}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (
+            "--history --price 2/h",
+            "--history: follows a metric over runs and compares no engines; leave --price out, or --history",
+        ),
+        (
+            "--detect 1%",
+            "--detect: is the difference that must be found by the plan of --plan, which is not given; "
+            "add it, or leave --detect out",
+        ),
+    ],
+)
+def test_statistics_that_would_ignore_an_option_are_refused(cmp: CommandLine, options: str, says: str) -> None:
+    done = cmp("stats", *options.split())
+    assert (done.returncode, done.stderr) == (2, f"cmp: {says}\n")
+
+
+def test_resuming_what_is_not_there_makes_no_folder(cmp: CommandLine, tmp_path: Path) -> None:
+    done = cmp("run", "--resume", "nowhere/run")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "cmp: nowhere/run: no manifest.json, so this is not a run's folder\n",
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def interrupted(cmp: CommandLine, tmp_path: Path, tiny: ModelInfo) -> Path:
+    """The folder of a run of a file of the user's, as if it had been interrupted, relative to where `cmp` runs."""
+    line = ["run", "--engines", "fake", "--model", tiny.path, "--profile", "quick", "--no-gate", "--no-sensors"]
+    done = cmp(*line, "--blocks", "1", "--requests", "1")
+    assert done.returncode == 0, done.stderr
+    assert "1 block × 1 request," in done.stderr
+    assert "and the gate" not in done.stderr
+    run = only_run(tmp_path / "results")
+    manifest = read_manifest(run)
+    manifest.status = "interrupted"
+    (run / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    return run.relative_to(tmp_path)
+
+
+def test_what_resuming_needs_is_named(cmp: CommandLine, tmp_path: Path, tiny: ModelInfo, interrupted: Path) -> None:
+    def said(*arguments: str | Path) -> str:
+        done = cmp("run", "--resume", *arguments)
+        assert done.returncode == 1
+        return done.stderr.removeprefix("cmp: ").rstrip()
+
+    digest = tiny.sha256[:12]
+    assert said(interrupted) == (
+        f"{interrupted}: was made with the file tiny-llama, SHA-256 {digest}…; name it with --model"
+    )
+    assert said("results") == f"results: is a folder of runs; name one of its 1, the latest is {interrupted}"
+    path = interrupted / "manifest.json"
+    assert said(path) == f"{path}: no manifest.json, so this is not a run's folder"
+    manifest = read_manifest(tmp_path / interrupted)
+    manifest.scenario["cells"] = "x"
+    (tmp_path / path).write_bytes(msgspec.json.encode(manifest))
+    assert said(interrupted) == f"{path}: scenario: Expected `array`, got `str` - at `$.cells`; start a new run"
+
+
+def test_a_scenario_file_without_its_ending_and_a_file_in_place_of_results_are_named(
+    cmp: CommandLine, tmp_path: Path, tiny: ModelInfo
+) -> None:
+    (tmp_path / "mine").write_text("")
+    done = cmp("run", "--engines", "fake", "--scenario", "mine")
+    assert done.stderr == "cmp: unknown scenario 'mine'; the path of a scenario's file ends in .toml\n"
+    done = cmp("run", "--engines", "fake", "--model", tiny.path, "--no-gate", "--out", "mine")
+    assert done.returncode == 1
+    assert done.stderr == "cmp: results folder mine: cannot write: it is a file; choose another with --out\n"
