@@ -201,7 +201,7 @@ def _value(run: Run, launches: LaunchMeans) -> _Value:
     logs = logs[np.isfinite(logs)]
     if len(logs) == 0:
         return _Value(run, 0, math.nan, math.nan, math.nan, math.nan)
-    mean, low, high = (float(part) for part in mean_interval(logs))
+    mean, low, high = mean_interval(logs)
     se = float(logs.std(ddof=1)) / math.sqrt(len(logs)) if len(logs) > 1 else math.nan
     return _Value(run, len(logs), mean, se, low, high)
 

@@ -149,7 +149,7 @@ def _means(
 def _summary(scenario: str, key: Key, launches: LaunchMeans) -> Summary:
     engine, cell, metric = key
     mean, low, high = mean_interval(launches.means)
-    spread = float(launches.means.std(ddof=1)) / float(mean) if len(launches.means) > 1 and mean > 0 else math.nan
+    spread = float(launches.means.std(ddof=1)) / mean if len(launches.means) > 1 and mean > 0 else math.nan
     p50, p90, p95, p99 = quantiles_or_nan(launches.values)
     return Summary(
         scenario=scenario,
@@ -158,9 +158,9 @@ def _summary(scenario: str, key: Key, launches: LaunchMeans) -> Summary:
         metric=metric,
         n_launches=len(launches.means),
         n_samples=int(launches.requests.sum()),
-        mean=float(mean),
-        ci_low=float(low),
-        ci_high=float(high),
+        mean=mean,
+        ci_low=low,
+        ci_high=high,
         p50=p50,
         p90=p90,
         p95=p95,

@@ -157,7 +157,7 @@ def _rate(group: GroupResult, engine: str, cell: Cell) -> tuple[float, float]:
     if launches is None or len(launches.means) < 2:
         return math.nan, math.nan
     _, low, high = mean_interval(launches.means)
-    return float(low), float(high)
+    return low, high
 
 
 def _row(group: GroupResult, engine: str, points: Sequence[Point], need: Need) -> CapacityRow:

@@ -74,7 +74,7 @@ def _measured(group: GroupResult, claim: Claim) -> Iterator[tuple[Cell | None, A
             if claim.metric != RATIO:
                 value, low, high = mean_interval(launches.means)
                 full = _full(launches, metric)
-                yield cell, Actual(float(value), float(low), float(high), len(launches.means), full)
+                yield cell, Actual(value, low, high, len(launches.means), full)
             elif (baseline := group.means.get((group.context.baseline, cell, metric))) is not None:
                 yield cell, _speed_up(metric, baseline, launches)
 

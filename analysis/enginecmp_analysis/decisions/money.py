@@ -270,9 +270,9 @@ def _row(group: GroupResult, key: Key, launches: LaunchMeans, charged: str, pric
         price_per_hour=price,
         charged=charged if name.startswith("cost_") else "",
         n_launches=len(launches.means),
-        mean=float(mean),
-        ci_low=float(low),
-        ci_high=float(high),
+        mean=mean,
+        ci_low=low,
+        ci_high=high,
     )
 
 

@@ -63,13 +63,13 @@ def utilization(group: GroupResult, steady: Steady) -> Iterator[Finding]:
             engine=engine,
             cell=cell,
             verdict="measured",
-            value=float(means[first][0]),
-            ci_low=float(means[first][1]),
-            ci_high=float(means[first][2]),
+            value=means[first][0],
+            ci_low=means[first][1],
+            ci_high=means[first][2],
             n_launches=max(len(values) for values in names.values()),
-            text=", ".join(_busy(name, float(mean)) for name, (mean, _, _) in sorted(means.items())),
+            text=", ".join(_busy(name, mean) for name, (mean, _, _) in sorted(means.items())),
             notable=group.context.primary_metric == "throughput_tokens_per_second",
-            details={name: float(mean) for name, (mean, _, _) in means.items()},
+            details={name: mean for name, (mean, _, _) in means.items()},
         )
 
 

@@ -55,7 +55,7 @@ def drifts(group: GroupResult, steady: Sequence[Sequence[Place]]) -> Iterator[Fi
                     slopes.setdefault((place.engine, place.cell), []).append(change / minutes)
                     lengths.setdefault((place.engine, place.cell), []).append((end - begin) * NS)
     for (engine, cell), found in slopes.items():
-        mean, low, high = (float(x) for x in mean_interval(found))
+        mean, low, high = mean_interval(found)
         n, window = len(found), float(np.median(lengths[engine, cell]))
         drifting = n >= LEAST_LAUNCHES and (low > 0 or high < 0)
         large = abs(mean) * window / 60 > NOTABLE

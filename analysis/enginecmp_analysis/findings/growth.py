@@ -38,7 +38,7 @@ def exponents(group: GroupResult) -> Iterator[Finding]:
             slopes = _slopes(cells, lambda cell: math.log(cell.prompt_tokens), math.log)
             if len(slopes) == 0:
                 continue
-            mean, low, high = (float(x) for x in mean_interval(slopes))
+            mean, low, high = mean_interval(slopes)
             lengths = [cell.prompt_tokens for cell in cells]
             limits = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
             yield Finding(
@@ -67,7 +67,7 @@ def memory_growth(group: GroupResult) -> Iterator[Finding]:
         slopes = _slopes(cells, lambda cell: float(cell.prompt_tokens + cell.output_tokens), lambda value: value)
         if len(slopes) == 0:
             continue
-        mean, low, high = (float(x) for x in mean_interval(slopes))
+        mean, low, high = mean_interval(slopes)
         limits = f" [{low:,.0f}, {high:,.0f}]" if np.isfinite(low) else ""
         yield Finding(
             scenario=group.context.scenario,

@@ -76,10 +76,10 @@ def judge_leak(launches: Sequence[tuple[float, float]], requests: int) -> tuple[
         requests: of a launch.
     """
     growth, most = np.array(launches).T
-    mean, low, high = (float(x) for x in mean_interval(growth))
+    mean, low, high = mean_interval(growth)
     if len(growth) < LEAST_LAUNCHES:
         return "open", mean, low, high
-    leaking = low > leak_resolution(requests) and float(mean_interval(most - growth / 2)[1]) > 0
+    leaking = low > leak_resolution(requests) and mean_interval(most - growth / 2)[1] > 0
     return "leaks" if leaking else "no leak", mean, low, high
 
 
@@ -96,7 +96,7 @@ def kv_caches(group: GroupResult) -> Iterator[Finding]:
     for (engine, _, metric), launches in group.means.items():
         if metric != "kv_bytes_per_token":
             continue
-        mean, low, high = (float(x) for x in mean_interval(launches.means))
+        mean, low, high = mean_interval(launches.means)
         verdict, text = _against_formula(mean, values)
         yield Finding(
             scenario=group.context.scenario,

@@ -48,7 +48,7 @@ def geometric_means(group: GroupResult) -> Iterator[Finding]:
             )
         if len(logs) < 2 or not np.isfinite(logs).all():
             continue
-        mean, low, high = (math.exp(float(x)) for x in mean_interval(logs))
+        mean, low, high = (math.exp(x) for x in mean_interval(logs))
         yield Finding(
             scenario=group.context.scenario,
             topic="geometric mean",

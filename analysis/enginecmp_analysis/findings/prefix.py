@@ -43,7 +43,7 @@ def repeated_prompts(group: GroupResult) -> Iterator[Finding]:
                 engine = columns.engines[int(columns.engine[second])]
                 logs.setdefault(engine, []).append(math.log(prefill[second] / prefill[first]))
     for engine, found in logs.items():
-        mean, low, high = (math.exp(float(x)) for x in mean_interval(found))
+        mean, low, high = (math.exp(x) for x in mean_interval(found))
         cached = len(found) > 1 and high < CACHED
         limits = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
         yield Finding(

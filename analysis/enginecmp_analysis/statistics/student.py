@@ -1,4 +1,4 @@
-"""Student's t: tails, quantiles and the interval of a mean. Everything works elementwise on arrays."""
+"""Student's t: tails and quantiles, elementwise on arrays, and the interval of a mean."""
 
 from __future__ import annotations
 
@@ -69,20 +69,18 @@ def _quantile(p: float, df: float) -> float:
 _quantiles = np.vectorize(_quantile, otypes=[np.float64])
 
 
-def mean_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[Floats, Floats, Floats]:
-    """Return mean, lower and upper limit of the t interval along the last axis.
+def mean_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Return mean, lower and upper limit of the t interval.
 
     With one value the limits are NaN: one launch says nothing about the next.
 
     Args:
-        values: shape (..., n), n >= 1.
+        values: shape (n,), n >= 1.
         confidence: coverage of the two-sided interval.
     """
     data = np.asarray(values, dtype=np.float64)
-    n = data.shape[-1]
-    mean = np.asarray(data.mean(axis=-1))
+    n, mean = len(data), float(data.mean())
     if n < 2:
-        nothing = np.full_like(mean, np.nan)
-        return mean, nothing, nothing
-    half = t_quantile(0.5 + confidence / 2, n - 1) * data.std(axis=-1, ddof=1) / np.sqrt(n)
+        return mean, math.nan, math.nan
+    half = float(t_quantile(0.5 + confidence / 2, n - 1) * data.std(ddof=1)) / math.sqrt(n)
     return mean, mean - half, mean + half
