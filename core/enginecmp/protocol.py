@@ -62,7 +62,6 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._encoder = msgspec.msgpack.Encoder()
-        self._buffer = bytearray()
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one message.
