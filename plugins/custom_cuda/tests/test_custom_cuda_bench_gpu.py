@@ -18,7 +18,7 @@ import pytest
 
 from enginecmp import EngineError, read_gguf
 from enginecmp.models.synth_shapes import SHAPES
-from enginecmp_custom_cuda.bench import cli, model, sanitizer
+from enginecmp_custom_cuda.bench import cli, correctness, model, sanitizer, whole
 from enginecmp_custom_cuda.bench.context import Context, Skip
 from enginecmp_custom_cuda.bench.correctness import rounded, shortfall
 from enginecmp_custom_cuda.bench.facts import commit, versions
@@ -29,7 +29,8 @@ from enginecmp_custom_cuda.bench.parts import PARTS, Part, run_part
 from enginecmp_custom_cuda.bench.report import render
 from enginecmp_custom_cuda.bench.rivals import Cells, Engine, device_for, measure_cells
 from enginecmp_custom_cuda.bench.timing import replayed_seconds
-from enginecmp_custom_cuda.device import LostDeviceError
+from enginecmp_custom_cuda.compiling import entry, sources
+from enginecmp_custom_cuda.device import Device, LostDeviceError
 from enginecmp_custom_cuda.engine.sampling import Strategy
 
 SCRIPT = Path(__file__).resolve().parent.parent / "bench_gpu.py"
@@ -104,6 +105,19 @@ def test_a_rehearsal_proves_what_it_shows(tmp_path: Path, models: Path) -> None:
     assert printed.endswith((tmp_path / "table.txt").read_text())
     assert printed.endswith("verdict: right\n")
     assert len((tmp_path / "table.txt").read_text().splitlines()) <= 80
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_what_is_compiled_for_the_checks_is_what_they_load(tmp_path: Path, emulated: Device, exact: bool) -> None:
+    wanted = {
+        entry(sources.find(name), macros, "emulated")
+        for name, macros in correctness.modules("RING_BULK")
+        if macros.get("HEAD_DIM") == "16" and macros.get("KV") == ("KV_F32" if exact else "KV_F16")
+    }
+    session = whole.load(tiny_model(tmp_path, "llama", "F32" if exact else "Q8_0"), "emulated", exact)
+    loaded = wanted & set(session.device.modules)
+    session.close()
+    assert len(loaded) == 4  # a step, prompts: attention, products, the rest
 
 
 def test_a_wrong_answer_is_shown_in_capitals_and_is_the_exit_code(tmp_path: Path, models: Path) -> None:

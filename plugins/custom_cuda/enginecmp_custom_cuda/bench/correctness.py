@@ -5,6 +5,7 @@ A check that fails is written down and the next one runs; the parent shows it in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from ..compiling import build
 from ..device import Device
 from ..engine.cublaslt import Expand
+from ..engine.decode import defines
 from ..engine.gemm import ACTIVATION_BYTES, TENSOR_CORES, Activation, Activations, TileMultiplier, ceil_div
 from ..engine.params import Matrix
 from ..engine.prefill_params import Finish, FinishKind, Rows
@@ -52,6 +54,28 @@ def run(context: Context) -> None:
             if context.enough(2, f"the checks '{name}'"):
                 with context.guarded(name):
                     stage(context, device)
+
+
+def modules(ring: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the kernel files that the checks load, with their definitions; one that is missing costs time only."""
+    tiny = int(DEFINES["HEAD_DIM"])
+    for kind, exact in (("F32", True), ("Q8_0", False)):  # whole models
+        kv = "f32" if exact else "f16"
+        step, shape = defines(kind, exact, kv, tiny, 1), {"KV": f"KV_{kv.upper()}", "HEAD_DIM": str(tiny)}
+        yield "persistent", step | {"RING": ring}
+        yield "decode", step
+        yield f"flash_{kv}", shape
+        yield "prefill", shape | {"WEIGHT": f"WEIGHT_{kind}"}
+        yield "gemm_f32" if exact else "gemm_mma", shape | {"WEIGHT": f"WEIGHT_{kind}"}
+    for case in steps.CASES:
+        yield "decode", defines(case.kind, case.exact, case.kv, case.shape["head_dim"], case.batch)
+    for kind in TENSOR_CORES:
+        yield "gemm_mma", DEFINES | {"WEIGHT": f"WEIGHT_{kind}"}
+    for kind in KINDS:
+        yield "gemm_f32", DEFINES | {"WEIGHT": f"WEIGHT_{kind}"}
+    yield "prefill", DEFINES | {"WEIGHT": "WEIGHT_F32"}
+    for kind in ("Q8_0", "Q4_0", "F16"):
+        yield "expand", {"WEIGHT": f"WEIGHT_{kind}"}
 
 
 def gemms(context: Context, device: Device) -> None:

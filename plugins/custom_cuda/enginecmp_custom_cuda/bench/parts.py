@@ -63,10 +63,10 @@ class Part:
 PARTS = (
     Part("facts", 20, 60, "facts"),
     Part("micro", 30, 60, "ceilings"),
+    Part("prepare", 90, 120, "prepare"),
     Part("correctness", 90, 240, "correctness"),
-    Part("prepare", 75, 120, "prepare"),
     Part("engine", 120, 240, "speed"),
-    Part("resident", 40, 120, "resident"),
+    Part("resident", 60, 120, "resident"),
     Part("kernels", 90, 120, "kernels"),
     Part("rivals:custom_cuda", 45, 120, "rivals"),
     Part("rivals:torch-compile", 120, 120, "rivals"),

@@ -1,4 +1,4 @@
-"""The part "prepare": the model's file, and the kernels that it takes, compiled beside one another into the cache."""
+"""The part "prepare": the model's file; the kernels that it and the checks take, compiled beside one another."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 from enginecmp import read_gguf
 
@@ -13,6 +14,7 @@ from ..compiling import EMULATED, cache, compile_now, entry, sources
 from ..config import read_config
 from ..engine.decode import BATCHES, defines
 from ..engine.gemm import TENSOR_CORES
+from . import correctness
 from .context import Context, one_line
 
 CONTEXT_TOKENS = 512
@@ -29,9 +31,11 @@ def run(context: Context) -> None:
         architecture, kind = device.architecture, info.quantization
         bulk = architecture == EMULATED or device.capability >= (9, 0)
     head_dim = read_config(read_gguf(info.path), CONTEXT_TOKENS).head_dim
-    wanted = list(modules(kind, head_dim, "RING_BULK" if bulk else "RING_ASYNC"))
-    if context.dry:
-        wanted = wanted[:1]
+    ring = "RING_BULK" if bulk else "RING_ASYNC"
+    wanted: list[tuple[str, dict[str, str]]] = []
+    for each in chain(modules(kind, head_dim, ring), correctness.modules(ring)):
+        if each not in wanted and not (context.dry and wanted):
+            wanted.append(each)
     begin = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         found = list(pool.map(lambda each: compiled(each[0], each[1], architecture), wanted))
@@ -52,6 +56,7 @@ def modules(kind: str, head_dim: int, ring: str) -> Iterator[tuple[str, dict[str
     for batch in reversed(BATCHES):
         yield "decode", step[batch]
     yield "flash_f16", shape
+    yield "attention_split", shape | {"BATCH": "8"}
     yield "prefill", shape | weight
     yield "sampling", {}
     yield "expand", weight
@@ -60,8 +65,8 @@ def modules(kind: str, head_dim: int, ring: str) -> Iterator[tuple[str, dict[str
 def compiled(name: str, macros: dict[str, str], architecture: str) -> str:
     """Compile a file now, put it into the cache, and return a line on it."""
     begin = time.perf_counter()
-    source = sources.find(name)
     try:
+        source = sources.find(name)
         code = compile_now(source, macros, architecture)
     except Exception as error:  # the engine compiles it again, and says what is wrong
         return f"{name}: error {one_line(error)}"
