@@ -139,12 +139,18 @@ def test_output_merges_splits_and_adds(device: Device, choice: Choice, seed: int
         heads = int(rig.random.integers(1, 9)) * (2 if d == 16 else 1)
         rows = int(rig.random.integers(1, 100))
         positions = some_positions(rig)
+        positions[positions >= 0] += 2 * PAGE
         weights, x = rig.matrix(rows, heads * d), rig.normal(batch, rows)
         ml = np.stack((rig.normal(batch, heads, splits) * 4, 1 + rig.random.random((batch, heads, splits))), axis=-1)
         ml = ml.astype(np.float32)
         partial = rig.normal(batch, heads, splits, d)
-        empty = np.arange(splits) > max(0, splits - 3)
-        ml[:, :, empty], partial[:, :, empty] = (-np.inf, 0), np.nan
+        # Splits without a page of the positions are not read, an empty one among the others does not count.
+        unused = np.arange(splits) > positions[:, None] // PAGE  # (B, splits)
+        ml, partial = np.moveaxis(ml, 2, 1), np.moveaxis(partial, 2, 1)  # (B, splits, heads, ...)
+        ml[unused], partial[unused] = (-np.inf, 0), np.nan
+        empty = 1 if splits > 2 else splits
+        ml[:, empty:2], partial[:, empty:2] = (-np.inf, 0), np.nan
+        ml, partial = np.moveaxis(ml, 1, 2), np.moveaxis(partial, 1, 2)
         share = np.exp(ml[..., 0] - ml[..., 0].max(-1, keepdims=True)).astype(np.float64)
         merged = np.einsum("bhs,bhsd->bhd", share, np.nan_to_num(partial.astype(np.float64)))
         merged /= np.einsum("bhs,bhs->bh", share, ml[..., 1].astype(np.float64))[..., None]

@@ -114,7 +114,13 @@ GATES: tuple[Gate, ...] = (
             "attention": ("LDG.128", *OVERLAP),
             "next": OVERLAP,
         },
+        registers={**dict.fromkeys(MATVECS, 80), "attention": 128},
+    ),
+    Gate(
+        "decode",
+        decode("Q8_0", "F32", "F32", 64, 1),
         registers=dict.fromkeys(MATVECS, 80),
+        architectures=("sm_75", "sm_90a"),
     ),
     Gate(
         "decode",

@@ -31,6 +31,9 @@ constexpr int UNIT = GROUPS * UNROLL;                                // position
 constexpr int PAGE_UNITS = kv::PAGE_TOKENS / UNIT;
 static_assert(ROW_VECTORS % 2 == 0 && PAGE_UNITS * UNIT == kv::PAGE_TOKENS, "a round lies in one page");
 
+// How many of `splits` splits have a page when the positions 0..position are seen; the first so many.
+__device__ inline int used_splits(int position, int splits) { return min(splits, position / kv::PAGE_TOKENS + 1); }
+
 // exp(from - to) for running maxima, -infinity included.
 __device__ inline float decay(float from, float to) { return from == to ? 1.0f : expf(from - to); }
 
@@ -174,7 +177,8 @@ __device__ inline void run(Shared &shared, const float *q, const Cache &cache, i
 // Merge the warps' parts, after the block was waited for: `heads` heads of partial and partial_ml of one split. From
 // one head to the next it is `splits` rows.
 __device__ inline void merge(const Shared &shared, float *partial, float *partial_ml, int heads, int splits) {
-    for (int i = threadIdx.x; i < heads * HEAD_DIM; i += THREADS) {
+    // The thread anew, and so not in a register during the rounds, where two blocks leave 128.
+    for (int i = ptx::thread_index(); i < heads * HEAD_DIM; i += THREADS) {
         const int g = i / HEAD_DIM, d = i % HEAD_DIM;
         float top = shared.largest[0][g];
 #pragma unroll
@@ -191,21 +195,42 @@ __device__ inline void merge(const Shared &shared, float *partial, float *partia
     }
 }
 
-// Four neighbouring elements of attention's result: the splits of one head merged.
+// Four neighbouring elements of attention's result: the first `splits` splits of one head merged. Loads of a few splits
+// are on their way together, also those of an empty one, whose values were never written and do not count.
 __device__ inline float4 merged(const float *partial, const float *partial_ml, int splits, int d) {
+    constexpr int TOGETHER = BATCH == 1 ? 2 : 4;  // as many as leave the first weights their registers
     const float2 *ml = reinterpret_cast<const float2 *>(partial_ml);
-    float top = MINUS_INFINITY;
-    for (int s = 0; s < splits; ++s) top = fmaxf(top, ml[s].x);
-    float sum = 0.0f;
+    float top = MINUS_INFINITY, sum = 0.0f;
     float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    for (int s = 0; s < splits; ++s) {
-        const float2 split = ml[s];
-        if (split.y == 0.0f) continue;  // empty: its values were never written
-        const float scale = decay(split.x, top);
-        const float4 part = *reinterpret_cast<const float4 *>(partial + s * HEAD_DIM + d);
-        sum = fmaf(split.y, scale, sum);
-        value.x = fmaf(part.x, scale, value.x), value.y = fmaf(part.y, scale, value.y);
-        value.z = fmaf(part.z, scale, value.z), value.w = fmaf(part.w, scale, value.w);
+#pragma unroll 1
+    for (int first = 0; first < splits; first += TOGETHER) {
+        float2 split[TOGETHER];
+        float4 part[TOGETHER];
+#pragma unroll
+        for (int k = 0; k < TOGETHER; ++k) {
+            const int s = min(first + k, splits - 1);
+            part[k] = *reinterpret_cast<const float4 *>(partial + s * HEAD_DIM + d);
+            split[k] = ml[s];
+            if (first + k >= splits) split[k].y = 0.0f;
+        }
+        float now = top;
+#pragma unroll
+        for (int k = 0; k < TOGETHER; ++k) now = fmaxf(now, split[k].x);
+        const float old = decay(top, now);
+        top = now;
+        sum *= old;
+        value.x *= old, value.y *= old, value.z *= old, value.w *= old;
+#pragma unroll
+        for (int k = 0; k < TOGETHER; ++k) {
+            // No branch, into which the compiler would take the load.
+            const bool full = split[k].y != 0.0f;
+            const float scale = full ? decay(split[k].x, top) : 0.0f;
+            sum = fmaf(split[k].y, scale, sum);
+            value.x = fmaf(full ? part[k].x : 0.0f, scale, value.x);
+            value.y = fmaf(full ? part[k].y : 0.0f, scale, value.y);
+            value.z = fmaf(full ? part[k].z : 0.0f, scale, value.z);
+            value.w = fmaf(full ? part[k].w : 0.0f, scale, value.w);
+        }
     }
     const float share = 1.0f / sum;
     return make_float4(value.x * share, value.y * share, value.z * share, value.w * share);

@@ -24,13 +24,13 @@ __device__ inline void take_turns() {
 struct QkvFinish {
     struct Ahead {
         int position;
-        float bias, cosine, sine;
+        float bias, partner_bias, cosine, sine;
     };
     const QkvParams &p;
     float inverse;  // of the norm, for the lane's sequence
 
     __device__ Ahead ahead(int row, int b) const {
-        Ahead a = {p.position[b], p.bias ? p.bias[row] : 0.0f, 1.0f, 0.0f};
+        Ahead a = {p.position[b], p.bias ? p.bias[row] : 0.0f, p.bias ? p.bias[row ^ 1] : 0.0f, 1.0f, 0.0f};
         const int d = row % HEAD_DIM / 2 * 2;
         if (a.position >= 0 && d < p.rope_dims && row < (p.heads + p.cache.kv_heads) * HEAD_DIM) {
             const float *angle = rope::angle(p.rope, a.position, p.rope_dims, d);
@@ -41,9 +41,8 @@ struct QkvFinish {
 
     __device__ void store(int row, int b, float sum, float other, const Ahead &a) const {
         if (a.position < 0) return;
-        const float partner_bias = p.bias ? p.bias[row ^ 1] : 0.0f;
-        const float own = fmaf(sum, inverse, a.bias);
-        const float value = rope::rotated(own, fmaf(other, inverse, partner_bias), row & 1, a.cosine, a.sine);
+        const float own = fmaf(sum, inverse, a.bias), partner = fmaf(other, inverse, a.partner_bias);
+        const float value = rope::rotated(own, partner, row & 1, a.cosine, a.sine);
         const int head = row / HEAD_DIM, d = row % HEAD_DIM;
         if (head < p.heads) {
             p.q[(static_cast<long long>(b) * p.heads + head) * HEAD_DIM + d] = value;
@@ -109,11 +108,12 @@ struct HeadFinish {
 
 // What attention left, its splits merged.
 struct Merged {
+    static constexpr int AHEAD = BATCH == 1 ? 1 : 2;
     const OutputParams &p;
     __device__ float4 load(int b, int i) const {
         const long long head = static_cast<long long>(b) * p.heads + i * 4 / HEAD_DIM;
-        return attend::merged(p.partial + head * p.splits * HEAD_DIM, p.partial_ml + head * p.splits * 2, p.splits,
-                                 i * 4 % HEAD_DIM);
+        return attend::merged(p.partial + head * p.splits * HEAD_DIM, p.partial_ml + head * p.splits * 2,
+                              attend::used_splits(p.position[b], p.splits), i * 4 % HEAD_DIM);
     }
     __device__ void end(int) {}
 };
@@ -136,7 +136,7 @@ KERNEL(THREADS, matvec::BLOCKS, qkv, QkvParams) {
 }
 
 // Grid: (splits, kv_heads, BATCH * tiles of HEADS query heads), sequences before tiles.
-KERNEL(attend::THREADS, 1, attention, AttentionParams) {
+KERNEL(attend::THREADS, 2, attention, AttentionParams) {
     __shared__ attend::Shared shared;
     const int split = blockIdx.x, kv_head = blockIdx.y, b = blockIdx.z % BATCH, tile = blockIdx.z / BATCH;
     const int group = p.heads / p.cache.kv_heads;
@@ -148,7 +148,7 @@ KERNEL(attend::THREADS, 1, attention, AttentionParams) {
     const long long head = static_cast<long long>(b) * p.heads + first;
     float *const partial = p.partial + (head * p.splits + split) * HEAD_DIM;
     float *const partial_ml = p.partial_ml + (head * p.splits + split) * 2;
-    if (split > position / kv::PAGE_TOKENS) {
+    if (split >= attend::used_splits(position, p.splits)) {
         if (threadIdx.x < heads)
             *reinterpret_cast<float2 *>(partial_ml + threadIdx.x * p.splits * 2) = make_float2(MINUS_INFINITY, 0.0f);
         return;
@@ -252,6 +252,16 @@ KERNEL(THREADS, 1, next, NextParams) {
         p.count[b] = count + 1;
         ptx::store_system(p.ring + static_cast<long long>(count % p.ring_slots) * p.ring_stride + b, id);
     }
+    constexpr int AHEAD = 8;
     float *const x = p.x + static_cast<long long>(b) * p.table.columns;
-    for (int i = threadIdx.x; i < p.table.columns; i += THREADS) x[i] = packing::weight_at(p.table, id, i);
+    for (int base = threadIdx.x; base < p.table.columns; base += THREADS * AHEAD) {
+        float value[AHEAD];
+        // All loads before the first store, which the compiler must take for one to the table, and none behind a branch.
+#pragma unroll
+        for (int k = 0; k < AHEAD; ++k)
+            value[k] = packing::weight_at(p.table, id, min(base + k * THREADS, p.table.columns - 1));
+#pragma unroll
+        for (int k = 0; k < AHEAD; ++k)
+            if (base + k * THREADS < p.table.columns) x[base + k * THREADS] = value[k];
+    }
 }

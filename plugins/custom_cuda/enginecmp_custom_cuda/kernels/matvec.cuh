@@ -17,7 +17,9 @@ constexpr int THREADS = 256, WARPS = THREADS / 32;
 // Of a multiprocessor, by what the sums take: as many as there are registers for. Three leave room for the next
 // launch's blocks to load their first weights while this one runs.
 constexpr int BLOCKS = BATCH == 1 ? 3 : BATCH == 8 && !dot::Q8 ? 1 : 2;
-constexpr int AHEAD = 2;  // 16-byte loads of activations that a thread has in flight
+constexpr int AHEAD = BATCH == 1 ? 2 : 4;  // columns of activations, by fours, that a thread asks for at once
+constexpr int SHARE = THREADS / BATCH;  // threads that make the activations of one sequence, all sequences at once
+static_assert(SHARE % 32 == 0, "a warp works for one sequence");
 
 // Warm the L2 cache with a vector that depends on no earlier launch.
 __device__ inline void prefetch(const float *vector, int length) {
@@ -25,8 +27,9 @@ __device__ inline void prefetch(const float *vector, int length) {
     for (int i = threadIdx.x * 32; i < length; i += THREADS * 32) ptx::prefetch_l2(vector + i);
 }
 
-// Where the activations come from. `load(b, i)` gives columns 4 i to 4 i + 3 of sequence b.
+// Where the activations come from. `load(b, i)` gives columns 4 i to 4 i + 3 of sequence b; AHEAD of them go together.
 struct Plain {
+    static constexpr int AHEAD = 4;
     const float *x;
     int columns;
     __device__ float4 load(int b, int i) const {
@@ -38,6 +41,7 @@ struct Plain {
 // x * weight; 1 / rms(x) is one number for all columns, so it is multiplied into the sums of the rows. That saves a
 // pass over x and a barrier, and int8 activations are the same up to rounding: their scale is proportional to x.
 struct Normed {
+    static constexpr int AHEAD = matvec::AHEAD;
     const float *x, *weight;
     int columns;
     float (*squares)[WARPS];  // [BATCH], shared
@@ -51,14 +55,13 @@ struct Normed {
     }
     __device__ void end(int b) {
         const float total = warp::sum(square);
-        if (threadIdx.x % 32 == 0) squares[b][threadIdx.x / 32] = total;
-        square = 0.0f;
+        if (threadIdx.x % 32 == 0) squares[b][threadIdx.x % SHARE / 32] = total;
     }
     // After the barrier: 1 / rms of sequence b.
     __device__ static float inverse(const float (*squares)[WARPS], int b, int columns, float epsilon) {
         float total = 0.0f;
 #pragma unroll
-        for (int i = 0; i < WARPS; ++i) total += squares[b][i];
+        for (int i = 0; i < SHARE / 32; ++i) total += squares[b][i];
         return rms_norm::inverse_rms(total, columns, epsilon);
     }
 };
@@ -66,24 +69,25 @@ struct Normed {
 // Fill the activations; whoever reads them waits for the block first.
 template <class Source>
 __device__ inline void fill(const dot::Activations &activations, int columns, const int *position, Source &source) {
-    const int fours = columns / 4;
-    for (int b = 0; b < BATCH; ++b) {
-        if (position[b] < 0) continue;
-        for (int base = 0; base < fours; base += THREADS * AHEAD) {
-            float4 x[AHEAD];
+    constexpr int AHEAD = Source::AHEAD;
+    const int fours = columns / 4, b = threadIdx.x / SHARE;
+    // What a lone sequence reads is there even when it is empty: then nothing waits for its position.
+    if (BATCH > 1 && position[b] < 0) return;
+#pragma unroll 1
+    for (int base = 0; base < fours; base += SHARE * AHEAD) {
+        float4 x[AHEAD];
 #pragma unroll
-            for (int k = 0; k < AHEAD; ++k) {
-                const int i = base + k * THREADS + threadIdx.x;
-                x[k] = i < fours ? source.load(b, i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            }
-#pragma unroll
-            for (int k = 0; k < AHEAD; ++k) {
-                const int i = base + k * THREADS + threadIdx.x;
-                if (base + k * THREADS < fours) activations.store(b, i, x[k], i < fours);
-            }
+        for (int k = 0; k < AHEAD; ++k) {
+            const int i = base + k * SHARE + threadIdx.x % SHARE;
+            x[k] = i < fours ? source.load(b, i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         }
-        source.end(b);
+#pragma unroll
+        for (int k = 0; k < AHEAD; ++k) {
+            const int i = base + k * SHARE + threadIdx.x % SHARE;
+            if (base + k * SHARE < fours) activations.store(b, i, x[k], i < fours);
+        }
     }
+    source.end(b);
 }
 
 // This block's rows of w, piece by piece.
