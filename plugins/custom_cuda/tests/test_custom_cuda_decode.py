@@ -13,12 +13,14 @@ from custom_cuda_decode import Array, Choice
 from custom_cuda_models import tiny_model
 
 from enginecmp import EngineError, GGUFFile, read_gguf
+from enginecmp_custom_cuda.compiling import compile_cubin, gates, sass
 from enginecmp_custom_cuda.compiling.sources import KERNELS
 from enginecmp_custom_cuda.device import Device
 from enginecmp_custom_cuda.engine import decode, geometry, params
 from enginecmp_custom_cuda.engine.decode import DecodeSettings, DecodeStep
 from enginecmp_custom_cuda.engine.pages import Cache
 from enginecmp_custom_cuda.oracle import dp4a, reference
+from enginecmp_custom_cuda.weights.kinds import KINDS
 from enginecmp_custom_cuda.weights.model import DeviceModel, load_model
 
 CONTEXT = 96
@@ -261,6 +263,26 @@ def test_activations_beyond_shared_memory_are_refused(llama: Running, monkeypatc
         DecodeStep(llama.device, llama.model, 1, llama.settings, llama.cache)
 
 
+# ---- machine code
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [Choice("Q8_0", False, "f16", 64, 1), Choice("Q4_0", False, "f16", 128, 8), Choice("F32", False, "f32", 64, 2)],
+    ids=lambda choice: "-".join(map(str, choice)),
+)
+def test_weights_are_asked_for_before_the_launch_in_front_is_waited_for_and_nothing_of_the_step(choice: Choice) -> None:
+    pytest.importorskip("cuda.core", reason="NVRTC comes with cuda-core and nvidia-cuda-nvrtc")
+    usages = sass.read(compile_cubin("decode", decode.defines(*choice), "sm_90a"))
+    for name in (*gates.MATVECS, "attention", "next"):
+        first = list(usages[name].opcodes)  # in the order of their first occurrence
+        wait = first.index("ACQBULK")
+        assert first.index("PREEXIT") < wait, f"{name}: the next launch is let in first"
+        before = [opcode for opcode in first[:wait] if opcode.startswith("LDG")]
+        scales = ["LDG.E.U16"] if KINDS[choice.kind].scaled else []
+        assert sorted(before) == (["LDG.E.NA.128.CONSTANT", *scales] if name in gates.MATVECS else []), name
+
+
 # ---- geometry and params
 
 
@@ -270,8 +292,9 @@ def test_activations_beyond_shared_memory_are_refused(llama: Running, monkeypatc
         ("qkv", 3072, 2048, 4, 384),
         ("output", 2048, 2048, 2, 128),
         ("gate_up", 16384, 2048, 1, 264),
-        ("down", 2048, 8192, 2, 128),
+        ("down", 2048, 8192, 4, 256),
         ("head", 128256, 2048, 1, 264),
+        ("down of Mistral 7B", 4096, 14336, 2, 256),
     ],
 )
 def test_llama_1b_keeps_132_multiprocessors_busy(name: str, rows: int, columns: int, ways: int, blocks: int) -> None:
@@ -280,6 +303,10 @@ def test_llama_1b_keeps_132_multiprocessors_busy(name: str, rows: int, columns: 
     rounds = -(-rows * ways // (geometry.WARPS * geometry.WARP_ROWS * blocks))
     most = -(-blocks // 132) * rounds * geometry.WARPS * geometry.WARP_ROWS // ways  # rows of one multiprocessor
     assert rows / 132 / most > 0.93, f"{name}: the busiest multiprocessor has much more than its share"
+    row = columns * 34 // 32
+    pieces = min(2, rounds * -(-columns // 512) // ways)  # of 4 rows and 512 columns, that a warp asks for at once
+    asked = -(-blocks // 132) * geometry.WARPS * pieces * 4 * 512 * 34 // 32
+    assert asked >= min(geometry.WAITING_BYTES, most * row), f"{name}: too little is on its way to hide the latency"
 
 
 def test_attention_splits_what_is_long_and_not_what_fills_the_device() -> None:
@@ -289,14 +316,15 @@ def test_attention_splits_what_is_long_and_not_what_fills_the_device() -> None:
         return grid.splits
 
     assert [splits(1, positions) for positions in (64, 255, 512, 2048, 131072)] == [1, 1, 2, 8, 16]
-    assert splits(8, 131072) == 5  # 64 pairs of sequence and head: 5 blocks each are two a multiprocessor
+    assert splits(8, 131072) == 4  # 64 pairs of sequence and head: 5 blocks each are more than can be resident
 
 
 CONSTANTS = """
 #include "attention.cuh"
 #include "matvec.cuh"
 static_assert(dot::SLAB == {slab} && dot::ROWS == {rows} && matvec::WARPS == {warps});
-static_assert(matvec::BLOCKS == {blocks} && attend::HEADS == {tile} && attend::THREADS == {threads});
+static_assert(dot::STAGES == {stages} && matvec::BLOCKS == {blocks});
+static_assert(attend::HEADS == {tile} && attend::THREADS == {threads});
 static_assert(BATCH * ({columns} / dot::SLAB * dot::Activations::SLAB_VECTORS * 16 + (dot::Q8 ? {columns} / 8 : 0))
               == {shared});
 """
@@ -318,6 +346,7 @@ def test_kernels_and_geometry_agree(choice: Choice, tmp_path: Path) -> None:
         "slab": geometry.slab_columns(choice.kind),
         "rows": geometry.WARP_ROWS,
         "warps": geometry.WARPS,
+        "stages": geometry.stages(choice.kind, choice.batch),
         "threads": geometry.THREADS,
         "blocks": geometry.resident_blocks(choice.batch, quantized),
         "tile": 8 // attention.grid[2],

@@ -22,10 +22,17 @@ WAYS = (1, 2, 4, 8)
 TOLERATED = 1.05
 """Times the least that a multiprocessor must read: for less than that no barrier is added to every round."""
 
+WAITING_BYTES = 48 << 10
+"""Of weights that a multiprocessor should have asked for at any time. Little's law: an H200's 4.8 TB/s for 800 ns are
+29 KB of each of its 132, and a warp that multiplies has asked for only half of what it may."""
+
 SPLIT_POSITIONS = 256
 """Positions that one block of attention takes before another joins it."""
 
 MOST_SPLITS = 16
+
+RESIDENT_ATTENTION = 2
+"""Blocks of the attention kernel that its launch bounds keep room for on a multiprocessor."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,11 @@ def activation_bytes(columns: int, kind: str, quantized: bool, batch: int) -> in
     return batch * (padded + columns // BLOCK * 4 if quantized else padded * 4)
 
 
+def stages(kind: str, batch: int) -> int:
+    """Return how many slabs of its rows a warp asks for at once."""
+    return 4 if kind == "Q4_0" and batch < 8 else 2
+
+
 def resident_blocks(batch: int, quantized: bool) -> int:
     """Return how many blocks of a matrix kernel its launch bounds keep room for on a multiprocessor."""
     if batch == 1:
@@ -81,7 +93,8 @@ def matrix_grid(
 ) -> MatrixGrid:
     """Choose the launch of a matrix kernel.
 
-    The ways: the fewest with which the busiest multiprocessor has about as few rows to read as can be. The blocks: one
+    The ways: the fewest with which the busiest multiprocessor has about as few rows to read as can be and keeps
+    `WAITING_BYTES` of them, or all, on their way; where none does, those that come next to it. The blocks: one
     for each portion while all of them can be resident, because then all loads are on their way at once; otherwise as
     many a multiprocessor as leave the last round fullest, the fewest of equals, because every block makes the
     activations for itself.
@@ -102,13 +115,24 @@ def matrix_grid(
         portion = WARPS // ways  # groups of a block's round
         return -(-groups // (portion * multiprocessors)) * portion
 
+    resident = resident_blocks(batch, quantized)
+
+    def waiting(ways: int) -> float:
+        """Return what a multiprocessor has on its way, as a share of what it should have."""
+        portions = -(-groups * ways // WARPS)
+        blocks = min(resident, -(-portions // multiprocessors))
+        rounds = -(-portions // (blocks * multiprocessors))
+        slab = WARP_ROWS * KINDS[kind].row_bytes(slab_columns(kind))
+        asked = blocks * WARPS * min(stages(kind, batch), -(-slabs // ways) * rounds)
+        return asked * slab / min(WAITING_BYTES, busiest(ways) * slabs * slab)
+
     if ways is None:
         # With ways beyond the slabs some warps would have nothing; up to twice as many still spread the rows.
         possible = [each for each in WAYS if each < 2 * slabs]
         least = min(map(busiest, possible))
-        ways = next(each for each in possible if busiest(each) <= TOLERATED * least)
+        balanced = [each for each in possible if busiest(each) <= TOLERATED * least]
+        ways = next((each for each in balanced if waiting(each) >= 1), max(balanced, key=waiting))
     portions = -(-groups * ways // WARPS)
-    resident = resident_blocks(batch, quantized)
     if portions <= resident * multiprocessors:
         blocks = portions
     else:
@@ -123,13 +147,13 @@ def attention_grid(
 ) -> AttentionGrid:
     """Choose the launch of the attention kernel, for contexts of up to `positions`.
 
-    Splits beyond what two blocks a multiprocessor can take would only be more to merge.
+    No more blocks than can be resident, two a multiprocessor: a few more would make another round of their own.
     """
     # kernels/attention.cuh: a block serves 4 query heads that share keys, 1 where a head is not a power of two long.
     power_of_two = head_dim & (head_dim - 1) == 0
     vectors = head_dim * element_bytes // 16
     tile = 4 if power_of_two and vectors <= 32 else 1
     tiles = -(-(heads // kv_heads) // tile)
-    enough = -(-2 * multiprocessors // (batch * kv_heads * tiles))
+    enough = RESIDENT_ATTENTION * multiprocessors // (batch * kv_heads * tiles)
     splits = max(1, min(positions // SPLIT_POSITIONS, MOST_SPLITS, enough))
     return AttentionGrid(splits, (splits, kv_heads, batch * tiles))
