@@ -1,4 +1,6 @@
-"""`python -m bench [PART ...]`: all of them without arguments.
+"""`python -m bench [PART [ENGINE ...] ...]`: all of them without arguments.
+
+Engines choose among the comparisons of `fidelity`, the one part that has several.
 
 Each part prints its table and the line that the README quotes, and writes bench-results/PART.json. Run it on an
 idle machine: the parts say how busy it was.
@@ -19,18 +21,24 @@ PARTS = ("latency", "silence", "fidelity", "killing", "stats_speed", "load", "sc
 
 def main(names: list[str]) -> int:
     """Run the named parts; return 1 when one misses its target."""
-    unknown = [name for name in names if name not in PARTS]
-    if unknown:
-        print(f"bench: unknown part '{unknown[0]}'; known: {', '.join(PARTS)}", file=sys.stderr)
-        return 2
+    chosen: dict[str, list[str]] = {name: [] for name in names or PARTS if name in PARTS}
+    part = ""
+    for name in names:
+        if name in PARTS:
+            part = name
+        elif part == "fidelity":
+            chosen[part].append(name)
+        else:
+            print(f"bench: unknown part '{name}'; known: {', '.join(PARTS)}", file=sys.stderr)
+            return 2
     folder = Path("bench-results")
     folder.mkdir(exist_ok=True)
     missed = []
-    for name in names or PARTS:
+    for name, engines in chosen.items():
         if not wait_until_idle(300, print):
             print(f"{name}: warning: the machine is not idle: {measure_busyness().describe()}")
         try:
-            result = importlib.import_module(f"bench.{name}").measure()
+            result = importlib.import_module(f"bench.{name}").measure(*engines)
         except CmpError as error:
             print(f"{name}: {error}", file=sys.stderr)
             missed.append(name)

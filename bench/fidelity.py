@@ -1,72 +1,61 @@
 """Is an engine driven by `cmp` as fast as the same engine driven by itself?
 
-llama.cpp against its own llama-bench, PyTorch against a bare loop over the same module, Candle against a bare Rust
-loop over the same crate: same file, same threads, same context lengths, fresh processes, in turn (A B B A ...),
-decode rate only. The ratio is taken round by round, because these machines drift; its mean and t interval are on
-logs.
+`python -m bench fidelity` asks of every engine that has something to hold it against; `python -m bench fidelity candle
+burn` of those two. Same file, same prompt, same threads, same context length, decode rate only:
+
+- Candle, Burn and the PyTorch baseline against a bare loop over the same code (`bench.bare_loops`), both alive at the
+  same time, one request each in turn (`bench.in_turn`);
+- llama.cpp against its own llama-bench, which loads and measures in one go: fresh processes in turn.
 """
 
 from __future__ import annotations
 
-import math
-import os
 import statistics
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Callable
 from typing import Any
 
-from scipy.special import stdtrit
-
-from enginecmp.deadlines import Deadlines
-from enginecmp.launch import Launch
+from enginecmp.errors import UsageError
 from enginecmp.models.store import resolve
 from enginecmp.plugins import Plugin, discover, find
-from enginecmp.process import engine_environment
 from enginecmp.prompts import PromptSet
-from enginecmp.types import LoadOptions, ModelInfo
+from enginecmp.types import ModelInfo
 
-ROUNDS = 8
+THREADS = 1
 PROMPT_TOKENS = 50
-REPETITIONS = 5
 BAND = (0.99, 1.01)
 
+# In turn: launches of both sides, and pairs of requests in each.
+LAUNCHES = 10
+PAIRS = 10
+OUTPUT_TOKENS = {"pytorch_baseline": 16, "candle": 32, "burn": 32}
 
-def measure() -> dict[str, Any]:
-    """Return rates and ratios of every comparison; Candle's only where its plugin is installed."""
-    from bench import candle_loop
-    from bench.llama_bench import build, run_llama_bench
+# Fresh processes: rounds of one launch of each side, and requests in a launch.
+ROUNDS = 8
+REPETITIONS = 5
 
+ENGINES = ("llamacpp", *OUTPUT_TOKENS)
+COMPILED = ("candle", "burn")
+"""Left out without a word where they are not installed."""
+
+
+def measure(*engines: str, launches: int = LAUNCHES, pairs: int = PAIRS) -> dict[str, Any]:
+    """Return rates and ratios of the named engines; without names of all that are installed."""
+    unknown = [name for name in engines if name not in ENGINES]
+    if unknown:
+        msg = f"fidelity: unknown engine '{unknown[0]}'; known: {', '.join(ENGINES)}"
+        raise UsageError(msg)
+    plugins = discover()
+    installed = [plugin.name for plugin in plugins]
+    chosen = engines or [name for name in ENGINES if name in installed or name not in COMPILED]
     model = resolve("smollm2-135m-instruct:q8_0", fetch=True)
     prompt = PromptSet(model).take(PROMPT_TOKENS, key=0, seed=0)
-    threads = 1
-    binary = build()
-    plugins = discover()
-    llamacpp, pytorch = find("llamacpp", plugins), find("pytorch_baseline", plugins)
-
-    def llama_bench() -> float:
-        # Its generation starts with an empty step at `depth`; ours with the token that prefill gave.
-        found = run_llama_bench(
-            binary, model.path, threads=threads, n_gen=63, depth=PROMPT_TOKENS, repetitions=REPETITIONS
-        )
-        return float(statistics.median(found[0]["samples_ts"]))
-
-    def bare_loop() -> float:
-        command = [sys.executable, "-m", "bench.bare_loop", model.path, str(threads), "16", "4", *map(str, prompt)]
-        environment = {**os.environ, **engine_environment(pytorch, LoadOptions(threads=threads))}
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        return statistics.median(map(float, done.stdout.split()))
-
-    pairs: dict[str, tuple[Callable[[], float], Callable[[], float]]] = {
-        "llamacpp / llama-bench": (lambda: through_cmp(llamacpp, model, prompt, threads, 64, REPETITIONS), llama_bench),
-        "pytorch_baseline / bare loop": (lambda: through_cmp(pytorch, model, prompt, threads, 16, 4), bare_loop),
-    }
-    if any(plugin.name == "candle" for plugin in plugins):
-        sides = candle_loop.pair(find("candle", plugins), model, prompt, 64, REPETITIONS)
-        pairs["candle / bare Rust loop"] = sides
-    result = {name: compare(name, *pair) for name, pair in pairs.items()}
+    result = {}
+    for name in chosen:
+        plugin = find(name, plugins)
+        if name == "llamacpp":
+            result["llamacpp / llama-bench"] = against_llama_bench(plugin, model, prompt)
+        else:
+            result[f"{name} / bare loop"] = against_bare_loop(plugin, model, prompt, launches, pairs)
     return {
         "target": f"decode rate through cmp over its own: {BAND[0]} to {BAND[1]}",
         "met": all(BAND[0] <= found["ratio"] <= BAND[1] for found in result.values()),
@@ -74,35 +63,52 @@ def measure() -> dict[str, Any]:
     }
 
 
-def through_cmp(
-    plugin: Plugin, model: ModelInfo, prompt: Sequence[int], threads: int, n_tokens: int, repetitions: int
-) -> float:
-    """Return the median decode rate of one launch, tokens per second, after one request to warm up."""
-    rates = []
-    with TemporaryDirectory(prefix="cmp-bench-") as folder:
-        options = LoadOptions(threads=threads, context_tokens=len(prompt) + n_tokens)
-        with Launch(plugin.name, plugin, log=Path(folder) / "log", options=options) as launch:
-            launch.load(model, 120)
-            for repetition in range(repetitions + 1):
-                stamps = launch.request(tuple(prompt), n_tokens, Deadlines())["token_ns"]
-                if repetition:
-                    rates.append((len(stamps) - 1) / (stamps[-1] - stamps[0]) * 1e9)
-    return float(statistics.median(rates))
+def against_bare_loop(
+    plugin: Plugin, model: ModelInfo, prompt: tuple[int, ...], launches: int, pairs: int
+) -> dict[str, Any]:
+    """Compare an engine with the bare loop over its own code, request by request."""
+    from bench.bare_loops import command_of
+    from bench.in_turn import bare, take_turns, through_cmp
+    from enginecmp.process import engine_environment
+    from enginecmp.types import LoadOptions
+
+    n_tokens = OUTPUT_TOKENS[plugin.name]
+    environment = engine_environment(plugin, LoadOptions(threads=THREADS))
+    with command_of(plugin.name, model, prompt, n_tokens, THREADS) as command:
+        return take_turns(
+            f"{plugin.name} / bare loop",
+            lambda: through_cmp(plugin, model, prompt, n_tokens, THREADS),
+            lambda: bare(f"{plugin.name}'s bare loop", command, environment),
+            launches,
+            pairs,
+        )
 
 
-def compare(name: str, ours: Callable[[], float], theirs: Callable[[], float]) -> dict[str, Any]:
-    """Run both sides in turn, print one line and return ratio, interval and rates."""
-    rates: list[tuple[float, float]] = []
-    for number in range(ROUNDS):
-        if number % 2:
-            other = theirs()
-            rates.append((ours(), other))
-        else:
-            rates.append((ours(), theirs()))
-    logs = [math.log(a / b) for a, b in rates]
-    mean, spread = statistics.mean(logs), statistics.stdev(logs)
-    half = float(stdtrit(ROUNDS - 1, 0.975)) * spread / math.sqrt(ROUNDS)
-    ratio, low, high = math.exp(mean), math.exp(mean - half), math.exp(mean + half)
-    left, right = (statistics.median(side) for side in zip(*rates, strict=True))
-    print(f"{name}: {left:.2f} / {right:.2f} tok/s, ratio {ratio:.4f} [{low:.4f}, {high:.4f}], {ROUNDS} rounds")
-    return {"ratio": ratio, "ci_low": low, "ci_high": high, "rates": rates}
+def against_llama_bench(plugin: Plugin, model: ModelInfo, prompt: tuple[int, ...]) -> dict[str, Any]:
+    """Compare llama.cpp with its own benchmark, round by round."""
+    from bench.in_turn import summarize, through_cmp
+    from bench.llama_bench import build, run_llama_bench
+
+    binary = build()
+
+    def ours() -> float:
+        with through_cmp(plugin, model, prompt, 64, THREADS) as request:
+            answers = [request() for _ in range(REPETITIONS + 1)]
+        return statistics.median(answer.decode_tokens_per_second for answer in answers[1:])
+
+    def theirs() -> float:
+        # Its generation starts with an empty step at `depth`; ours with the token that prefill gave.
+        found = run_llama_bench(
+            binary, model.path, threads=THREADS, n_gen=63, depth=PROMPT_TOKENS, repetitions=REPETITIONS
+        )
+        return float(statistics.median(found[0]["samples_ts"]))
+
+    return summarize("llamacpp / llama-bench", [[_round(ours, theirs, number)] for number in range(ROUNDS)])
+
+
+def _round(ours: Callable[[], float], theirs: Callable[[], float], number: int) -> tuple[float, float]:
+    """Run both, the other one first in every other round."""
+    if number % 2:
+        other = theirs()
+        return ours(), other
+    return ours(), theirs()
