@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from enginecmp_custom_cuda.compiling import build
 from enginecmp_custom_cuda.device import Device
 from enginecmp_custom_cuda.engine.gemm import ACTIVATION_BYTES, Activation, Activations, TileMultiplier
+from enginecmp_custom_cuda.engine.geometry import attention_grid
 from enginecmp_custom_cuda.engine.params import Cache, Matrix
-from enginecmp_custom_cuda.engine.prefill_params import Embed, Finish, FinishKind, Flash, Rows
+from enginecmp_custom_cuda.engine.prefill_params import Embed, Finish, FinishKind, Flash, Rows, Split
 from enginecmp_custom_cuda.weights.kinds import encode
 from enginecmp_custom_cuda.weights.model import DeviceMatrix
 from enginecmp_custom_cuda.weights.packing import pack
@@ -134,12 +135,7 @@ class Bench:
         """Run flash_*; q is (T, heads, head_dim)."""
         tokens, heads, _ = q.shape
         out = self.room(q.size * 4)
-        cache = Cache(
-            self.put(pages.memory, CACHE_TYPES[self.kv]),
-            self.put(pages.table, np.int32),
-            pages.table.shape[1],
-            pages.kv_heads,
-        )
+        cache = self.cache(pages)
         params = Flash(
             self.put(q, np.float32),
             cache,
@@ -155,6 +151,34 @@ class Bench:
         grid = (-(-tokens // tile_tokens), pages.kv_heads, -(-heads // pages.kv_heads // rows))
         self.device.launch(module.kernel(kernel), grid, 128, 0, params)
         return self.device.download(out, q.shape, np.float32)
+
+    def attend_split(
+        self, q: NDArray[Any], pages: Pages, position: ArrayLike, slot: ArrayLike, splits: int
+    ) -> NDArray[np.float32]:
+        """Run attention_split and attention_merge; q is (T, heads, head_dim)."""
+        tokens, heads, head_dim = q.shape
+        # What is not written must not be read.
+        partial = self.put(np.full(q.size * splits, np.nan), np.float32)
+        partial_ml = self.put(np.full(tokens * heads * splits * 2, np.nan), np.float32)
+        out = self.put(np.full(q.shape, np.nan), np.float32)
+        at = self.put(position, np.int32), self.put(slot, np.int32)
+        params = Split(self.put(q, np.float32), self.cache(pages), *at, out, partial, partial_ml, tokens, heads, splits)
+        module = build(self.device, "attention_split", self.defines | {"BATCH": "8"})
+        tiles = attention_grid(heads, pages.kv_heads, head_dim, np.dtype(CACHE_TYPES[self.kv]).itemsize, 1, 1, 1).grid[
+            2
+        ]
+        grid = (splits, pages.kv_heads, tokens * tiles)
+        self.device.launch(module.kernel("attention_split"), grid, 256, 0, params)
+        if splits > 1:
+            self.device.launch(
+                module.kernel("attention_merge"), (-(-heads * head_dim // 512), tokens, 1), 128, 0, params
+            )
+        return self.device.download(out, q.shape, np.float32)
+
+    def cache(self, pages: Pages) -> Cache:
+        """Return a copy of a cache on the device."""
+        memory = self.put(pages.memory, CACHE_TYPES[self.kv])
+        return Cache(memory, self.put(pages.table, np.int32), pages.table.shape[1], pages.kv_heads)
 
     def close(self) -> None:
         """Free everything."""

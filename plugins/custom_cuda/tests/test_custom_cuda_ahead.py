@@ -12,6 +12,7 @@ from custom_cuda_sessions import generate
 
 from enginecmp import LoadOptions, Request
 from enginecmp_custom_cuda import cmp_load, cmp_metrics, cmp_reset, cmp_step, cmp_submit
+from enginecmp_custom_cuda.engine import split_attention
 
 AHEAD = 5
 NARROW, WIDE = 3, 10
@@ -163,3 +164,21 @@ def test_sequences_as_long_as_the_last_ones_in_their_places_start_afresh(
             for name, token in pairs:
                 answers[-1][name].append(token)
     assert answers == [{each.id: generate(session, each.token_ids, 5) for each in wave} for wave in waves]
+
+
+def test_a_long_context_beside_short_ones_is_split_and_computed_the_same(
+    tiny: Any, load: Any, token_ids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split_attention, "BLOCKS", 64)  # a small device would not split
+    session = load(tiny(), context_tokens=800, max_sequences=WIDE)
+    assert session.prefiller.splits(WIDE) == 3
+    requests = requests_of(token_ids, [6] * WIDE)
+    # 507 tokens: while it generates, the sequence grows into its third split.
+    requests[4] = Request(id="r4", token_ids=(token_ids * 6)[:507], output_tokens=9)
+    answers: dict[str, list[int]] = {each.id: [] for each in requests}
+    for request in requests:
+        assert cmp_submit(session, request)
+    while pairs := cmp_step(session):
+        for name, token in pairs:
+            answers[name].append(token)
+    assert answers == {each.id: generate(session, each.token_ids, each.output_tokens) for each in requests}

@@ -280,6 +280,7 @@ def test_params_mirror_the_header() -> None:
         "GemmParams": prefill_params.Gemm,
         "ReduceParams": prefill_params.Reduce,
         "FlashParams": prefill_params.Flash,
+        "SplitParams": prefill_params.Split,
     }
     kinds = {
         ctypes.c_uint64: "pointer",

@@ -52,6 +52,12 @@ def attention(kernel: str) -> Work:
     return work
 
 
+def split_attention(it: Bench) -> NDArray[np.float32]:
+    """Work of attention_split.cu: a token with two splits, one with a single split."""
+    made = case([Piece(0, 300, 1), Piece(1, 130, 1)], heads=2, kv_heads=1, head_dim=16, seed=1)
+    return it.attend_split(made.q, made.pages, made.position, made.slot, 2).ravel()
+
+
 def norms(it: Bench) -> NDArray[np.float32]:
     """Work of prefill.cu: every kernel with a barrier."""
     x = np.random.default_rng(2).standard_normal((3, 1056)).astype(np.float32) * np.float32([[1], [30], [0.1]])
@@ -88,6 +94,7 @@ KERNELS = {
     "gemm_f32 medium": Kernels("gemm_f32", F32, 1, gemm("F32", "f32", "gemm_medium", 64, 64, (160,))),
     "flash_f16": Kernels("flash_f16", {}, 4, attention("flash_f16")),
     "flash_f32": Kernels("flash_f32", {}, 5, attention("flash_f32")),
+    "attention_split": Kernels("attention_split", {"BATCH": "8"}, 2, split_attention),
     "prefill": Kernels("prefill", F32, 1, norms),
 }
 

@@ -219,6 +219,20 @@ GATES: tuple[Gate, ...] = (
             (128, 255, ARCHITECTURES),
         )
     ),
+    *(
+        Gate(
+            "attention_split",
+            {"KV": kv, "HEAD_DIM": str(head_dim), "BATCH": "8"},
+            needs={"attention_split": ("LDG.128", "FFMA"), "attention_merge": ("LDG.128", "STG.128")},
+            registers={"attention_split": 128, "attention_merge": 64},
+            architectures=architectures,
+        )
+        for kv, head_dim, architectures in (
+            ("KV_F16", 64, ARCHITECTURES),
+            ("KV_F16", 96, AMPERE_AND_HOPPER),
+            ("KV_F32", 128, AMPERE_AND_HOPPER),
+        )
+    ),
     Gate(
         "flash_f32",
         {"KV": "KV_F32", "HEAD_DIM": "128"},

@@ -30,9 +30,11 @@ from .gemm import (
     ceil_div,
     round_up,
 )
+from .pages import ELEMENT_BYTES, PAGE_TOKENS
 from .params import Cache as CacheParams
 from .params import Matrix
 from .prefill_params import Embed, Finish, FinishKind, Flash, Rows
+from .split_attention import MOST_TOKENS, SplitAttention
 
 if TYPE_CHECKING:
     from ..device.device import Device
@@ -129,6 +131,14 @@ class Prefill:
         self._module = self._build("prefill", model.embedding.kind)
         self._flash_name = "flash_f16" if cache.kind == "f16" and not precise else "flash_f32"
         self._flash = self._build(self._flash_name, None)
+        self._split = SplitAttention(
+            device,
+            config,
+            ELEMENT_BYTES[cache.kind],
+            cache.table_stride * PAGE_TOKENS,
+            self._defines,
+            buckets(min(self._rows, MOST_TOKENS)),
+        )
         inner = [each for layer in model.layers for each in _matrices(layer)]
         chosen = {kind: self._multiplier(kind, precise, library) for kind in sorted({each.kind for each in inner})}
         self._multipliers = {each.address: chosen[each.kind] for each in inner}
@@ -165,7 +175,7 @@ class Prefill:
             end += round_up(size, 256)
         self._memory = self._device.allocate(end, "the prefill's buffers")
         self._logits: Memory | None = None
-        self.nbytes = end
+        self.nbytes = end + self._split.nbytes
         self._at = {name: self._memory.address + offset for name, offset in offsets.items()}
         self.hidden = self._at["hidden"]
 
@@ -212,7 +222,7 @@ class Prefill:
             table = np.full((3, rows), -1, np.int32)
             table[:, :count] = numbers
             self._device.upload(self._at["numbers"], table)
-            single = len(np.unique(numbers[2])) * 2 > count
+            single = len(np.unique(numbers[2])) * 2 > count and count <= MOST_TOKENS
         run(self.program(rows, single))
 
     def program(self, rows: int, single: bool) -> Program:
@@ -220,7 +230,7 @@ class Prefill:
 
         Args:
             rows: from `bucket`.
-            single: most tokens are their sequence's only ones, so blocks of the attention take one each.
+            single: most tokens, at most `MOST_TOKENS`, are their sequence's only ones: attention is split by positions.
         """
         key = (rows, single)
         if key not in self._programs:
@@ -229,6 +239,10 @@ class Prefill:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(key)
         return self._programs[key]
+
+    def splits(self, tokens: int) -> int:
+        """Return the most splits of the positions in attention, for a call of so many tokens that are single."""
+        return self._split.splits(bucket(tokens, self._rows))
 
     def score(self, ids: ArrayLike, slot: int = 0, start: int = 0) -> NDArray[np.float32]:
         """Return next-token logits at every position of a prompt, shape (T, vocabulary).
@@ -252,6 +266,7 @@ class Prefill:
         self._programs.clear()
         for multiplier in self._multipliers.values():
             multiplier.close()
+        self._split.close()
         self._memory.free()
         if self._logits is not None:
             self._logits.free()
@@ -308,7 +323,11 @@ class Prefill:
                 kind=FinishKind.QKV,
             )
             yield from self._product("attention", layer.qkv, tokens, rotate)
-            yield "attention", self._attend(cache, position, slot, tokens, single)
+            if single:
+                for launch in self._split.launches(at["query"], cache, position, slot, at["mixed"], tokens):
+                    yield "attention", launch
+            else:
+                yield "attention", self._attend(cache, position, slot, tokens)
             yield from self._onward("attention", at["mixed"], layer.output, tokens)
             yield "norm", self._norm(self.hidden, layer.ffn_norm, layer.gate_up, tokens)
             gate = Finish(kind=FinishKind.SWIGLU, out=at["inner"])
@@ -344,10 +363,10 @@ class Prefill:
         for launch in self._multipliers[matrix.address].launches(matrix, given, finish, self._at["partial"]):
             yield group, launch
 
-    def _attend(self, cache: CacheParams, position: int, slot: int, tokens: int, single: bool) -> Launch:
+    def _attend(self, cache: CacheParams, position: int, slot: int, tokens: int) -> Launch:
         config, rows = self._model.config, FLASH_ROWS[self._flash_name]
         group = config.heads // config.kv_heads
-        tile = 1 if single else max(1, rows // group)
+        tile = max(1, rows // group)
         params = Flash(self._at["query"], cache, position, slot, self._at["mixed"], tokens, tile, config.heads)
         grid = (ceil_div(tokens, tile), config.kv_heads, ceil_div(group, rows))
         return self._device.prepare(self._flash.kernel(self._flash_name), grid, FLASH_THREADS, 0, params)

@@ -92,3 +92,20 @@ class Flash(ctypes.Structure):
         ("tile_tokens", INT),
         ("heads", INT),
     )
+
+
+class Split(ctypes.Structure):
+    """`SplitParams`."""
+
+    _fields_ = (
+        ("q", POINTER),
+        ("cache", Cache),
+        ("position", POINTER),
+        ("slot", POINTER),
+        ("out", POINTER),
+        ("partial", POINTER),
+        ("partial_ml", POINTER),
+        ("tokens", INT),
+        ("heads", INT),
+        ("splits", INT),
+    )

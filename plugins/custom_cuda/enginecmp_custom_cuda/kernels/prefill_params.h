@@ -78,3 +78,17 @@ struct FlashParams {
     int tile_tokens;
     int heads;
 };
+
+// attention_split, attention_merge: what flash_* computes, for few tokens.
+struct SplitParams {
+    const float *q;       // [T][heads][D]
+    Cache cache;
+    const int *position;  // [T]
+    const int *slot;      // [T]
+    float *out;           // [T][heads][D]; an empty token's row is zero
+    float *partial;       // [T][heads][splits][D]
+    float *partial_ml;    // [T][heads][splits][largest score, sum of weights]
+    int tokens;
+    int heads;
+    int splits;  // most of a token
+};
