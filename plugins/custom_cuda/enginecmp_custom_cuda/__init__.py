@@ -27,6 +27,8 @@ DISTRIBUTION = "enginecmp-custom-cuda"
 LIMITS = (
     "On cuda always device 0.",
     "Decoder-only models of the architectures llama, qwen2 and phi3.",
+    "Prompts by default (gemm=auto): by cuBLASLt in bfloat16 from compute capability 9.0 on where it is installed and "
+    "its copy of the weights fits, else by own kernels; the metric library_weights_bytes is 0 with those.",
     "Device emulated runs the same kernels on the CPU to prove what they compute; its speed says nothing.",
 )
 

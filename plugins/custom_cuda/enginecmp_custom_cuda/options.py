@@ -9,7 +9,7 @@ from enginecmp import EngineError, LoadOptions, UnknownOption, did_you_mean
 SWITCH = ("0", "1")
 CACHE_TYPES = ("f16", "f32")
 DECODERS = ("graph", "persistent", "launches")
-GEMMS = ("own", "cublaslt")
+GEMMS = ("auto", "own", "cublaslt")
 MOST_AHEAD = 1024
 MOST_PREFILL_CHUNK = 8192
 MAX_SEQUENCES = 64
@@ -29,7 +29,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         decoder: "graph" launches a step as one CUDA graph, "launches" kernel by kernel; "persistent" is one resident
             kernel that computes many steps of a sequence alone.
         prefill_chunk: most prompt tokens that are computed at once.
-        gemm: what multiplies prompts where activations are not float32: "own" kernels or "cublaslt".
+        gemm: what multiplies prompts where activations are not float32: "own" kernels, "cublaslt", or "auto": the
+            library from Hopper on where it is installed, works and fits. A session's own settings say which it became.
     """
 
     precise: bool = False
@@ -38,7 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ahead: int = 8
     decoder: str = "graph"
     prefill_chunk: int = 512
-    gemm: str = "own"
+    gemm: str = "auto"
 
 
 def read_settings(options: LoadOptions) -> Settings:
@@ -72,7 +73,7 @@ def read_settings(options: LoadOptions) -> Settings:
         ahead=_whole(extra.get("ahead", "8"), "ahead", MOST_AHEAD),
         decoder=_one_of(extra.get("decoder", "graph"), "decoder", DECODERS),
         prefill_chunk=_whole(extra.get("prefill_chunk", "512"), "prefill_chunk", MOST_PREFILL_CHUNK),
-        gemm=_one_of(extra.get("gemm", "own"), "gemm", GEMMS),
+        gemm=_one_of(extra.get("gemm", "auto"), "gemm", GEMMS),
     )
 
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import importlib.util
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from custom_cuda_cublaslt import headers, stand_in_library
 from numpy.typing import NDArray
 
 from enginecmp import EngineError
@@ -26,40 +24,10 @@ from enginecmp_custom_cuda.engine.prefill_params import Finish, FinishKind
 from enginecmp_custom_cuda.weights.model import DeviceMatrix
 from enginecmp_custom_cuda.weights.packing import pack
 
-HERE = Path(__file__).parent
-# What the wheels of the headers leave to a compiler of NVIDIA's.
-HOST_DEFINES = """
-#pragma once
-#define __forceinline__ inline
-#define __host__
-#define __device__
-#define __device_builtin__
-#define __cudart_builtin__
-#define CUDARTAPI
-#define CUDARTAPI_CDECL
-#define __align__(n) __attribute__((aligned(n)))
-#define __builtin_align__(n) __attribute__((aligned(n)))
-"""
-
-
-def headers() -> Path:
-    spec = importlib.util.find_spec("nvidia")
-    places = [Path(place) / "cu13" / "include" for place in (spec.submodule_search_locations or [])] if spec else []
-    found = next((place for place in places if (place / "cublasLt.h").is_file()), None)
-    if found is None:
-        pytest.skip("the wheel nvidia-cublas with its header is not installed")
-    return found
-
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> lt.Library:
-    folder = tmp_path_factory.mktemp("cublaslt")
-    (folder / "crt").mkdir()
-    (folder / "crt" / "host_defines.h").write_text(HOST_DEFINES)
-    target = folder / "libcublasLt_stand_in.so"
-    line = ["g++", "-O2", "-std=c++17", "-shared", "-fPIC", f"-I{folder}", "-isystem", str(headers())]
-    subprocess.run([*line, str(HERE / "data" / "cublaslt_stub.cpp"), "-o", str(target)], check=True)
-    return lt.Library(str(target))
+    return stand_in_library(tmp_path_factory.mktemp("cublaslt"))
 
 
 @pytest.fixture
@@ -133,8 +101,11 @@ def test_handles_and_descriptors_are_given_back(emulated: Device, stand_in: lt.L
     backend.close()
 
 
+@pytest.mark.parametrize("how", [FinishKind.STORE, FinishKind.ADD])
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "F16", "BF16"])
-def test_packed_weights_are_copied_and_multiplied(emulated: Device, backend: Backend, kind: str) -> None:
+def test_packed_weights_are_copied_and_multiplied(
+    emulated: Device, backend: Backend, kind: str, how: FinishKind
+) -> None:
     import gguf
 
     rows, columns, tokens = 48, 544, 3
@@ -155,14 +126,16 @@ def test_packed_weights_are_copied_and_multiplied(emulated: Device, backend: Bac
     given = emulated.allocate(stored.nbytes, "a test")
     emulated.upload(given.address, stored)
     out = emulated.allocate(4 * tokens * rows, "a test")
+    emulated.upload(out.address, np.full((tokens, rows), 2, np.float32))
     partial = emulated.allocate(multiplier.partial_bytes(rows, columns, tokens), "a test")
     matrix = DeviceMatrix(memory.address, rows, columns, kind, packed.nbytes)
-    finish = Finish(kind=FinishKind.STORE, out=out.address)
+    finish = Finish(kind=how, out=out.address)
     for step in multiplier.launches(matrix, Activations(given.address, 0, 4, tokens), finish, partial.address):
         step.launch()
     emulated.synchronize()
     got = emulated.download(out.address, (tokens, rows), np.float32)
-    np.testing.assert_allclose(got, taken.astype(np.float64) @ weights.T.astype(np.float64), rtol=1e-5, atol=1e-4)
+    expected = taken.astype(np.float64) @ weights.T.astype(np.float64) + (2 if how == FinishKind.ADD else 0)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
     assert multiplier.nbytes == 2 * rows * columns
     multiplier.close()
     for each in (memory, given, out, partial):

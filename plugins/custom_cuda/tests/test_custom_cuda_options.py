@@ -63,7 +63,7 @@ def test_the_readme_lists_every_option_with_its_default() -> None:
 
 def test_defaults_are_what_the_facts_call_tuned() -> None:
     assert read_settings(LoadOptions()) == Settings(
-        precise=False, kv="f16", overlap=True, ahead=8, decoder="graph", prefill_chunk=512, gemm="own"
+        precise=False, kv="f16", overlap=True, ahead=8, decoder="graph", prefill_chunk=512, gemm="auto"
     )
 
 
@@ -93,7 +93,7 @@ def test_a_misspelt_option_is_refused_with_the_right_name_before_anything_is_ope
         ({"overlap": ""}, r"option overlap expects one of 0, 1, came ''; leave it out for 1"),
         ({"kv": "F16"}, r"option kv expects one of f16, f32, came 'F16'; leave it out for f16"),
         ({"decoder": "fast"}, r"option decoder expects one of graph, .*came 'fast'; leave it out for graph"),
-        ({"gemm": "mma"}, r"option gemm expects one of own, cublaslt, came 'mma'; leave it out for own"),
+        ({"gemm": "mma"}, r"option gemm expects one of auto, own, cublaslt, came 'mma'; leave it out for auto"),
         ({"ahead": "0"}, r"option ahead expects a whole number from 1 to 1024, came '0'; leave it out for 8"),
         ({"ahead": "-1"}, r"came '-1'"),
         ({"ahead": "1025"}, r"came '1025'"),

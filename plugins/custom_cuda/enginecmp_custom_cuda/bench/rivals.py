@@ -28,7 +28,7 @@ OUTPUT = 128
 REPETITIONS = 5
 VARIANTS: dict[tuple[str, str], tuple[dict[str, str], ...]] = {
     ("custom_cuda", "emulated"): ({"decoder": "persistent"},),
-    ("custom_cuda", "cuda"): ({"gemm": "cublaslt"}, {"decoder": "persistent"}),
+    ("custom_cuda", "cuda"): ({"gemm": "own"}, {"decoder": "persistent"}),
 }
 """Options that are measured beside the defaults, by engine and device."""
 

@@ -74,7 +74,7 @@ def one_model(context: Context, device: str, architecture: str, kind: str, token
     given = tiny_model(context.folder, architecture, kind, seed=1) if context.plant == "wrong" else info
     exact = kind == "F32"
     what = {"model": f"{architecture} {kind}"}
-    session = load(given, device, exact)
+    session = load(given, device, exact, gemm="own")
     try:
         ids = prompt(session, tokens)
         logits = session.score(ids)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from enginecmp import EngineError
+import msgspec
+
+from enginecmp import EngineError, LoadOptions
 
 from ..device import DriverError
 from .decode import BATCHES, DecodeBuffers, DecodeSettings, DecodeStep
+from .gemm_choice import Choice, choose_gemm, library_bytes
+from .pages import ELEMENT_BYTES, PAGE_TOKENS, pages_for
 from .prefill import Prefill
 from .stream import Resident, Steps
 
@@ -41,23 +45,40 @@ def spare_bytes(device: Device, model: DeviceModel, settings: Settings, tokens: 
     if device.timed:
         spare += SPARE_BYTES
     if settings.gemm == "cublaslt":
-        # The library multiplies a copy of the layers' matrices with two bytes a weight.
-        for layer in model.layers:
-            spare += sum(2 * each.rows * each.columns for each in (layer.qkv, layer.output, layer.gate_up, layer.down))
+        spare += library_bytes(model, tokens)
     return spare
 
 
+def settle_gemm(
+    device: Device, model: DeviceModel, settings: Settings, spare: int, options: LoadOptions
+) -> tuple[Settings, Choice]:
+    """Return the settings with "auto" replaced by what it becomes here, and why.
+
+    Args:
+        device: where.
+        model: its weights.
+        settings: what was asked for.
+        spare: from `spare_bytes`, without the library.
+        options: how many tokens the KV cache is to hold.
+
+    Raises:
+        EngineError: cuBLASLt is asked for on the emulated device.
+    """
+    config = model.config
+    token_bytes = config.layers * config.kv_heads * 2 * config.head_dim * ELEMENT_BYTES[settings.kv]
+    cache = pages_for(options.context_tokens) * options.max_sequences * PAGE_TOKENS * token_bytes
+    choice = choose_gemm(device, model, settings, cache + spare)
+    return msgspec.structs.replace(settings, gemm=choice.gemm), choice
+
+
 def prefill_of(device: Device, model: DeviceModel, cache: Cache, settings: Settings, max_tokens: int) -> Prefill:
-    """Return what runs prompts.
+    """Return what runs prompts; by own kernels where `gemm` is not settled.
 
     Raises:
         EngineError: cuBLASLt is asked for and not here, or there is no room.
     """
-    if settings.gemm == "own":
+    if settings.gemm != "cublaslt":
         return Prefill(device, model, cache, precise=settings.precise, max_tokens=max_tokens)
-    if not device.timed:
-        msg = f"custom_cuda: expected -o custom_cuda.gemm=own on {device.kind}, came cublaslt; it needs --device cuda"
-        raise EngineError(msg)
     from .cublaslt import Backend
     from .cublaslt_library import open_library
 

@@ -10,6 +10,8 @@ import ctypes
 import weakref
 from typing import TYPE_CHECKING
 
+from enginecmp import EngineError
+
 from ..compiling import build
 from .cublaslt_library import (
     COMPUTE_32F,
@@ -22,7 +24,7 @@ from .cublaslt_library import (
 )
 from .gemm import FINISH_ROWS, REDUCE_THREADS, Activation, Activations, ceil_div, round_up
 from .params import Matrix
-from .prefill_params import Finish, Reduce
+from .prefill_params import Finish, FinishKind, Reduce
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -83,6 +85,7 @@ class Product:
         shape: (rows, columns, tokens).
         stride: of a token in `out`, at least rows.
         kind: "bf16" or "f16".
+        add: add to what `out` holds.
 
     Raises:
         EngineError: the library has no algorithm for it.
@@ -97,6 +100,8 @@ class Product:
         shape: tuple[int, int, int],
         stride: int,
         kind: Activation,
+        *,
+        add: bool = False,
     ) -> None:
         rows, columns, tokens = shape
         library = self._library = backend.library
@@ -122,9 +127,15 @@ class Product:
             *(backend.handle, operation, left, right, result, result, preference, 1),
             *(ctypes.byref(self._best), ctypes.byref(found)),
         )
+        if found.value < 1 or self._best.state:
+            msg = (
+                f"custom_cuda: expected an algorithm of cuBLASLt for {rows} x {columns} x {tokens} in {kind}, came "
+                f"{found.value} with status {self._best.state}; pass -o custom_cuda.gemm=own"
+            )
+            raise EngineError(msg)
         self._arguments = (
             *(backend.handle, operation, ctypes.byref(ONE), weights, left, a, right),
-            *(ctypes.byref(ZERO), out, result, out, result),
+            *(ctypes.byref(ONE if add else ZERO), out, result, out, result),
             *(ctypes.byref(self._best.algo), backend.workspace.address, WORKSPACE_BYTES, int(backend.device.stream)),
         )
         weakref.finalize(self, _destroy, library, self._made)
@@ -145,7 +156,7 @@ def _destroy(library: Library, made: Iterable[tuple[str, int]]) -> None:
 
 
 class LibraryMultiplier:
-    """Products by cuBLASLt, finished by the kernel `reduce` (one split).
+    """Products by cuBLASLt. What is to be added is added by it, all else finished by the kernel `reduce` (one split).
 
     Args:
         backend: cuBLASLt.
@@ -176,7 +187,11 @@ class LibraryMultiplier:
         finish.tokens, finish.rows = given.tokens, matrix.rows
         stride = round_up(matrix.rows, FINISH_ROWS)
         shape = (matrix.rows, matrix.columns, given.tokens)
-        product = Product(self._backend, self._copy(matrix), given.address, partial, shape, stride, self.activation)
+        weights = self._copy(matrix)
+        if finish.kind == FinishKind.ADD:
+            out = int(finish.out)
+            return [Product(self._backend, weights, given.address, out, shape, matrix.rows, self.activation, add=True)]
+        product = Product(self._backend, weights, given.address, partial, shape, stride, self.activation)
         blocks = ceil_div(given.tokens * stride // FINISH_ROWS, REDUCE_THREADS)
         params = Reduce(partial=partial, finish=finish, splits=1)
         return [product, self._device.prepare(self._reduce, blocks, REDUCE_THREADS, 0, params)]

@@ -108,13 +108,14 @@ def open_library() -> Library:
     """Find and load cuBLASLt.
 
     Raises:
-        EngineError: it is not installed.
+        EngineError: it is not installed, does not load, or lacks a function.
     """
-    from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
-
     try:
-        found = load_nvidia_dynamic_lib("cublasLt").abs_path
-    except DynamicLibNotFoundError as error:
-        msg = f"custom_cuda: expected cuBLASLt for gemm=cublaslt, came none; {INSTALL}"
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+
+        return Library(str(load_nvidia_dynamic_lib("cublasLt").abs_path))
+    # A missing module or library, one that the loader refuses, one of another version.
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        came = str(error).strip().partition("\n")[0] or type(error).__name__
+        msg = f"custom_cuda: expected cuBLASLt for gemm=cublaslt, came: {came}; {INSTALL}"
         raise EngineError(msg) from error
-    return Library(str(found))

@@ -15,9 +15,10 @@ from ..device import LostDeviceError, open_device
 from ..weights.model import load_model
 from .answers import Answers
 from .batching import Batching
-from .building import decoding_of, largest_step, launcher_of, prefill_of, spare_bytes, steps_of
+from .building import decoding_of, largest_step, launcher_of, prefill_of, settle_gemm, spare_bytes, steps_of
 from .decode import DecodeBuffers, DecodeStep
 from .gemm import round_up
+from .gemm_choice import copied_bytes
 from .narrow import NarrowSteps
 from .pages import Cache
 from .passes import Passes
@@ -46,6 +47,10 @@ class Session:
         options: device, context, most sequences.
         settings: of the engine.
 
+    Attributes:
+        settings: with `gemm` as it became.
+        gemm: what multiplies prompts, and why.
+
     Raises:
         UnsupportedModel: the kernels do not compute this model.
         EngineError: the device is not there, or has no room; it says what would fit.
@@ -66,10 +71,13 @@ class Session:
             raise
 
     def _build(self, options: LoadOptions) -> None:
-        device, settings, sequences = self.device, self.settings, options.max_sequences
+        device, sequences = self.device, options.max_sequences
         wide = round_up(sequences, WIDE_STEP)
-        chunk = min(settings.prefill_chunk, options.context_tokens * sequences)
+        chunk = min(self.settings.prefill_chunk, options.context_tokens * sequences)
         most = max(chunk, wide)
+        spare = spare_bytes(device, self.model, self.settings, most, wide)
+        self.settings, self.gemm = settle_gemm(device, self.model, self.settings, spare, options)
+        settings = self.settings
         spare = spare_bytes(device, self.model, settings, most, wide)
         self.cache = Cache(device, self.config, settings.kv, options.context_tokens, sequences, spare)
         self.prefiller = prefill_of(device, self.model, self.cache, settings, most)
@@ -229,6 +237,7 @@ class Session:
         * `weights_bytes`: all matrices, norms and biases as they lie on the device.
         * `kv_cache_bytes`: keys and values of the tokens now in the cache; the pages were reserved at load.
         * `allocated_bytes`: everything that this session has on the device.
+        * `library_weights_bytes`: the copy of weights that cuBLASLt multiplies prompts by; 0 with own kernels.
         * `device_prefill_seconds`: from the prompt's first launch to its first id.
         * `device_decode_seconds`: from there to the last step's end. While the host takes its time between the two,
           the device waits, and that counts.
@@ -238,6 +247,7 @@ class Session:
             "weights_bytes": self.model.weights_bytes,
             "kv_cache_bytes": tokens * self.cache.token_bytes,
             "allocated_bytes": self.device.allocated_bytes,
+            "library_weights_bytes": copied_bytes(self.model, self.settings),
         }
         if self._prefilled:
             found["device_prefill_seconds"] = self._events["prompt"].seconds_until(self._events["first"])

@@ -31,6 +31,8 @@ struct Preference {
 
 cublasLtContext context;
 int descriptors = 0, products = 0;
+bool none = false;                               // no algorithm is found
+cublasStatus_t refused = CUBLAS_STATUS_SUCCESS;  // what every product returns
 
 float number(const void *at, long long index, cudaDataType type) {
     if (type == CUDA_R_32F) return static_cast<const float *>(at)[index];
@@ -54,6 +56,8 @@ extern "C" {
 
 int stub_descriptors() { return descriptors; }
 int stub_products() { return products; }
+void stub_find_none(int on) { none = on; }
+void stub_refuse(int status) { refused = static_cast<cublasStatus_t>(status); }
 
 size_t cublasLtGetVersion() { return 130401; }
 
@@ -144,6 +148,10 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     if (handle != &context || !fits || wanted < 1 || c != d) return CUBLAS_STATUS_INVALID_VALUE;
     if (op.compute != CUBLAS_COMPUTE_32F || op.scale != CUDA_R_32F || left.type != right.type || out.type != CUDA_R_32F)
         return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (none) {
+        *found = 0;
+        return CUBLAS_STATUS_SUCCESS;
+    }
     results[0] = {};
     results[0].algo.data[0] = 0x5eed;
     results[0].workspaceSize = as<Preference>(preference)->workspace;
@@ -160,7 +168,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t oper
     const auto &left = *as<Layout>(a_layout), &right = *as<Layout>(b_layout), &out = *as<Layout>(d_layout);
     if (handle != &context || algo->data[0] != 0x5eed || !workspace || workspace_bytes == 0 || !stream)
         return CUBLAS_STATUS_INVALID_VALUE;
-    if (c != d || c_layout != d_layout || *static_cast<const float *>(beta) != 0.0f) return CUBLAS_STATUS_INVALID_VALUE;
+    if (refused != CUBLAS_STATUS_SUCCESS) return refused;
+    const float kept = *static_cast<const float *>(beta);
+    if (c != d || c_layout != d_layout) return CUBLAS_STATUS_INVALID_VALUE;
     // The product comes after what is in the stream, and is over when this returns.
     const auto synchronize = reinterpret_cast<int (*)(void *)>(dlsym(RTLD_DEFAULT, "cuStreamSynchronize"));
     if (!synchronize || synchronize(stream)) return CUBLAS_STATUS_EXECUTION_FAILED;
@@ -172,8 +182,9 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t oper
                 const uint64_t at = turned ? row * left.stride + k : k * left.stride + row;
                 sum += static_cast<double>(number(a, at, left.type)) * number(b, column * right.stride + k, right.type);
             }
-            static_cast<float *>(d)[column * out.stride + row] =
-                static_cast<float>(*static_cast<const float *>(alpha) * sum);
+            float &to = static_cast<float *>(d)[column * out.stride + row];
+            sum *= *static_cast<const float *>(alpha);
+            to = static_cast<float>(kept == 0.0f ? sum : sum + kept * to);  // with 0, what was there is not read
         }
     ++products;
     return CUBLAS_STATUS_SUCCESS;
