@@ -170,6 +170,7 @@ GATES: tuple[Gate, ...] = (
         "gemm_mma",
         {"WEIGHT": "WEIGHT_Q8_0", "KV": "KV_F16", "HEAD_DIM": "64"},
         needs={name: ("IMMA", "LDSM", "LDGSTS.128>=80") for name in GEMM_MMA},
+        forbids={name: ("I2FP.F32.S32",) for name in GEMM_MMA},  # sums become floats without a conversion
         registers=GEMM_MMA,
     ),
     Gate(
