@@ -21,7 +21,7 @@ from enginecmp.models.synth_shapes import SHAPES
 from enginecmp_custom_cuda.bench import cli, correctness, model, sanitizer, whole
 from enginecmp_custom_cuda.bench.context import Context, Skip
 from enginecmp_custom_cuda.bench.correctness import rounded, shortfall
-from enginecmp_custom_cuda.bench.facts import commit, versions
+from enginecmp_custom_cuda.bench.facts import commit, nvidia_smi, queried, versions
 from enginecmp_custom_cuda.bench.invented import layers_for
 from enginecmp_custom_cuda.bench.lab import distance, mean_kl, tiny_model
 from enginecmp_custom_cuda.bench.measurement import Measurement
@@ -560,3 +560,21 @@ def test_the_torch_rival_computes_the_same_model(tmp_path: Path, int8: bool) -> 
 def test_facts_are_found_or_left_out(tmp_path: Path) -> None:
     assert set(versions(["numpy", "no-such-distribution"])) == {"numpy"}
     assert commit(tmp_path) == "unknown"
+
+
+def test_a_name_that_nvidia_smi_does_not_know_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        """#!/bin/sh
+case "$1" in
+--help-query-gpu) printf '"name"\\nIts name.\\n\\n"clocks.sm" or "clocks.current.sm"\\n\\n"power.limit"\\n' ;;
+*name,clocks.sm,power.limit) echo "NVIDIA H200, 345 MHz, [N/A]" ;;
+*) exit 2 ;;
+esac
+"""
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    queried.cache_clear()
+    assert nvidia_smi() == {"name": "NVIDIA H200", "clocks.sm": "345 MHz"}
+    queried.cache_clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import shutil
@@ -21,7 +22,7 @@ DISTRIBUTIONS = (
 NVIDIA_SMI = (
     *("name", "driver_version", "vbios_version", "pstate", "clocks.sm", "clocks.mem", "clocks.max.sm"),
     *("clocks.max.mem", "power.draw", "power.limit", "temperature.gpu", "memory.total", "memory.used"),
-    *("clocks_throttle_reasons.active", "ecc.mode.current"),
+    *("clocks_throttle_reasons.active", "clocks_event_reasons.active", "ecc.mode.current"),
 )
 """What nvidia-smi is asked for; what it does not know is left out."""
 
@@ -80,13 +81,26 @@ def nvidia_smi() -> dict[str, str]:
     """Return what nvidia-smi says of the first GPU now, by the names of its query; empty where it is not there."""
     if shutil.which("nvidia-smi") is None:
         return {}
-    command = ["nvidia-smi", f"--query-gpu={','.join(NVIDIA_SMI)}", "--format=csv,noheader", "--id=0"]
+    names = queried()
+    answer = ask(f"--query-gpu={','.join(names)}", "--format=csv,noheader", "--id=0")
+    values = [value.strip() for value in answer.split(",")]
+    if len(values) != len(names):
+        return {}
+    return {name: value for name, value in zip(names, values, strict=True) if "N/A" not in value}
+
+
+@functools.cache
+def queried() -> tuple[str, ...]:
+    """Return those of the names that this release of nvidia-smi knows: one that it does not spoils the whole query."""
+    known = ask("--help-query-gpu")
+    return tuple(name for name in NVIDIA_SMI if f'"{name}"' in known) or NVIDIA_SMI
+
+
+def ask(*arguments: str) -> str:
+    """Return what nvidia-smi prints, "" where it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+        done = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, check=False, timeout=10)
     except (OSError, subprocess.TimeoutExpired) as error:
         print(error, file=sys.stderr)
-        return {}
-    values = [value.strip() for value in done.stdout.split(",")]
-    if done.returncode or len(values) != len(NVIDIA_SMI):
-        return {}
-    return {name: value for name, value in zip(NVIDIA_SMI, values, strict=True) if "N/A" not in value}
+        return ""
+    return "" if done.returncode else done.stdout
