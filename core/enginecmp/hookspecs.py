@@ -95,6 +95,7 @@ def cmp_prefill(session: Session, token_ids: Sequence[int], output_tokens: int) 
 
     Raises:
         ContextOverflow: T + output_tokens - 1 does not fit the session's context, in tokens.
+        EngineError: no ids, or one outside the vocabulary (here or in `cmp_prepare`).
     """
 
 
