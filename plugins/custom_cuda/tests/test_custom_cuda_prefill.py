@@ -20,7 +20,8 @@ from enginecmp_custom_cuda.device import Device
 from enginecmp_custom_cuda.engine import gemm, params, prefill_params
 from enginecmp_custom_cuda.engine.decode import DecodeSettings, DecodeStep
 from enginecmp_custom_cuda.engine.pages import Cache
-from enginecmp_custom_cuda.engine.prefill import Prefill, bucket, buckets
+from enginecmp_custom_cuda.engine.prefill import Prefill
+from enginecmp_custom_cuda.engine.tokens import STAGED, bucket, buckets
 from enginecmp_custom_cuda.oracle import dp4a, reference
 from enginecmp_custom_cuda.weights.kinds import decode, encode
 from enginecmp_custom_cuda.weights.model import load_model
@@ -242,6 +243,28 @@ def test_prefill_repeats_to_the_bit_in_any_order_of_threads(emulated: Device, mo
                 np.testing.assert_array_equal(it.score(ids), first)
         finally:
             set_order("forward")
+
+
+def test_chunks_follow_one_another_without_a_wait(
+    device: Device, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host is chunks ahead, and a chunk's tokens stay what they were until they are copied."""
+    file = model("llama")
+    ids = ids_of(file, 16 * (2 * STAGED + 1))
+
+    def refuse(*_: Any) -> None:
+        pytest.fail("waited for the device")
+
+    with prefill(device, file, precise=True, kv="f32", max_tokens=16) as (it, _):
+        it.program(16, False)
+        device.synchronize()
+        with monkeypatch.context() as patch:
+            patch.setattr(device, "synchronize", refuse)
+            for first in range(0, len(ids), 16):
+                it.enqueue(ids[first : first + 16], np.arange(first, first + 16), np.zeros(16))
+        hidden = device.download(it.hidden, (16, it._model.config.hidden), np.float32)
+    expected = reference.forward(file, ids, CONTEXT).hidden[-1][-16:]
+    np.testing.assert_allclose(hidden, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_calls_are_refused_that_do_not_fit(device: Device, model: Model) -> None:

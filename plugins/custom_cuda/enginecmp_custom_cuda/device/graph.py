@@ -98,6 +98,11 @@ class Event:
         """Mark the point after everything launched so far."""
         self._context.call("cuEventRecord", self.handle, self._context.stream, expected="a recorded event")
 
+    def wait(self) -> None:
+        """Wait until the point is passed; one that was never recorded is."""
+        self._context.not_capturing("a wait for an event")
+        self._context.call("cuEventSynchronize", self.handle, expected="an event that happens")
+
     def seconds_until(self, last: Event) -> float:
         """Return the device's seconds from this event to a later one; waits for that.
 

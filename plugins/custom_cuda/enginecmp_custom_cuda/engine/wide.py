@@ -17,8 +17,8 @@ from . import params
 from .decode import defines
 from .gemm import round_up
 from .geometry import THREADS
-from .prefill import bucket
 from .ring import Ring
+from .tokens import bucket
 
 if TYPE_CHECKING:
     from ..device import Device
