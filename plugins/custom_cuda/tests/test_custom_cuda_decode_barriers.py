@@ -20,7 +20,11 @@ ORDERS = ("forward", "reverse", 1, 2, 3)
 HIDDEN, INNER, ROWS, EPSILON = 96, 64, 40, 1e-5
 
 
-@pytest.fixture(scope="module", params=CHOICES[:2], ids=["-".join(map(str, choice)) for choice in CHOICES[:2]])
+CHOSEN = (*CHOICES[:2], CHOICES[3])
+"""One sequence, two that share a warp's rows, four with a head that is not a power of two long."""
+
+
+@pytest.fixture(scope="module", params=CHOSEN, ids=["-".join(map(str, choice)) for choice in CHOSEN])
 def choice(request: pytest.FixtureRequest, emulated: Device) -> Choice:
     warm(emulated)
     found: Choice = request.param
