@@ -197,8 +197,8 @@ __device__ inline void merge(const Shared &shared, float *partial, float *partia
 
 // Four neighbouring elements of attention's result: the first `splits` splits of one head merged. Loads of a few splits
 // are on their way together, also those of an empty one, whose values were never written and do not count.
+template <int TOGETHER = BATCH == 1 ? 2 : 4>  // as many as leave a step's first weights their registers
 __device__ inline float4 merged(const float *partial, const float *partial_ml, int splits, int d) {
-    constexpr int TOGETHER = BATCH == 1 ? 2 : 4;  // as many as leave the first weights their registers
     const float2 *ml = reinterpret_cast<const float2 *>(partial_ml);
     float top = MINUS_INFINITY, sum = 0.0f;
     float4 value = make_float4(0.0f, 0.0f, 0.0f, 0.0f);

@@ -40,7 +40,8 @@ struct Merged {
     int active;
     __device__ float4 load(int i) const {
         const long long row = static_cast<long long>(i * 4 / HEAD_DIM) * p.splits;
-        return attend::merged(p.partial + row * HEAD_DIM, p.partial_ml + row * 2, active, i * 4 % HEAD_DIM);
+        // Eight: registers of this kernel hold no weights meanwhile.
+        return attend::merged<8>(p.partial + row * HEAD_DIM, p.partial_ml + row * 2, active, i * 4 % HEAD_DIM);
     }
 };
 
