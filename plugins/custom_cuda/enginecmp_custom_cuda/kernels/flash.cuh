@@ -23,10 +23,13 @@ struct Tile {
     __device__ Tile(const FlashParams &p, int rows) {
         const int group = p.heads / p.cache.kv_heads;
         heads = min(group, rows);
-        first_token = blockIdx.x * p.tile_tokens;
+        // Blocks begin in the order of their indices, and late tokens attend to more: theirs come first, all heads.
+        const unsigned across = gridDim.y * gridDim.z;
+        const unsigned block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+        first_token = (gridDim.x - 1 - block / across) * p.tile_tokens;
         tokens = min(min(p.tile_tokens, rows / heads), p.tokens - first_token);
-        kv_head = blockIdx.y;
-        first_head = kv_head * group + blockIdx.z * heads;
+        kv_head = block % across % gridDim.y;
+        first_head = kv_head * group + block % across / gridDim.y * heads;
         last_head = min(first_head + heads, (kv_head + 1) * group);
     }
 

@@ -52,7 +52,7 @@ __device__ inline void dot(float (&scores)[8][4], const unsigned (&q)[SLICES][4]
         }
 }
 
-// Scores, scaled to base 2, become weights; what was summed shrinks where a row's maximum grew.
+// Scores become weights, powers of 2 by `scale`; what was summed shrinks where a row's maximum grew.
 __device__ inline void weigh(float (&scores)[8][4], Rows &rows, const int (&seen)[2], float scale) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -63,12 +63,12 @@ __device__ inline void weigh(float (&scores)[8][4], Rows &rows, const int (&seen
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
                 float &score = scores[n][2 * i + j];
-                score = n * 8 + lane % 4 * 2 + j < seen[i] ? score * scale : minus_infinity();
+                score = n * 8 + lane % 4 * 2 + j < seen[i] ? score : minus_infinity();
                 top = fmaxf(top, score);
             }
         top = warp::largest<4>(top);
         const float base = top == minus_infinity() ? 0.0f : top;  // a row that sees nothing yet
-        const float shrink = exp2f(rows.largest[i] - base);
+        const float shrink = ptx::exp2_approx((rows.largest[i] - base) * scale), zero = -base * scale;
         rows.largest[i] = top;
         float added = 0.0f;
 #pragma unroll
@@ -76,7 +76,7 @@ __device__ inline void weigh(float (&scores)[8][4], Rows &rows, const int (&seen
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
                 float &score = scores[n][2 * i + j];
-                score = exp2f(score - base);
+                score = ptx::exp2_approx(fmaf(score, scale, zero));
                 added += score;
             }
         rows.total[i] = rows.total[i] * shrink + added;  // this lane's keys only
@@ -116,16 +116,20 @@ KERNEL(128, HEAD_DIM <= 64 ? 3 : 2, flash_f16, FlashParams) {
     const int lane = threadIdx.x % 32, top_row = threadIdx.x / 32 * 16 + lane / 4;
     const float scale = 1.44269504088896341f / sqrtf(static_cast<float>(HEAD_DIM));  // log2(e)
 
-    unsigned q[SLICES][4];
+    unsigned q[SLICES][4] = {};
 #pragma unroll
-    for (int slice = 0; slice < SLICES; ++slice)
+    for (int half = 0; half < 2; ++half) {
+        const int row = top_row + half * 8;
+        if (!tile.real(row)) continue;
+        const float *from = p.q + tile.at(p, row) + lane % 4 * 2;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int row = top_row + i % 2 * 8, d = slice * 16 + i / 2 * 8 + lane % 4 * 2;
-            float2 pair = make_float2(0.0f, 0.0f);
-            if (tile.real(row)) pair = *reinterpret_cast<const float2 *>(p.q + tile.at(p, row) + d);
-            q[slice][i] = half2(pair.x, pair.y);
-        }
+        for (int slice = 0; slice < SLICES; ++slice)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const float2 pair = *reinterpret_cast<const float2 *>(from + slice * 16 + i * 8);
+                q[slice][i * 2 + half] = half2(pair.x, pair.y);
+            }
+    }
     Rows rows = {};
     rows.largest[0] = rows.largest[1] = minus_infinity();
     for (int begin = 0; begin < tile.tokens;) {
