@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from enginecmp.deadlines import Deadlines
+from enginecmp.errors import ResultsError
 from enginecmp.launch import Launch, LaunchFailure
 from enginecmp.plugins import Plugin
 from enginecmp.types import LoadOptions, ModelInfo
@@ -166,6 +167,11 @@ def test_an_interpreter_that_is_gone_is_a_failed_launch(fake: Plugin, tmp_path: 
     assert str(caught.value) == f"moved: cannot start {python}: No such file or directory; install the engine again"
     assert (caught.value.status, caught.value.phase) == ("crash", "start")
     assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_log_that_cannot_be_written_is_an_error_of_the_results(fake: Plugin, tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"gone/log: cannot be written: No such file or directory; mend it, then"):
+        launch_of(fake, tmp_path / "gone")
 
 
 def launch_of(plugin: Plugin, tmp_path: Path) -> Launch:

@@ -128,3 +128,15 @@ def test_a_scenario_file_without_its_ending_and_a_file_in_place_of_results_are_n
     done = cmp("run", "--engines", "fake", "--model", tiny.path, "--no-gate", "--out", "mine")
     assert done.returncode == 1
     assert done.stderr == "cmp: results folder mine: cannot write: it is a file; choose another with --out\n"
+
+
+def test_a_folder_that_is_no_plugin_and_a_name_that_is_no_run_are_named(cmp: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "pyproject.toml").write_text("[project]\n")
+    wanted = "expected a pyproject.toml with [project.entry-points.enginecmp], came"
+    assert cmp("plugin", "check", "./nowhere").stderr == f"cmp: nowhere: {wanted} no file that can be read\n"
+    assert cmp("plugin", "check", "./bare").stderr == f"cmp: bare: {wanted} one without it\n"
+    assert cmp("compare", "old", "new").stderr == (
+        "cmp: 'old' is no path, and there is no saved baseline 'old' in results; "
+        "save one with `cmp run --save-baseline NAME`\n"
+    )

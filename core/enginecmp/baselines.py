@@ -80,7 +80,7 @@ def find(results: Path, name: str) -> Path:
     known = names(results)
     if name not in known:
         saved = did_you_mean(name, known) if known else "; save one with `cmp run --save-baseline NAME`"
-        msg = f"no saved baseline '{name}' in {results}{saved}"
+        msg = f"'{name}' is no path, and there is no saved baseline '{name}' in {results}{saved}"
         raise UsageError(msg)
     folder = results / known[name]
     if not (folder / MANIFEST).is_file():

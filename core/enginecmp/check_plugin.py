@@ -49,14 +49,21 @@ def check_plugin(target: str, model: str | None, device: str | None, verbose: bo
     return 1 if suite or any(not line.startswith("note:") for line in wrong) else 0
 
 
+def _no_plugin(folder: Path, came: str) -> UsageError:
+    return UsageError(f"{folder}: expected a pyproject.toml with [project.entry-points.enginecmp], came {came}")
+
+
 def _visible(folder: Path) -> str:
     """Make the engine of a folder visible, here and for the suite, and return its name."""
     try:
         project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         entries: dict[str, str] = project["entry-points"][hookspecs.PROJECT]
-    except (OSError, tomllib.TOMLDecodeError, KeyError) as error:
-        msg = f"{folder}: expected a pyproject.toml with [project.entry-points.enginecmp], got: {error!r}"
-        raise UsageError(msg) from error
+    except OSError as error:
+        raise _no_plugin(folder, "no file that can be read") from error
+    except tomllib.TOMLDecodeError as error:
+        raise _no_plugin(folder, f"no TOML: {error}") from error
+    except KeyError as error:
+        raise _no_plugin(folder, "one without it") from error
     modules = list(entries.values())
     sys.path.insert(0, str(folder.absolute()))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (sys.path[0], os.environ.get("PYTHONPATH", ""))))

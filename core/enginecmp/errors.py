@@ -10,6 +10,7 @@ CmpError                    exit code 1
 │   ├── ContextOverflow     more tokens than the session's context holds
 │   └── RoundTripError      a text-only engine does not read its prompt back as the same ids
 ├── LaunchError             a worker crashed, hung or broke the protocol
+│   └── LaunchFailure       the same with its status, phase and tokens; in `enginecmp.launch`
 └── ResultsError            a results folder cannot be written, or a file in it is not what it should be
 """
 

@@ -11,9 +11,10 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from enginecmp import clock
-from enginecmp.errors import LaunchError
+from enginecmp.errors import LaunchError, ResultsError
 from enginecmp.plugins import Plugin
 from enginecmp.protocol import Channel, shared_progress
 from enginecmp.types import LoadOptions
@@ -41,6 +42,7 @@ class WorkerProcess:
 
     Raises:
         LaunchError: there is no such interpreter or executable.
+        ResultsError: the log cannot be written.
     """
 
     def __init__(self, plugin: Plugin, log: Path, options: LoadOptions, environment: Mapping[str, str]) -> None:
@@ -53,7 +55,7 @@ class WorkerProcess:
         guard_read, self._guard = os.pipe()
         command = _command(plugin, theirs.fileno(), progress_fd, guard_read)
         try:
-            with open(log, "ab") as output:
+            with _opened(log) as output:
                 self.launched_ns = clock.now_ns()
                 self._process = subprocess.Popen(
                     command,
@@ -113,6 +115,15 @@ class WorkerProcess:
         if -self.returncode == signal.SIGKILL and _oom_kills() > self._oom_kills:
             return f"ran out of memory (killed by the kernel at {(self.peak_rss_bytes or 0) / 2**30:.1f} GiB)"
         return f"was killed by {signal.Signals(-self.returncode).name}"
+
+
+def _opened(log: Path) -> BinaryIO:
+    """Open a log for appending."""
+    try:
+        return open(log, "ab")
+    except OSError as error:
+        msg = f"{log}: cannot be written: {error.strerror or error}; mend it, then go on with `cmp run --resume`"
+        raise ResultsError(msg) from error
 
 
 def _command(plugin: Plugin, channel: int, progress: int, guard: int) -> list[str]:

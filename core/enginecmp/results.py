@@ -85,7 +85,7 @@ class ResultsFolder:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
-            msg = f"results folder {path}: {holder} is writing into it; wait for it or choose another with --out"
+            msg = f"results folder {path}: {holder} is writing into it; wait for it, or choose another for a new run"
             raise ResultsError(msg) from error
         with contextlib.suppress(OSError):  # a full disk must not hide behind the lock's comment
             self._lock.truncate(0)
