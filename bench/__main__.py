@@ -13,6 +13,7 @@ import json
 import sys
 from pathlib import Path
 
+from bench.fidelity import ENGINES
 from enginecmp.errors import CmpError
 from enginecmp.telemetry.idle import measure_busyness, wait_until_idle
 
@@ -26,10 +27,11 @@ def main(names: list[str]) -> int:
     for name in names:
         if name in PARTS:
             part = name
-        elif part == "fidelity":
+        elif part == "fidelity" and name in ENGINES:
             chosen[part].append(name)
         else:
-            print(f"bench: unknown part '{name}'; known: {', '.join(PARTS)}", file=sys.stderr)
+            known = (*PARTS, *ENGINES) if part == "fidelity" else PARTS
+            print(f"bench: unknown part '{name}'; known: {', '.join(known)}", file=sys.stderr)
             return 2
     folder = Path("bench-results")
     folder.mkdir(exist_ok=True)

@@ -27,7 +27,7 @@ BAND = (0.99, 1.01)
 # In turn: launches of both sides, and pairs of requests in each.
 LAUNCHES = 10
 PAIRS = 10
-OUTPUT_TOKENS = {"pytorch_baseline": 16, "candle": 32, "burn": 32}
+OUTPUT_TOKENS = {"pytorch_baseline": 16, "candle": 24, "burn": 16}
 
 # Fresh processes: rounds of one launch of each side, and requests in a launch.
 ROUNDS = 8
