@@ -154,3 +154,20 @@ def test_prompts_by_the_library_are_near_the_exact_ones(
     prompt = slice(0, 20)  # the rest went through the steps
     off = np.abs(found - exact)[prompt].mean()
     assert 0 < off < np.abs(eight_bits - exact)[prompt].mean()
+
+
+def test_the_librarys_products_are_timed_by_the_names_of_matrices(
+    tiny: Any, stand_in: ctypes.CDLL, emulated: Device
+) -> None:
+    """bench_gpu's rows of kernels: what the library adds by itself has no launch behind it that tells its rows."""
+    from enginecmp_custom_cuda.bench.kernels import grouped
+
+    session = cmp_load(tiny("llama", "Q8_0"), LoadOptions(device="emulated", context_tokens=64))
+    try:
+        layers = session.config.layers
+        found = grouped(session.prefiller.program(16, False), session.model)
+    finally:
+        session.close()
+    counts = {name: (len(launches), products) for name, (launches, products, _) in found.items() if products}
+    finished, added = (2 * layers, layers), (layers, layers)
+    assert counts == {"qkv": finished, "output": added, "gate_up": finished, "down": added}

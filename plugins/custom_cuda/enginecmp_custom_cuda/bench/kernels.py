@@ -12,6 +12,7 @@ from enginecmp import read_gguf
 
 from ..config import read_config
 from ..device import Device
+from ..engine.cublaslt import Product
 from ..engine.decode import BATCHES, ELEMENT_BYTES, DecodeSettings, DecodeStep
 from ..engine.gemm import Step
 from ..engine.pages import Cache
@@ -182,26 +183,15 @@ def grouped(program: Program, model: DeviceModel) -> dict[str, tuple[list[Callab
     """Return a program's launches by what they do: launches, products among them, operations of one for a token."""
     layer = model.layers[0]
     matrices = {name: getattr(layer, name) for name in ("qkv", "output", "gate_up", "down")}
-    names = {matrix.rows * (1 << 32) + matrix.columns: name for name, matrix in matrices.items()}
-    by_rows = {matrix.rows: name for name, matrix in reversed(matrices.items())}
+    names = {(matrix.rows, matrix.columns): name for name, matrix in matrices.items()}
     found: dict[str, tuple[list[Callable[[], None]], int, int]] = {}
-    before: list[Step] = []
     last = ""
     for step in steps_of(program):
-        params = getattr(step, "params", None)
-        if params is None:  # a library's product: the `reduce` behind it tells its rows
-            before.append(step)
-            continue
-        if isinstance(params, Gemm):
-            last = names[params.w.rows * (1 << 32) + params.w.columns]
+        params: Any = getattr(step, "params", None)
+        if isinstance(params, Gemm) or isinstance(step, Product):
+            last = names[step.shape[:2] if isinstance(step, Product) else (params.w.rows, params.w.columns)]
             add(found, last, [step], matrices[last])
         elif isinstance(params, Reduce):
-            if before:
-                # `output` and `down` have as many rows: they take turns.
-                rows = params.finish.rows
-                last = "down" if rows == layer.down.rows and last in ("gate_up", "down") else by_rows[rows]
-                add(found, last, before, matrices[last])
-                before = []
             found[last][0].append(step.launch)
         elif not isinstance(params, Embed):
             name = "attention" if isinstance(params, Flash) else step.kernel.name  # type: ignore[attr-defined]

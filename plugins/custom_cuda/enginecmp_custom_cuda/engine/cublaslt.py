@@ -87,6 +87,9 @@ class Product:
         kind: "bf16" or "f16".
         add: add to what `out` holds.
 
+    Attributes:
+        shape: as given.
+
     Raises:
         EngineError: the library has no algorithm for it.
     """
@@ -103,7 +106,7 @@ class Product:
         *,
         add: bool = False,
     ) -> None:
-        rows, columns, tokens = shape
+        rows, columns, tokens = self.shape = shape
         library = self._library = backend.library
         self._made: list[tuple[str, int]] = []
         operation = self._make("cublasLtMatmulDesc", COMPUTE_32F, DATA_TYPES["f32"])
