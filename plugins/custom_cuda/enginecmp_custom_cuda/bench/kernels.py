@@ -17,7 +17,7 @@ from ..engine.decode import BATCHES, ELEMENT_BYTES, DecodeSettings, DecodeStep
 from ..engine.gemm import Step
 from ..engine.pages import Cache
 from ..engine.prefill import Prefill, Program
-from ..engine.prefill_params import Embed, Flash, Gemm, Reduce
+from ..engine.prefill_params import Embed, Flash, Gemm, Reduce, Split
 from ..weights.model import DeviceModel
 from .context import Context
 from .invented import invent
@@ -194,7 +194,7 @@ def grouped(program: Program, model: DeviceModel) -> dict[str, tuple[list[Callab
         elif isinstance(params, Reduce):
             found[last][0].append(step.launch)
         elif not isinstance(params, Embed):
-            name = "attention" if isinstance(params, Flash) else step.kernel.name  # type: ignore[attr-defined]
+            name = "attention" if isinstance(params, Flash | Split) else step.kernel.name  # type: ignore[attr-defined]
             found.setdefault(name, ([], 0, 0))[0].append(step.launch)
     return found
 
