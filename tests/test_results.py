@@ -19,7 +19,7 @@ from enginecmp.results import (
     finished_launches,
     mark_torn,
     read_manifest,
-    write_atomically,
+    write_in_run,
 )
 from enginecmp.types import SCHEMA, Cell, Manifest, RunModel, Sample
 
@@ -157,7 +157,7 @@ def test_a_second_writer_is_told_who_is_first(tmp_path: Path) -> None:
 
 def test_replacing_a_file_is_all_or_nothing(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
-    write_atomically(path, b"old")
+    write_in_run(path, b"old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     import signal
 
@@ -165,7 +165,7 @@ def test_replacing_a_file_is_all_or_nothing(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
         with pytest.raises(ResultsError, match="File too large"):
-            write_atomically(path, b"x" * 100)
+            write_in_run(path, b"x" * 100)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)

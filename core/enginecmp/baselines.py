@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 
 from enginecmp.errors import ResultsError, UsageError, did_you_mean
-from enginecmp.results import MANIFEST, write_atomically
+from enginecmp.files import write_atomically
+from enginecmp.results import MANIFEST
 
 BASELINES = "baselines.json"
 

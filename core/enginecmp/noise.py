@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from enginecmp.results import write_atomically
+from enginecmp.files import write_atomically
 from enginecmp.userdata import data_file
 
 _MACHINE = ("cpu", "cores", "memory_bytes", "os", "kernel")

@@ -17,6 +17,7 @@ from typing import Any, Self
 import msgspec
 
 from enginecmp.errors import ResultsError
+from enginecmp.files import replace
 from enginecmp.types import SCHEMA, Manifest, Sample
 
 MANIFEST = "manifest.json"
@@ -123,7 +124,7 @@ class RunWriter:
     def write_manifest(self) -> None:
         """Replace manifest.json atomically."""
         text = msgspec.json.format(self._encoder.encode(self.manifest), indent=1)
-        write_atomically(self.folder / MANIFEST, text + b"\n")
+        write_in_run(self.folder / MANIFEST, text + b"\n")
 
     def append(self, sample: Sample) -> None:
         """Append one sample line.
@@ -160,22 +161,15 @@ class RunWriter:
         os.close(self._samples)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never half of it.
+def write_in_run(path: Path, content: bytes) -> None:
+    """Replace a file of a run.
 
     Raises:
-        ResultsError: it cannot be written; the old file is still there.
+        ResultsError: it cannot be written; the old file is still there, and the run can be resumed.
     """
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise _cannot_write(path.parent, error) from error
 
 
@@ -253,7 +247,7 @@ def mark_torn(folder: Path, finished: Iterable[str]) -> Torn:
                 marked += 1
         lines.append(encoder.encode(sample) + b"\n")
     if path.exists() and (marked or path.stat().st_size != sum(map(len, lines))):
-        write_atomically(path, b"".join(lines))
+        write_in_run(path, b"".join(lines))
     return Torn(list(launches), marked)
 
 

@@ -30,7 +30,7 @@ from enginecmp.results import (
     Torn,
     finished_launches,
     mark_torn,
-    write_atomically,
+    write_in_run,
 )
 from enginecmp.scenarios import Scenario
 from enginecmp.sweep import calibrate, described
@@ -193,7 +193,7 @@ def _calibrated(
         return driver.run(planned, contender, f"calibration-{contender.label}", keep)
 
     scenario, samples = calibrate(request.scenario, request.contenders, drive, say)
-    write_atomically(folder / CALIBRATION, b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples))
+    write_in_run(folder / CALIBRATION, b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples))
     for line in described(scenario):
         say(line)
     return scenario

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import click
 
 from enginecmp.cli.console import say
 from enginecmp.cli.options import read_share
-from enginecmp.errors import CmpError
+from enginecmp.files import write_atomically
 
 
 @click.command("report")
@@ -39,25 +37,5 @@ def command(
     options = Options(baseline=baseline, pairs=pairs, margin=margin, include_flagged=include_flagged)
     analysis = analyse(load_runs(paths or ("results",)), options)
     decide_more(analysis, options, Questions())
-    _write(output, to_page(analysis, margin))
+    write_atomically(output, to_page(analysis, margin).encode(), "name another file with --output")
     say(f"{output}: open it in a browser")
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file whole, or leave it as it was.
-
-    Raises:
-        CmpError: it cannot be written.
-    """
-    scratch = None
-    try:
-        with NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-            scratch = file.name
-            file.write(text)
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except OSError as error:
-        if scratch is not None:
-            Path(scratch).unlink(missing_ok=True)
-        msg = f"{path}: cannot be written ({error.strerror}); name another file with --output"
-        raise CmpError(msg) from error

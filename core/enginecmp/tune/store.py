@@ -9,8 +9,8 @@ import msgspec
 
 from enginecmp.contender import Contender
 from enginecmp.errors import ResultsError
+from enginecmp.files import write_atomically
 from enginecmp.noise import machine_of
-from enginecmp.results import write_atomically
 from enginecmp.types import ModelInfo
 from enginecmp.userdata import data_file
 
