@@ -51,14 +51,14 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
     check_threads(options.threads)
     from enginecmp import read_gguf
 
-    from ._shim import Session
+    from . import _shim
     from .config import read_config
 
     file = read_gguf(model.path)
     config = read_config(file, options.context_tokens)
     context_tokens, limit = config.position_limit(options.context_tokens)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-    return Session(
+    return _shim.load(
         config,
         shapes,
         file.float32,

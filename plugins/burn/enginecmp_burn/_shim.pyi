@@ -8,17 +8,6 @@ from .config import Config
 COMPILED_FOR: str
 
 class Session:
-    def __init__(
-        self,
-        config: Config,
-        shapes: Mapping[str, Sequence[int]],
-        read: Callable[[str], NDArray[np.float32]],
-        device: str,
-        context_tokens: int,
-        limit: str,
-        prompt_chunk: int,
-        fused_attention: bool,
-    ) -> None: ...
     @property
     def vocabulary(self) -> int: ...
     def reset(self) -> None: ...
@@ -28,4 +17,14 @@ class Session:
     def metrics(self) -> dict[str, float]: ...
     def close(self) -> None: ...
 
+def load(
+    config: Config,
+    shapes: Mapping[str, Sequence[int]],
+    read: Callable[[str], NDArray[np.float32]],
+    device: str,
+    context_tokens: int,
+    limit: str,
+    prompt_chunk: int,
+    fused_attention: bool,
+) -> Session: ...
 def features() -> list[str]: ...

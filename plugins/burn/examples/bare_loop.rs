@@ -1,101 +1,106 @@
-//! The engine without Python: `cargo run --release --example bare_loop -- N_TOKENS REPETITIONS TOKEN...`
+//! The engine without Python: `cargo run --release --example bare_loop -- FOLDER N_TOKENS TOKEN...`
 //!
-//! Prefills the given token ids, generates greedily and prints JSON: tokens per second of the generated tokens after
-//! the first and seconds of the prompt, one of each per repetition, after one repetition to warm up. The model has the
-//! shapes of SmolLM2-135M and random float32 weights, because only Python reads model files here, and neither products
-//! nor loops take longer for other values. Threads come from `RAYON_NUM_THREADS`.
+//! Loads a model, then answers every line of stdin with one request on stdout: the given token ids in, `N_TOKENS` out,
+//! greedily, with a stamp each (see `enginecmp_shim::bare`). Only Python reads GGUF files here, so `FOLDER` holds what
+//! it read (bench/burn_model.py): `weights.f32`, values of all tensors one after the other, and `model.txt`, a line
+//! for each field of `Config` and `tensor NAME EXTENT...` for each tensor in the same order. Threads come from
+//! `RAYON_NUM_THREADS`.
 
+use std::collections::HashMap;
 use std::error::Error;
-use std::time::Instant;
+use std::fs::{File, read_to_string};
+use std::io::{Read, Seek, SeekFrom, stdin, stdout};
+use std::path::Path;
+use std::str::FromStr;
 
-use enginecmp_burn::{Config, Options, Result, RopeConfig, Session, Source};
+use enginecmp_burn::{Config, Options, RopeConfig, Source, load};
+use enginecmp_shim::{Failure, Limits};
 
-const LAYERS: usize = 30;
-const WIDTH: usize = 576;
-const HEADS: usize = 9;
-const KV_HEADS: usize = 3;
-const HEAD_DIM: usize = 64;
-const FEED_FORWARD: usize = 1536;
-const VOCABULARY: usize = 49152;
-
-/// Weights without a file.
-struct Random {
-    state: u32,
+/// Weights and constants as Python wrote them.
+struct Folder {
+    fields: HashMap<String, Vec<String>>,
+    /// Offset in `weights`, in values, and extents.
+    tensors: HashMap<String, (usize, Vec<usize>)>,
+    weights: File,
 }
 
-impl Source for Random {
+impl Folder {
+    fn open(path: &Path) -> Result<Self, Box<dyn Error>> {
+        let (mut fields, mut tensors, mut offset) = (HashMap::new(), HashMap::new(), 0);
+        for line in read_to_string(path.join("model.txt"))?.lines() {
+            let mut words = line.split_whitespace().map(str::to_owned);
+            let name = words.next().ok_or("model.txt has an empty line")?;
+            if name == "tensor" {
+                let name = words.next().ok_or("model.txt has a tensor without a name")?;
+                let shape: Vec<usize> = words.map(|extent| extent.parse()).collect::<Result<_, _>>()?;
+                let length = shape.iter().product::<usize>();
+                tensors.insert(name, (offset, shape));
+                offset += length;
+            } else {
+                fields.insert(name, words.collect());
+            }
+        }
+        Ok(Self { fields, tensors, weights: File::open(path.join("weights.f32"))? })
+    }
+
+    fn all<T: FromStr<Err: Error + 'static>>(&self, name: &str) -> Result<Vec<T>, Box<dyn Error>> {
+        let words = self.fields.get(name).ok_or_else(|| format!("model.txt has no {name}"))?;
+        Ok(words.iter().map(|word| word.parse()).collect::<Result<_, _>>()?)
+    }
+
+    fn one<T: FromStr<Err: Error + 'static>>(&self, name: &str) -> Result<T, Box<dyn Error>> {
+        Ok(self.all(name)?.pop().ok_or_else(|| format!("model.txt has no value of {name}"))?)
+    }
+
+    fn config(&self) -> Result<Config, Box<dyn Error>> {
+        Ok(Config {
+            layers: self.one("layers")?,
+            width: self.one("width")?,
+            heads: self.one("heads")?,
+            kv_heads: self.one("kv_heads")?,
+            head_dim: self.one("head_dim")?,
+            epsilon: self.one("epsilon")?,
+            rope: RopeConfig {
+                frequencies: self.all("frequencies")?,
+                interleaved: self.one("interleaved")?,
+                magnitude: self.one("magnitude")?,
+            },
+            fused_attention: true,
+        })
+    }
+}
+
+impl Source for Folder {
     fn names(&self) -> Vec<String> {
-        Vec::new()
+        self.tensors.keys().cloned().collect()
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        let part = name.strip_prefix("blk.").map_or(name, |rest| rest.split_once('.').map_or(rest, |(_, part)| part));
-        Some(match part {
-            "token_embd.weight" => vec![VOCABULARY, WIDTH],
-            "output_norm.weight" | "attn_norm.weight" | "ffn_norm.weight" => vec![WIDTH],
-            "attn_q.weight" | "attn_output.weight" => vec![WIDTH, WIDTH],
-            "attn_k.weight" | "attn_v.weight" => vec![KV_HEADS * HEAD_DIM, WIDTH],
-            "ffn_gate.weight" | "ffn_up.weight" => vec![FEED_FORWARD, WIDTH],
-            "ffn_down.weight" => vec![WIDTH, FEED_FORWARD],
-            _ => return None,
-        })
+        self.tensors.get(name).map(|(_, shape)| shape.clone())
     }
 
-    fn read(&mut self, name: &str) -> Result<Vec<f32>> {
-        let length = self.shape(name).expect("only tensors with a shape are read").into_iter().product();
-        Ok(std::iter::repeat_with(|| {
-            // Knuth's linear congruential generator; the upper bits, as something in [-0.05, 0.05).
-            self.state = self.state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (f64::from(self.state >> 8) / f64::from(1 << 24) - 0.5) as f32 * 0.1
-        })
-        .take(length)
-        .collect())
+    fn read(&mut self, name: &str) -> enginecmp_shim::Result<Vec<f32>> {
+        let (offset, shape) = &self.tensors[name];
+        let mut bytes = vec![0; shape.iter().product::<usize>() * size_of::<f32>()];
+        let start = SeekFrom::Start((offset * size_of::<f32>()) as u64);
+        let read = self.weights.seek(start).and_then(|_| self.weights.read_exact(&mut bytes));
+        read.map_err(|error| Failure::Engine(format!("{name} could not be read: {error}")))?;
+        let (values, _) = bytes.as_chunks();
+        Ok(values.iter().map(|value| f32::from_le_bytes(*value)).collect())
     }
 }
 
-fn main() -> std::result::Result<(), Box<dyn Error>> {
+fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [n_tokens, repetitions, prompt @ ..] = arguments.as_slice() else {
-        return Err("expected N_TOKENS REPETITIONS TOKEN...".into());
+    let [folder, n_tokens, prompt @ ..] = arguments.as_slice() else {
+        return Err("expected FOLDER N_TOKENS TOKEN...".into());
     };
-    let (n_tokens, repetitions): (usize, usize) = (n_tokens.parse()?, repetitions.parse()?);
-    let prompt: Vec<u32> = prompt.iter().map(|token| token.parse()).collect::<std::result::Result<_, _>>()?;
-    let config = Config {
-        layers: LAYERS,
-        width: WIDTH,
-        heads: HEADS,
-        kv_heads: KV_HEADS,
-        head_dim: HEAD_DIM,
-        epsilon: 1e-5,
-        rope: RopeConfig {
-            frequencies: (0..HEAD_DIM / 2).map(|i| 100_000_f64.powf(-2.0 * i as f64 / HEAD_DIM as f64)).collect(),
-            interleaved: true,
-            magnitude: 1.0,
-        },
-        fused_attention: true,
-    };
-    let options = Options {
-        device: "cpu".to_owned(),
-        context_tokens: prompt.len() + n_tokens,
-        limit: String::new(),
-        prompt_chunk: 512,
-        unread: Vec::new(),
-    };
-    let mut session = Session::load(config, &mut Random { state: 1 }, options)?;
-
-    let (mut rates, mut prompts) = (Vec::new(), Vec::new());
-    for repetition in 0..=repetitions {
-        session.reset();
-        let start = Instant::now();
-        session.prefill(&prompt, n_tokens)?;
-        let prefilled = Instant::now();
-        session.decode(n_tokens - 1)?;
-        let seconds = prefilled.elapsed().as_secs_f64();
-        if repetition > 0 {
-            rates.push((n_tokens - 1) as f64 / seconds);
-            prompts.push((prefilled - start).as_secs_f64());
-        }
-    }
-    println!("{{\"decode_tokens_per_second\": {rates:?}, \"prefill_seconds\": {prompts:?}}}");
+    let n_tokens: usize = n_tokens.parse()?;
+    let prompt: Vec<u32> = prompt.iter().map(|token| token.parse()).collect::<Result<_, _>>()?;
+    let mut folder = Folder::open(Path::new(folder))?;
+    let limits = Limits { context_tokens: prompt.len() + n_tokens, reason: String::new(), prompt_chunk: 512 };
+    let options = Options { device: "cpu".to_owned(), limits, unread: folder.all("unread")? };
+    let mut session = load(folder.config()?, &mut folder, options)?;
+    enginecmp_shim::bare::answer(&mut session, &prompt, n_tokens, stdin().lock(), stdout().lock())?;
     Ok(())
 }

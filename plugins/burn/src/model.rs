@@ -6,8 +6,8 @@ use burn::tensor::activation::{silu, softmax};
 use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use enginecmp_shim::Result;
 
-use crate::failure::Result;
 use crate::rope::{Angles, Rope, RopeConfig};
 use crate::weights::{Embedding, Linear, Reader};
 

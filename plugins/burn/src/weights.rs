@@ -4,8 +4,7 @@ use std::collections::HashSet;
 
 use burn::tensor::module::linear;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-
-use crate::failure::{Result, refuse};
+use enginecmp_shim::{Result, refuse};
 
 /// Where weights come from: a model file that somebody else reads and widens to float32.
 pub trait Source {
