@@ -63,9 +63,10 @@ model: setup ## fetch the embedded model and derive its Q8_0 and F32 files
 	$(BIN)/cmp model quantize smollm2-135m-instruct f32
 	$(BIN)/cmp model quantize smollm2-135m-instruct q8_0
 
-run: model ## measure every engine on the embedded model (about 10 minutes) and give the verdict
+run: model ## measure every engine on the embedded model (about 10 minutes), give the verdict and draw it
 	$(BIN)/cmp run --engines all --scenario sustained --profile quick
 	$(BIN)/cmp stats results/
+	$(BIN)/cmp report results/ --output results/report.html
 
 test: model ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
