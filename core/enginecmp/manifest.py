@@ -16,7 +16,7 @@ from enginecmp.process import engine_environment
 from enginecmp.types import SCHEMA, LoadOptions, Manifest, RunEngine, RunModel
 
 if TYPE_CHECKING:
-    from enginecmp.run import RunRequest
+    from enginecmp.run_request import RunRequest
 
 
 def new_run_id(scenario: str) -> str:

@@ -20,7 +20,7 @@ from enginecmp.errors import CmpError, ResultsError
 from enginecmp.estimate import Pace
 from enginecmp.manifest import new_manifest
 from enginecmp.plan import PlannedLaunch, plan_launches
-from enginecmp.plugins import Plugin, sensor_modules
+from enginecmp.plugins import sensor_modules
 from enginecmp.prompts import PromptSet
 from enginecmp.results import (
     CALIBRATION,
@@ -32,59 +32,16 @@ from enginecmp.results import (
     mark_torn,
     write_in_run,
 )
+from enginecmp.run_request import RunRequest
 from enginecmp.scenarios import Scenario
 from enginecmp.sweep import calibrate, described
 from enginecmp.telemetry.bandwidth import probe
 from enginecmp.telemetry.memory import reset_peak
 from enginecmp.telemetry.watch import Telemetry
-from enginecmp.types import Equivalence, Manifest, ModelInfo, Sample
+from enginecmp.types import Equivalence, Manifest, Sample
 
 MIN_BLOCKS = 10
 """An adaptive run never stops earlier: intervals from five blocks on cover 92 %, from ten 95 %."""
-
-
-class RunRequest(msgspec.Struct, kw_only=True):
-    """Everything that decides what a run does.
-
-    Attributes:
-        scenario: with its profile applied and overrides in place.
-        model: the file being timed.
-        contenders: the engines, baseline included.
-        untimed: engines that take part in the gate alone, since their device's times mean nothing.
-        baseline: label that others are compared with.
-        seed: everything random comes from it.
-        reference: plugin of the gate's reference; None without a gate.
-        exact: float32 sibling of the model for the gate; None without a gate.
-        sensors: whether sensors run beside it.
-        enough: asked before each block from `MIN_BLOCKS` on whether an adaptive run is precise enough to stop;
-            None runs all blocks.
-        gate_timed_only: hold engines against the reference only on the file being timed.
-        retire: asked before each block, with its number, which labels are not launched any more; a run in which all
-            are retired is over.
-    """
-
-    scenario: Scenario
-    model: ModelInfo
-    contenders: list[Contender]
-    baseline: str
-    seed: int
-    reference: Plugin | None = None
-    exact: ModelInfo | None = None
-    untimed: list[Contender] = []
-    sensors: bool = True
-    enough: Callable[[Path], bool] | None = None
-    gate_timed_only: bool = False
-    retire: Callable[[Path, int], Collection[str]] | None = None
-
-    @property
-    def everybody(self) -> list[Contender]:
-        """Every engine that the gate looks at."""
-        return [*self.contenders, *self.untimed]
-
-    @property
-    def labels(self) -> list[str]:
-        """Labels of the engines that the run is about: those that are timed, or all where none is."""
-        return [contender.label for contender in self.contenders or self.untimed]
 
 
 class Outcome(msgspec.Struct, kw_only=True):

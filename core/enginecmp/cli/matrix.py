@@ -12,13 +12,14 @@ import click
 import msgspec
 
 from enginecmp.cli.console import say
+from enginecmp.cli.measure import measure
 from enginecmp.cli.prepare import choose_seed, find_model, headline, make_request, make_scenario
 from enginecmp.errors import CmpError, ResultsError, UsageError
 from enginecmp.scenarios.fit import fit
 from enginecmp.types import ModelInfo
 
 if TYPE_CHECKING:
-    from enginecmp.run import RunRequest
+    from enginecmp.run_request import RunRequest
 
 
 class MatrixRun(msgspec.Struct, kw_only=True):
@@ -74,7 +75,6 @@ def measure_matrix(arguments: dict[str, Any]) -> int:
     Returns:
         0, or 1 when a run failed.
     """
-    from enginecmp.cli.run import measure
     from enginecmp.estimate import duration, expected_seconds
 
     names = names_of(arguments["matrix"])

@@ -20,7 +20,7 @@ from enginecmp.types import ModelInfo
 
 if TYPE_CHECKING:
     from enginecmp.contender import Contender
-    from enginecmp.run import RunRequest
+    from enginecmp.run_request import RunRequest
 
 _WAIT_LIMIT_SECONDS = 600.0
 
@@ -81,7 +81,7 @@ def make_request(
     """
     from enginecmp.cli.engines import probe
     from enginecmp.plugins import find
-    from enginecmp.run import RunRequest
+    from enginecmp.run_request import RunRequest
     from enginecmp.selection import (
         choose,
         implied_options,

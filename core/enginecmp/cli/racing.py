@@ -16,7 +16,8 @@ from enginecmp.errors import CmpError
 from enginecmp.estimate import duration
 from enginecmp.manifest import new_run_id
 from enginecmp.results import finished_launches, read_manifest
-from enginecmp.run import RunRequest, execute
+from enginecmp.run import execute
+from enginecmp.run_request import RunRequest
 from enginecmp.tune.candidates import Candidate, with_changes
 from enginecmp_analysis.data.load import load_runs
 from enginecmp_analysis.metrics import METRICS

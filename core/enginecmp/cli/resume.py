@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from enginecmp.cli.console import say
+from enginecmp.cli.measure import after, execute
 from enginecmp.cli.prepare import by_what_is_timed, check_idle, exact_of, find_model, headline
 from enginecmp.errors import CmpError, ResultsError, UsageError
 from enginecmp.plugins import Plugin, discover, find
@@ -26,8 +27,7 @@ def resume(arguments: dict[str, Any]) -> int:
         CmpError: an engine of it cannot be loaded any more.
     """
     from enginecmp.baselines import check_name, engine_or_saved
-    from enginecmp.cli.run import after, execute
-    from enginecmp.run import RunRequest
+    from enginecmp.run_request import RunRequest
     from enginecmp.scenarios import Scenario
 
     folder: Path = arguments["resume"]

@@ -17,7 +17,7 @@ from enginecmp.errors import CmpError, UsageError
 
 if TYPE_CHECKING:
     from enginecmp.cli.racing import RaceResult, Rules
-    from enginecmp.run import RunRequest
+    from enginecmp.run_request import RunRequest
     from enginecmp.tune.candidates import Candidate, Sweep
     from enginecmp.tune.store import Tuned
 
@@ -58,7 +58,7 @@ def command(engine: str, **arguments: Any) -> int:
     the leader runs no more. The default wins unless another setting is shown to be better. Settings that change what
     is computed beyond the gate's limit are left out.
     """
-    from enginecmp.cli.run import terminated_like_interrupted
+    from enginecmp.cli.measure import terminated_like_interrupted
 
     if arguments["forget"]:
         return _forget(engine, arguments["model"])
