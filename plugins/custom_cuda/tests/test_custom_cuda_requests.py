@@ -134,8 +134,8 @@ def test_decode_before_prefill_is_refused(tiny: Any, load: Any, token_ids: list[
 def test_metrics_are_of_the_last_request(tiny: Any, load: Any, token_ids: list[int]) -> None:
     session = load(tiny(), context_tokens=128)
     fresh = cmp_metrics(session)
-    assert set(fresh) == {"weights_bytes", "kv_cache_bytes", "allocated_bytes"}
-    assert fresh["kv_cache_bytes"] == 0
+    assert set(fresh) == {"weights_bytes", "library_weights_bytes", "kv_cache_bytes", "allocated_bytes"}
+    assert fresh["kv_cache_bytes"] == fresh["library_weights_bytes"] == 0
     cmp_prefill(session, token_ids[:20], 6)
     assert set(cmp_metrics(session)) == set(fresh) | {"device_prefill_seconds"}
     list(cmp_decode(session, 5))

@@ -229,7 +229,7 @@ def _prompt(session: Session, ids: tuple[int, ...]) -> str | tuple[int, ...]:
 
 def _body(session: Session, ids: tuple[int, ...], output_tokens: int) -> bytes:
     """Return the body of a streamed request whose prompt is proven."""
-    check_context(session, len(ids), output_tokens)
+    check_request(session, ids, output_tokens)
     prompt = _prompt(session, ids)
     if not session.counts_streams and not session.takes_ids and session.kind.tokenize is None:
         _prove(session, ids, 1)
@@ -253,17 +253,30 @@ def _prove(session: Session, ids: tuple[int, ...], output_tokens: int) -> None:
     session.counted.add((ids, output_tokens))
 
 
-def check_context(session: Session, prompt_tokens: int, output_tokens: int) -> None:
-    """Refuse what does not fit; a server may stop short without saying so.
+def check_request(session: Session, ids: Sequence[int], output_tokens: int) -> None:
+    """Refuse what cannot be; a server may stop short, or wrap an id around, without saying so.
+
+    Args:
+        session: whose model and context count.
+        ids: the prompt.
+        output_tokens: to generate.
 
     Raises:
-        EngineError: nothing to do.
+        EngineError: nothing to do, or an id outside the vocabulary.
         ContextOverflow: T + output_tokens - 1 is more than the context holds.
     """
+    prompt_tokens, vocabulary = len(ids), session.model.vocabulary
     if prompt_tokens < 1 or output_tokens < 1:
         msg = (
             f"openai_server: expected at least 1 token in and out, got {prompt_tokens} and {output_tokens}; ask for "
             "more"
+        )
+        raise EngineError(msg)
+    outside = next((at for at, token in enumerate(ids) if not 0 <= token < vocabulary), None)
+    if outside is not None:
+        msg = (
+            f"openai_server: expected ids in [0, {vocabulary}), got {ids[outside]} at position {outside}; "
+            "tokenize the prompt with this model's tokenizer"
         )
         raise EngineError(msg)
     needed = prompt_tokens + output_tokens - 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginecmp import EngineError
 
-from .requests import check_context
+from .requests import check_request
 from .session import Session
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def score(session: Session, token_ids: Sequence[int]) -> NDArray[np.float32]:
         EngineError: this server does not give the whole distribution, or gives something else.
     """
     ids = list(token_ids)
-    check_context(session, len(ids), 1)
+    check_request(session, ids, 1)
     read = _READERS.get(session.kind.score)
     if read is None or not session.takes_ids:
         msg = (

@@ -398,6 +398,15 @@ def test_more_than_fits_is_refused_before_it_is_sent(stub: Any, drive: Any) -> N
     assert len(stub.requests) == sent
 
 
+@pytest.mark.parametrize("outside", [-1, 2**40])
+def test_an_id_outside_the_vocabulary_is_refused_before_it_is_sent(stub: Any, drive: Any, outside: int) -> None:
+    driver = drive()
+    sent = len(stub.requests)
+    with pytest.raises(EngineError, match=rf"expected ids in \[0, \d+\), got {outside} at position 2"):
+        driver.request([1, 2, outside], 6)
+    assert len(stub.requests) == sent
+
+
 def test_a_context_error_of_the_server_is_an_overflow(stub: Any, drive: Any) -> None:
     driver = drive()
     stub.behaviours.append(
