@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,11 @@ def floors_for(environment: Mapping[str, Any]) -> list[NoiseFloor]:
     """Return the noise floors of the machine that a run was made on."""
     machine = machine_of(environment)
     return [floor for floor in known_floors() if floor.machine == machine]
+
+
+def described(environments: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return what A/A runs have found on the machines of these environments, each once, in words."""
+    return list(dict.fromkeys(floor.describe() for environment in environments for floor in floors_for(environment)))
 
 
 def publish(floor: NoiseFloor) -> None:

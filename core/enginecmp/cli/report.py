@@ -29,13 +29,16 @@ def command(
 
     PATHS are run folders or folders of runs (default: results).
     """
+    from enginecmp.noise import described
     from enginecmp_analysis.data.load import load_runs
     from enginecmp_analysis.decisions.decide import Questions, decide_more
     from enginecmp_analysis.pictures.page import to_page
     from enginecmp_analysis.report import Options, analyse
 
     options = Options(baseline=baseline, pairs=pairs, margin=margin, include_flagged=include_flagged)
-    analysis = analyse(load_runs(paths or ("results",)), options)
+    runs = load_runs(paths or ("results",))
+    analysis = analyse(runs, options)
+    analysis.report.warnings += described(run.manifest.environment for run in runs)
     decide_more(analysis, options, Questions())
     write_atomically(output, to_page(analysis, margin).encode(), "name another file with --output")
     say(f"{output}: open it in a browser")

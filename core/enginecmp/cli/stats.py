@@ -71,6 +71,7 @@ def command(
     are never pooled.
     """
     check_stats(context)
+    from enginecmp.noise import described
     from enginecmp_analysis.data.load import load_runs
     from enginecmp_analysis.decisions.decide import decide_more
     from enginecmp_analysis.report import Options, analyse
@@ -91,7 +92,7 @@ def command(
     questions = _questions(promises, price, demand, budget)
     runs = load_runs(paths or ("results",))
     analysis = analyse(runs, options)
-    analysis.report.warnings += _noise(runs)
+    analysis.report.warnings += described(run.manifest.environment for run in runs)
     decide_more(analysis, options, questions)
     if planning:
         from enginecmp_analysis.plan import plan
@@ -113,13 +114,6 @@ def command(
         click.echo(to_csv(analysis.report), nl=False)
     else:
         click.echo(to_markdown(analysis), nl=False)
-
-
-def _noise(runs: Sequence[Run]) -> list[str]:
-    """Return what A/A runs on the machines of these runs have found."""
-    from enginecmp.noise import floors_for
-
-    return list(dict.fromkeys(floor.describe() for run in runs for floor in floors_for(run.manifest.environment)))
 
 
 def _history(runs: Sequence[Run], metrics: tuple[str, ...], form: str | None) -> None:
