@@ -4,7 +4,8 @@
 burn` of those two. Same file, same prompt, same threads, same context length, decode rate only:
 
 - Candle, Burn and the PyTorch baseline against a bare loop over the same code (`bench.bare_loops`), both alive at the
-  same time, one request each in turn (`bench.in_turn`);
+  same time, one request each in turn (`bench.in_turn`); Candle and Burn also tell what their own calls took inside the
+  requests through `cmp`, which is the sharper number where a machine's speed changes within a second;
 - llama.cpp against its own llama-bench, which loads and measures in one go: fresh processes in turn.
 """
 
@@ -57,10 +58,16 @@ def measure(*engines: str, launches: int = LAUNCHES, pairs: int = PAIRS) -> dict
         else:
             result[f"{name} / bare loop"] = against_bare_loop(plugin, model, prompt, launches, pairs)
     return {
-        "target": f"decode rate through cmp over its own: {BAND[0]} to {BAND[1]}",
-        "met": all(BAND[0] <= found["ratio"] <= BAND[1] for found in result.values()),
+        "target": f"decode rate through cmp over its own, where it tells the engine's share: {BAND[0]} to {BAND[1]}",
+        "met": all(map(_met, result.values())),
         **result,
     }
+
+
+def _met(found: dict[str, Any]) -> bool:
+    """Return whether an engine's share is in the band, which is the sharper number; else whether its ratio is."""
+    ratio: float = found.get("engine_share", found["ratio"])
+    return BAND[0] <= ratio <= BAND[1]
 
 
 def against_bare_loop(

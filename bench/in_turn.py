@@ -35,15 +35,22 @@ class Answer(msgspec.Struct, frozen=True):
     Attributes:
         ids: the generated tokens.
         token_ns: when each could be used, nanoseconds of the monotonic clock.
+        engine_seconds: what the engine's own calls took for the tokens after the first; None where it does not say.
     """
 
     ids: list[int]
     token_ns: list[int]
+    engine_seconds: float | None = None
+
+    @property
+    def decode_seconds(self) -> float:
+        """The time from the first token to the last."""
+        return (self.token_ns[-1] - self.token_ns[0]) * 1e-9
 
     @property
     def decode_tokens_per_second(self) -> float:
         """The rate of the tokens after the first: (n - 1) / (last - first)."""
-        return (len(self.token_ns) - 1) / (self.token_ns[-1] - self.token_ns[0]) * 1e9
+        return (len(self.token_ns) - 1) / self.decode_seconds
 
 
 Request = Callable[[], Answer]
@@ -67,7 +74,7 @@ def through_cmp(
 
         def request() -> Answer:
             answer = launch.request(tuple(prompt), n_tokens, deadlines)
-            return Answer(answer["ids"], answer["token_ns"])
+            return Answer(answer["ids"], answer["token_ns"], answer["metrics"].get("engine_decode_seconds"))
 
         yield request
 
@@ -121,6 +128,10 @@ def bare(name: str, command: Sequence[str], environment: Mapping[str, str]) -> I
 def take_turns(name: str, ours: Side, theirs: Side, launches: int, pairs: int) -> dict[str, Any]:
     """Launch both sides several times, ask them in turn (A B B A ...) and return what `summarize` makes of it.
 
+    Where the engine tells what its own calls took, the result has `engine_share` with its limits too: their part of
+    the time between the first token and the last through `cmp`. Both are of one request, so no machine's drift is in
+    it; what two processes differ by is not in it either.
+
     Args:
         name: of the comparison, for messages.
         ours: through `cmp`.
@@ -131,23 +142,32 @@ def take_turns(name: str, ours: Side, theirs: Side, launches: int, pairs: int) -
     Raises:
         CmpError: the sides generate different tokens, or one fails.
     """
-    return summarize(name, [_launch(name, ours, theirs, pairs, swapped=number % 2 == 1) for number in range(launches)])
+    done = [_launch(name, ours, theirs, pairs, swapped=number % 2 == 1) for number in range(launches)]
+    rates = [[(a.decode_tokens_per_second, b.decode_tokens_per_second) for a, b in found] for found in done]
+    result = summarize(name, rates)
+    shares = [[a.engine_seconds / a.decode_seconds for a, _ in found if a.engine_seconds] for found in done]
+    if all(shares):
+        share, low, high = mean_interval([_mean(found) for found in shares])
+        print(f"{name}: {share:.4f} [{low:.4f}, {high:.4f}] of that time through cmp is the engine's own", flush=True)
+        result |= {"engine_share": share, "engine_share_low": low, "engine_share_high": high}
+    return result
 
 
-def _launch(name: str, ours: Side, theirs: Side, pairs: int, *, swapped: bool) -> list[Rates]:
+def _launch(name: str, ours: Side, theirs: Side, pairs: int, *, swapped: bool) -> list[tuple[Answer, Answer]]:
+    """Return the answers of both sides, ours first."""
     with ExitStack() as stack:
         sides = [stack.enter_context(side()) for side in ((theirs, ours) if swapped else (ours, theirs))]
         warm = [side() for side in sides]
-        rates = []
+        found = []
         for number in range(pairs):
             forward = number % 2 == 0
             answers = [side() for side in (sides if forward else reversed(sides))]
             if any(answer.ids != warm[0].ids for answer in (*warm, *answers)):
                 msg = f"{name}: expected the same tokens from both sides, got different ones; build both again"
                 raise CmpError(msg)
-            first, second = (answer.decode_tokens_per_second for answer in answers)
-            rates.append((first, second) if forward != swapped else (second, first))
-    return rates
+            first, second = answers
+            found.append((first, second) if forward != swapped else (second, first))
+    return found
 
 
 def summarize(name: str, launches: Sequence[Sequence[Rates]]) -> dict[str, Any]:

@@ -59,6 +59,17 @@ def test_a_machine_that_drifts_changes_nothing(capsys: pytest.CaptureFixture[str
     assert "ratio 0.9900 [0.9900, 0.9900], 3 launches of 4 pairs" in capsys.readouterr().out
 
 
+def test_the_engines_own_share_is_told_where_the_engine_tells_it(capsys: pytest.CaptureFixture[str]) -> None:
+    @contextmanager
+    def telling() -> Iterator[Any]:
+        yield lambda: Answer([1, 2], [0, 2_000_000_000], engine_seconds=1.99)
+
+    found = take_turns("a / b", telling, DriftingMachine().theirs, launches=2, pairs=3)
+    assert found["engine_share"] == pytest.approx(0.995)
+    assert "0.9950 [0.9950, 0.9950] of that time through cmp is the engine's own" in capsys.readouterr().out
+    assert "engine_share" not in take_turns("a / b", DriftingMachine().ours, DriftingMachine().theirs, 2, 3)
+
+
 def test_sides_that_compute_something_else_are_not_compared() -> None:
     machine = DriftingMachine(ours_ids=(1, 3))
     with pytest.raises(CmpError, match="expected the same tokens from both sides"):
