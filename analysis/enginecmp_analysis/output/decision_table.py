@@ -26,9 +26,10 @@ from enginecmp_analysis.output.layout import (
     shorten,
     show_count,
     show_interval,
+    show_limits,
     show_p,
     show_percent,
-    show_ratio,
+    show_times,
     wrap,
 )
 from enginecmp_analysis.schema import StatsReport
@@ -195,8 +196,7 @@ def charge_words(row: CostRow) -> str:
 
 def cost_words(c: CostComparison) -> str:
     """Return one comparison of costs: ratio, limits, names and verdict."""
-    ratio = f"{show_ratio(c.ratio)}×" if math.isfinite(c.ratio) else "n/a"
-    limits = f" [{show_ratio(c.ci_low)}, {show_ratio(c.ci_high)}]" if math.isfinite(c.ci_low) else ""
+    ratio, limits = show_times(c.ratio), show_limits(c.ci_low, c.ci_high)
     more = f": {show_count(c.launches_needed, 'more launch', 'es')} needed" if c.launches_needed else ""
     p = f" (Holm p{show_p(c.p_adjusted)})" if c.primary and math.isfinite(c.p_adjusted) else ""
     return f"{ratio}{limits}  {c.engine} / {c.baseline}  {c.verdict}{more}{p}"

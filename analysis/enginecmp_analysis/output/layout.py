@@ -30,6 +30,16 @@ def show_ratio(value: float) -> str:
     return f"{value:.3f}" if 0.1 <= value < 100 else f"{value:.3g}"
 
 
+def show_times(ratio: float) -> str:
+    """Write a ratio that stands before what it is of, "1.713×"; "n/a" where there is none."""
+    return f"{show_ratio(ratio)}×" if math.isfinite(ratio) else "n/a"
+
+
+def show_limits(low: float, high: float) -> str:
+    """Write the limits of a ratio behind it; nothing where there are none."""
+    return f" [{show_ratio(low)}, {show_ratio(high)}]" if math.isfinite(low) else ""
+
+
 def show_quantile(value: float, q: float, decimals: int | None) -> str:
     """Write a quantile in 9 characters, with its table's decimals where they fit, or how many values it takes."""
     if not math.isfinite(value):

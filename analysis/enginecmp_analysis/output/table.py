@@ -17,10 +17,12 @@ from enginecmp_analysis.output.layout import (
     shorten,
     show_count,
     show_interval,
+    show_limits,
     show_p,
     show_percent,
     show_quantile,
     show_ratio,
+    show_times,
     unit_for,
     wrap,
 )
@@ -155,8 +157,7 @@ def _metric(metric: str, comparisons: list[Comparison], summaries: list[Summary]
 
 def _comparison(c: Comparison, context: Context) -> Iterator[Line]:
     mark = {"faster": "+", "slower": "-", "equivalent": "="}.get(c.verdict, "~")
-    ratio = f"{show_ratio(c.ratio)}×" if math.isfinite(c.ratio) else "n/a"
-    limits = f" [{show_ratio(c.ci_low)}, {show_ratio(c.ci_high)}]" if math.isfinite(c.ci_low) else ""
+    ratio, limits = show_times(c.ratio), show_limits(c.ci_low, c.ci_high)
     names = c.engine if c.baseline == context.baseline else f"{c.engine} / {c.baseline}"
     head = f"{mark} {ratio}{limits}  {names}"
     words = short_words(c)

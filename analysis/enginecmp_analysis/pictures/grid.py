@@ -42,7 +42,7 @@ def growth(group: GroupResult, summaries: Sequence[Summary]) -> Picture | None:
     field = _axis({s.cell for s in own if s.cell is not None})
     if field is None:
         return None
-    metrics = dict.fromkeys(metric for _, metric in places(group, lambda metric: True))
+    metrics = dict.fromkeys(metric for _, metric in places(group))
     views = []
     for metric in metrics:
         lines = _lines([s for s in own if s.metric == metric], field, list(group.context.engines))

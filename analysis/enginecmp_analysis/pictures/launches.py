@@ -12,7 +12,7 @@ from enginecmp_analysis.pictures.picture import Picture, View, Where, draw, labe
 def launches(group: GroupResult) -> Picture | None:
     """Draw the mean of every launch over the blocks; None where no engine has two launches."""
     numbers = {block: n for n, block in enumerate(sorted({b for means in group.means.values() for b in means.blocks}))}
-    where = [at for at in places(group, lambda metric: True) if _longest(group, at) > 1]
+    where = [at for at in places(group) if _longest(group, at) > 1]
     if not where:
         return None
     names = labels(where)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from html import escape
 from importlib.resources import files
@@ -14,7 +13,7 @@ from plotly.offline import get_plotlyjs
 from enginecmp_analysis.context import Context, GroupResult
 from enginecmp_analysis.data.cells import cell_name
 from enginecmp_analysis.decisions.schema import QualityRow
-from enginecmp_analysis.output.layout import show_ratio
+from enginecmp_analysis.output.layout import show_count, show_limits, show_times
 from enginecmp_analysis.output.table import render, verdict_words
 from enginecmp_analysis.pictures.grid import growth, tradeoff
 from enginecmp_analysis.pictures.launches import launches
@@ -74,8 +73,7 @@ def pictures(group: GroupResult, analysis: Analysis, margin: float) -> list[Pict
 def _scenario(number: int, group: GroupResult, analysis: Analysis, margin: float) -> Iterator[str]:
     context = group.context
     yield f"<h2>{escape(context.scenario)}: {escape(context.model)}</h2>"
-    blocks = f"{context.blocks} block{'' if context.blocks == 1 else 's'}"
-    yield f'<p class="quiet">{escape(", ".join(context.run_ids))}; {blocks}</p>'
+    yield f'<p class="quiet">{escape(", ".join(context.run_ids))}; {show_count(context.blocks, "block")}</p>'
     yield from _verdicts(context, analysis)
     yield from _engines(context, analysis)
     for picture in pictures(group, analysis, margin):
@@ -100,13 +98,9 @@ def _verdicts(context: Context, analysis: Analysis) -> Iterator[str]:
     yield f"<p><b>{metric}</b>, the metric this scenario decides on, against {baseline}:</p>"
     yield '<div class="wide"><table>'
     for c in own:
-        ratio = f"{show_ratio(c.ratio)}×" if math.isfinite(c.ratio) else "n/a"
-        limits = f"[{show_ratio(c.ci_low)}, {show_ratio(c.ci_high)}]" if math.isfinite(c.ci_low) else ""
-        cells = [MARKS.get(c.verdict, "~"), c.engine, cell_name(c.cell)]
-        yield (
-            f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in cells)}"
-            f'<td class="number"><b>{ratio}</b> {limits}</td><td>{escape(verdict_words(c))}</td></tr>'
-        )
+        cells = "".join(f"<td>{escape(text)}</td>" for text in (MARKS.get(c.verdict, "~"), c.engine, cell_name(c.cell)))
+        ratio = f"<b>{show_times(c.ratio)}</b>{show_limits(c.ci_low, c.ci_high)}"
+        yield f'<tr>{cells}<td class="number">{ratio}</td><td>{escape(verdict_words(c))}</td></tr>'
     yield "</table></div>"
 
 

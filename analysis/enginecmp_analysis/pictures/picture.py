@@ -122,12 +122,12 @@ def _menu(views: Sequence[View]) -> dict[str, object]:
     return {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom", "showactive": True}
 
 
-def places(group: GroupResult, wanted: Callable[[str], bool]) -> list[Where]:
+def places(group: GroupResult, wanted: Callable[[str], bool] = lambda metric: True) -> list[Where]:
     """Return where there is something to draw: the primary metric in every cell, then all others.
 
     Args:
         group: what was analysed.
-        wanted: says whether a metric fits the picture.
+        wanted: says whether a metric fits the picture; all do without it.
     """
     primary = group.context.primary_metric
     found = dict.fromkeys((cell, metric) for _, cell, metric in group.means if wanted(metric))

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from enginecmp_analysis.context import Context
 from enginecmp_analysis.data.cells import short_name
 from enginecmp_analysis.metrics import METRICS, metric_of
-from enginecmp_analysis.output.layout import show_ratio
+from enginecmp_analysis.output.layout import show_limits, show_times
 from enginecmp_analysis.output.table import verdict_words
 from enginecmp_analysis.pictures.picture import INK, QUIET, Picture, View, draw, plain
 from enginecmp_analysis.schema import Comparison
@@ -79,7 +79,7 @@ def _view(metric: str, rows: list[Comparison]) -> View:
             "thickness": 1.5,
             "width": 5,
         },
-        text=[f"{show_ratio(c.ratio)}×" for c in rows],
+        text=[show_times(c.ratio) for c in rows],
         textposition="top center",
         hovertext=[_hover(c) for c in rows],
         hoverinfo="text",
@@ -114,6 +114,6 @@ def _row(c: Comparison, several: bool) -> str:
 
 
 def _hover(c: Comparison) -> str:
-    limits = f" [{show_ratio(c.ci_low)}, {show_ratio(c.ci_high)}]" if math.isfinite(c.ci_low) else ""
-    lines = [f"{c.engine} / {c.baseline}: {show_ratio(c.ratio)}×{limits}", verdict_words(c), *c.warnings]
+    ratio = f"{show_times(c.ratio)}{show_limits(c.ci_low, c.ci_high)}"
+    lines = [f"{c.engine} / {c.baseline}: {ratio}", verdict_words(c), *c.warnings]
     return "<br>".join(map(plain, lines))

@@ -16,11 +16,12 @@ MOST_POINTS = 500
 
 def spread(group: GroupResult) -> Picture | None:
     """Draw the distribution of single values over all launches; None where no metric has one a request."""
-    where = [at for at in places(group, lambda metric: metric_of(metric).per != "launch") if _traces(group, at)]
-    if not where:
+    drawn = {at: _traces(group, at) for at in places(group, lambda metric: metric_of(metric).per != "launch")}
+    drawn = {at: traces for at, traces in drawn.items() if traces}
+    if not drawn:
         return None
-    names = labels(where)
-    views = [View(names[at], _traces(group, at), at[1], "share of requests at or below") for at in where]
+    names = labels(drawn)
+    views = [View(names[at], traces, at[1], "share of requests at or below") for at, traces in drawn.items()]
     figure = draw(views, yaxis={"tickformat": ".0%", "range": [0, 1.01]})
     return Picture(
         "spread",

@@ -59,18 +59,6 @@ def test_prompts_beyond_the_size_where_burn_changes_its_attention_stay_exact(tin
         assert divergence(wanted, cmp_score(session, prompt)).mean_kl < EXACT
 
 
-@pytest.mark.model
-def test_pieces_of_a_trained_models_prompt_give_the_logits_of_the_whole(load: Any) -> None:
-    from enginecmp.models.store import resolve
-
-    model = resolve("smollm2-135m-instruct:f32", fetch=True)
-    prompt = [504, 3575, 282, 4649, 314, 7042, 30, 216]
-    whole = cmp_score(load(model), prompt)
-    steps = cmp_score(load(model, extra={"prompt_chunk": "1"}), prompt)
-    assert divergence(float64.logits(model.path, prompt), whole).mean_kl < EXACT
-    np.testing.assert_allclose(steps, whole, atol=1e-4, rtol=0)
-
-
 @pytest.mark.parametrize("kind", QUANTIZATIONS)
 def test_every_type_is_computed_with_its_own_values(kind: str, tiny: Tiny, load: Any) -> None:
     model = tiny("llama", kind)

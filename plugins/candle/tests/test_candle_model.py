@@ -38,17 +38,6 @@ def test_a_prompt_in_pieces_has_the_distribution_of_float64(
     assert divergence(float64.logits(model.path, TOKEN_IDS), logits).mean_kl < EXACT
 
 
-@pytest.mark.model
-def test_pieces_of_a_trained_models_prompt_give_the_logits_of_the_whole(load: Any) -> None:
-    from enginecmp.models.store import resolve
-
-    model = resolve("smollm2-135m-instruct:f32", fetch=True)
-    prompt = [504, 3575, 282, 4649, 314, 7042, 30, 216]
-    whole = cmp_score(load(model), prompt)
-    steps = cmp_score(load(model, extra={"prompt_chunk": "1"}), prompt)
-    np.testing.assert_allclose(steps, whole, atol=1e-4, rtol=0)
-
-
 @pytest.mark.parametrize("kind", ["F16", "BF16"])
 def test_matrices_of_16_bits_lose_nothing(kind: str, tiny: Tiny, load: Any) -> None:
     model = tiny("llama", kind)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import pytest
 
 from enginecmp import LoadOptions, ModelInfo
+from enginecmp.testing.tiny_models import tiny_model
 from enginecmp_custom_cuda import cmp_load, cmp_unload
 from enginecmp_custom_cuda.device import Device, open_device
 
@@ -70,10 +71,7 @@ class Load(Protocol):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., ModelInfo]:
     """Return the tiny model of an architecture and kind, written once."""
-    from custom_cuda_models import tiny_model
-
-    folder = tmp_path_factory.mktemp("tiny")
-    return functools.cache(lambda architecture="llama", kind="F32": tiny_model(folder, architecture, kind))
+    return functools.cache(functools.partial(tiny_model, tmp_path_factory.mktemp("tiny")))
 
 
 @pytest.fixture

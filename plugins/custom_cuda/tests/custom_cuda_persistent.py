@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from custom_cuda_models import tiny_model
 from numpy.typing import NDArray
 
 from enginecmp import EngineError, GGUFFile, read_gguf
+from enginecmp.testing.tiny_models import tiny_model
 from enginecmp_custom_cuda.device import Device, emulated, open_device
 from enginecmp_custom_cuda.engine.decode import DecodeSettings
 from enginecmp_custom_cuda.engine.pages import Cache

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from custom_cuda_models import changed_model, tiny_model
 
 from enginecmp import UnsupportedModel, read_gguf
+from enginecmp.testing.tiny_models import changed_model, tiny_model
 from enginecmp_custom_cuda.config import ModelConfig, RopeConfig, read_config
 from enginecmp_custom_cuda.weights.kinds import encode
 from enginecmp_custom_cuda.weights.plan import ModelPlan, plan_model

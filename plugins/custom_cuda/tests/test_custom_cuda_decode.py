@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from custom_cuda_decode import Array, Choice
-from custom_cuda_models import tiny_model
 
 from enginecmp import EngineError, GGUFFile, read_gguf
+from enginecmp.testing.tiny_models import tiny_model
 from enginecmp_custom_cuda.compiling import compile_cubin, gates, sass
 from enginecmp_custom_cuda.compiling.sources import KERNELS
 from enginecmp_custom_cuda.device import Device

@@ -11,7 +11,6 @@ import gguf
 import numpy as np
 import pytest
 import scipy.special
-from custom_cuda_models import ARCHITECTURES, changed_model, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -20,7 +19,8 @@ from enginecmp import LoadOptions, ModelInfo, read_gguf
 from enginecmp.equivalence import divergence
 from enginecmp.launch import Launch
 from enginecmp.plugins import discover, find
-from enginecmp_custom_cuda.config import RopeConfig
+from enginecmp.testing.tiny_models import changed_model, tiny_model
+from enginecmp_custom_cuda.config import ARCHITECTURES, RopeConfig
 from enginecmp_custom_cuda.oracle import dp4a, reference
 from enginecmp_custom_cuda.weights import order
 from enginecmp_custom_cuda.weights.kinds import encode

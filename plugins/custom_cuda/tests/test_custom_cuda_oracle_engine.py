@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from custom_cuda_models import ARCHITECTURES, tiny_model
 from custom_cuda_sessions import mean_kl
 
 from enginecmp import read_gguf
+from enginecmp.testing.tiny_models import tiny_model
 from enginecmp_custom_cuda import cmp_score
+from enginecmp_custom_cuda.config import ARCHITECTURES
 from enginecmp_custom_cuda.oracle import reference
 
 EXACT, QUANTIZED = 1e-8, 2e-2

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from custom_cuda_models import ARCHITECTURES
 from custom_cuda_sessions import generate
 
 from enginecmp import ContextOverflow, EngineError
 from enginecmp_custom_cuda import cmp_decode, cmp_metrics, cmp_prefill, cmp_reset, cmp_score, cmp_unload
+from enginecmp_custom_cuda.config import ARCHITECTURES
 from enginecmp_custom_cuda.engine.profile import COMPONENTS, phases, table
 
 

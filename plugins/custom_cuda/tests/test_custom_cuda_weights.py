@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from custom_cuda_models import ARCHITECTURES, KINDS, changed_model, tiny_model
 from numpy.typing import DTypeLike, NDArray
 
 from enginecmp import EngineError, GGUFFile, read_gguf
+from enginecmp.testing.tiny_models import changed_model, tiny_model
+from enginecmp_custom_cuda.config import ARCHITECTURES
 from enginecmp_custom_cuda.device import Device, OutOfMemoryError
 from enginecmp_custom_cuda.oracle import reference
 from enginecmp_custom_cuda.weights import order, packing
+from enginecmp_custom_cuda.weights.kinds import KINDS
 from enginecmp_custom_cuda.weights.model import DeviceMatrix, DeviceModel, load_model
 from enginecmp_custom_cuda.weights.packing import unpack
 

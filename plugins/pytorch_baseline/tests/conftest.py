@@ -1,45 +1,27 @@
-"""What the tests hold this engine against: llama.cpp's own logits, and files that ask for one thing more."""
+"""What the tests hold this engine against: llama.cpp's own logits."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from enginecmp import LoadOptions, ModelInfo, read_gguf
-from enginecmp.models.gguf_write import TensorPlan, field, write_gguf
-from enginecmp.models.synth import write_synth
+from enginecmp import LoadOptions, ModelInfo
+from enginecmp.testing.tiny_models import tiny_model
 from enginecmp_pytorch_baseline import cmp_load, cmp_unload
 
 Logits = NDArray[np.float32]
 
 
-class Variant(Protocol):
-    """Write a copy of a model with other metadata or tensors; see `variant`."""
-
-    def __call__(
-        self,
-        model: ModelInfo,
-        fields: Mapping[str, tuple[str, Any]] = {},
-        tensors: Mapping[str, Logits] = {},
-        drop: Collection[str] = (),
-    ) -> ModelInfo: ...
-
-
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ModelInfo]:
     """Return the tiny F32 model of an architecture, written once."""
-    folder = tmp_path_factory.mktemp("tiny")
-    return functools.cache(
-        lambda architecture: write_synth(folder / f"{architecture}.gguf", like=f"tiny-{architecture}")
-    )
+    return functools.cache(functools.partial(tiny_model, tmp_path_factory.mktemp("tiny")))
 
 
 @pytest.fixture
@@ -55,40 +37,6 @@ def load() -> Iterator[Callable[..., Any]]:
     yield load
     for session in sessions:
         cmp_unload(session)
-
-
-@pytest.fixture
-def variant(tmp_path: Path) -> Variant:
-    """Return a function that copies a model with some fields and F32 tensors replaced, added or dropped."""
-
-    def write(
-        model: ModelInfo,
-        fields: Mapping[str, tuple[str, Any]] = {},
-        tensors: Mapping[str, Logits] = {},
-        drop: Collection[str] = (),
-    ) -> ModelInfo:
-        file = read_gguf(model.path)
-        content = Path(model.path).read_bytes()
-        kept = [content[slice(*span)] for key, span in file.spans.items() if key not in fields and key not in drop]
-        weights = {name: file.raw(name).tobytes() for name in file.tensors if name not in drop}
-        plans = {
-            name: TensorPlan(name=name, shape=tensor.shape, type=tensor.type)
-            for name, tensor in file.tensors.items()
-            if name not in drop
-        }
-        for name, array in tensors.items():
-            weights[name] = array.astype(np.float32).tobytes()
-            plans[name] = TensorPlan(name=name, shape=array.shape, type="F32")
-        path = tmp_path / f"variant-{len(list(tmp_path.iterdir()))}.gguf"
-        write_gguf(
-            path,
-            kept + [field(key, kind, value) for key, (kind, value) in fields.items()],
-            list(plans.values()),
-            lambda plan: [weights[plan.name]],
-        )
-        return msgspec.structs.replace(model, path=str(path))
-
-    return write
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from enginecmp import ModelInfo, read_gguf
 from enginecmp.models.synth import write_synth
+from enginecmp.testing.tiny_models import changed_model
 from enginecmp_pytorch_baseline import cmp_decode, cmp_prefill, cmp_score
 
 EXACT = 1e-8  # mean KL in nats that two float32 implementations stay below (measured: 1e-12 to 3e-11)
@@ -79,31 +80,29 @@ def weights(*shape: int, seed: int = 3) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
-def test_epsilon_and_rope_base_come_from_the_metadata(
-    architecture: str, tiny: Any, agree: Any, variant: Any, kl: Any
-) -> None:
+def test_epsilon_and_rope_base_come_from_the_metadata(architecture: str, tiny: Any, agree: Any, kl: Any) -> None:
     fields = {
         f"{architecture}.attention.layer_norm_rms_epsilon": ("FLOAT32", 0.05),
         f"{architecture}.rope.freq_base": ("FLOAT32", 500.0),
     }
-    assert seen(agree(tiny(architecture)), agree(variant(tiny(architecture), fields)), kl)
+    assert seen(agree(tiny(architecture)), agree(changed_model(tiny(architecture), fields)), kl)
 
 
-def test_llama3_frequency_factors_are_applied(tiny: Any, agree: Any, variant: Any, kl: Any) -> None:
+def test_llama3_frequency_factors_are_applied(tiny: Any, agree: Any, kl: Any) -> None:
     factors = {"rope_freqs.weight": np.array([1, 1, 1.5, 2, 4, 8, 16, 32], np.float32)}
-    assert seen(agree(tiny("llama")), agree(variant(tiny("llama"), tensors=factors)), kl)
+    assert seen(agree(tiny("llama")), agree(changed_model(tiny("llama"), tensors=factors)), kl)
 
 
-def test_linear_position_scaling_is_applied(tiny: Any, agree: Any, variant: Any, kl: Any) -> None:
+def test_linear_position_scaling_is_applied(tiny: Any, agree: Any, kl: Any) -> None:
     fields = {"llama.rope.scaling.type": ("STRING", "linear"), "llama.rope.scaling.factor": ("FLOAT32", 4.0)}
-    assert seen(agree(tiny("llama")), agree(variant(tiny("llama"), fields)), kl)
+    assert seen(agree(tiny("llama")), agree(changed_model(tiny("llama"), fields)), kl)
 
 
-def test_without_an_output_tensor_the_embedding_is_the_head(tiny: Any, agree: Any, variant: Any, kl: Any) -> None:
-    assert seen(agree(tiny("llama")), agree(variant(tiny("llama"), drop={"output.weight"})), kl)
+def test_without_an_output_tensor_the_embedding_is_the_head(tiny: Any, agree: Any, kl: Any) -> None:
+    assert seen(agree(tiny("llama")), agree(changed_model(tiny("llama"), without={"output.weight"})), kl)
 
 
-def test_head_length_comes_from_the_metadata(tiny: Any, agree: Any, variant: Any) -> None:
+def test_head_length_comes_from_the_metadata(tiny: Any, agree: Any) -> None:
     fields = {
         "llama.attention.key_length": ("UINT32", 24),
         "llama.attention.value_length": ("UINT32", 24),
@@ -115,21 +114,21 @@ def test_head_length_comes_from_the_metadata(tiny: Any, agree: Any, variant: Any
         tensors[f"blk.{layer}.attn_k.weight"] = weights(48, 64, seed=layer + 10)
         tensors[f"blk.{layer}.attn_v.weight"] = weights(48, 64, seed=layer + 20)
         tensors[f"blk.{layer}.attn_output.weight"] = weights(64, 96, seed=layer + 30)
-    agree(variant(tiny("llama"), fields, tensors))
+    agree(changed_model(tiny("llama"), fields, tensors))
 
 
-def test_optional_biases_are_added(tiny: Any, agree: Any, variant: Any, kl: Any) -> None:
+def test_optional_biases_are_added(tiny: Any, agree: Any, kl: Any) -> None:
     rows = {"attn_q": 64, "attn_k": 32, "attn_v": 32, "attn_output": 64, "ffn_gate": 128, "ffn_up": 128, "ffn_down": 64}
     tensors = {f"blk.1.{name}.bias": weights(n, seed=n) for name, n in rows.items()}
-    assert seen(agree(tiny("llama")), agree(variant(tiny("llama"), tensors=tensors)), kl)
+    assert seen(agree(tiny("llama")), agree(changed_model(tiny("llama"), tensors=tensors)), kl)
 
 
-def test_partial_rotary_turns_only_the_first_dimensions(tiny: Any, agree: Any, variant: Any, kl: Any) -> None:
+def test_partial_rotary_turns_only_the_first_dimensions(tiny: Any, agree: Any, kl: Any) -> None:
     fields = {"phi3.rope.dimension_count": ("UINT32", 8)}
-    assert seen(agree(tiny("phi3")), agree(variant(tiny("phi3"), fields)), kl)
+    assert seen(agree(tiny("phi3")), agree(changed_model(tiny("phi3"), fields)), kl)
 
 
-def test_longrope_takes_long_factors_beyond_the_original_context(tiny: Any, agree: Any, variant: Any, kl: Any) -> None:
+def test_longrope_takes_long_factors_beyond_the_original_context(tiny: Any, agree: Any, kl: Any) -> None:
     fields = {
         "phi3.rope.scaling.original_context_length": ("UINT32", 256),
         "phi3.rope.scaling.attn_factor": ("FLOAT32", 1.19),
@@ -138,14 +137,14 @@ def test_longrope_takes_long_factors_beyond_the_original_context(tiny: Any, agre
         "rope_factors_short.weight": np.linspace(1.0, 1.5, 8, dtype=np.float32),
         "rope_factors_long.weight": np.linspace(1.0, 60.0, 8, dtype=np.float32),
     }
-    model = variant(tiny("phi3"), fields, tensors)
+    model = changed_model(tiny("phi3"), fields, tensors)
     short, long = agree(model, context_tokens=256), agree(model, context_tokens=512)
     assert seen(agree(tiny("phi3")), short, kl)
     assert seen(short, long, kl)
 
 
 def test_a_quantized_file_computes_what_its_dequantized_weights_say(
-    tmp_path: Any, load: Any, variant: Any, kl: Any, tiny: Any
+    tmp_path: Any, load: Any, kl: Any, tiny: Any
 ) -> None:
     quantized = write_synth(tmp_path / "q8_0.gguf", like="tiny-llama", quantization="Q8_0")
     file = read_gguf(quantized.path)
@@ -156,7 +155,7 @@ def test_a_quantized_file_computes_what_its_dequantized_weights_say(
     }
     ids = tokens(quantized)
     ours = cmp_score(load(quantized), ids)
-    assert (ours == cmp_score(load(variant(tiny("llama"), tensors=tensors)), ids)).all()
+    assert (ours == cmp_score(load(changed_model(tiny("llama"), tensors=tensors)), ids)).all()
     assert kl(cmp_score(load(tiny("llama")), ids), ours).mean() > 1e-6  # and not what the F32 file says
 
 

@@ -13,6 +13,7 @@ import pytest
 import enginecmp_pytorch_baseline
 from enginecmp import EngineError, LoadOptions, UnknownOption, UnsupportedModel
 from enginecmp.plugins import manager_with
+from enginecmp.testing.tiny_models import changed_model
 from enginecmp_pytorch_baseline import cmp_decode, cmp_engine, cmp_metrics, cmp_prefill, cmp_probe, cmp_score
 
 IDS = list(range(3, 40))
@@ -122,7 +123,10 @@ def test_an_unknown_device_is_refused(tiny: Any, load: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"general.architecture": ("STRING", "mamba")}, "llama, qwen2, phi3, gpt2, came 'mamba'"),
+        (
+            {"general.architecture": ("STRING", "mamba"), "mamba.context_length": ("UINT32", 256)},
+            "llama, qwen2, phi3, gpt2, came 'mamba'",
+        ),
         ({"llama.rope.scaling.type": ("STRING", "yarn")}, "none, linear or longrope, came 'yarn'"),
         ({"llama.rope.scaling.type": ("STRING", "longrope")}, "rope_factors_long.weight and rope_factors_short.weight"),
         ({"llama.rope.scaling.yarn_beta_fast": ("FLOAT32", 32.0)}, "came llama.rope.scaling.yarn_beta_fast = 32.0"),
@@ -140,15 +144,15 @@ def test_an_unknown_device_is_refused(tiny: Any, load: Any) -> None:
     ],
 )
 def test_metadata_that_is_not_implemented_is_refused_not_guessed(
-    fields: dict[str, Any], expected: str, tiny: Any, load: Any, variant: Any
+    fields: dict[str, Any], expected: str, tiny: Any, load: Any
 ) -> None:
     with pytest.raises(UnsupportedModel, match=re.escape(expected)):
-        load(variant(tiny("llama"), fields))
+        load(changed_model(tiny("llama"), fields))
 
 
-def test_metadata_that_asks_for_nothing_is_no_reason_to_refuse(tiny: Any, load: Any, variant: Any) -> None:
+def test_metadata_that_asks_for_nothing_is_no_reason_to_refuse(tiny: Any, load: Any) -> None:
     fields = {"llama.expert_count": ("UINT32", 0), "llama.attention.head_count_kv": ("UINT32", [2, 2])}
-    assert (cmp_score(load(variant(tiny("llama"), fields)), IDS) == cmp_score(load(tiny("llama")), IDS)).all()
+    assert (cmp_score(load(changed_model(tiny("llama"), fields)), IDS) == cmp_score(load(tiny("llama")), IDS)).all()
 
 
 @pytest.mark.parametrize(
@@ -160,27 +164,27 @@ def test_metadata_that_asks_for_nothing_is_no_reason_to_refuse(tiny: Any, load: 
     ],
 )
 def test_a_tensor_that_would_go_unused_is_refused(
-    architecture: str, name: str, shape: tuple[int, ...], tiny: Any, load: Any, variant: Any
+    architecture: str, name: str, shape: tuple[int, ...], tiny: Any, load: Any
 ) -> None:
     with pytest.raises(UnsupportedModel, match=f"also {re.escape(name)}"):
-        load(variant(tiny(architecture), tensors={name: np.ones(shape, np.float32)}))
+        load(changed_model(tiny(architecture), tensors={name: np.ones(shape, np.float32)}))
 
 
 @pytest.mark.parametrize("name", ["token_embd.weight", "blk.1.ffn_down.weight", "output_norm.weight"])
-def test_a_missing_tensor_is_named(name: str, tiny: Any, load: Any, variant: Any) -> None:
+def test_a_missing_tensor_is_named(name: str, tiny: Any, load: Any) -> None:
     with pytest.raises(UnsupportedModel, match=re.escape(name)):
-        load(variant(tiny("llama"), drop={name}))
+        load(changed_model(tiny("llama"), without={name}))
 
 
-def test_missing_metadata_is_named(tiny: Any, load: Any, variant: Any) -> None:
+def test_missing_metadata_is_named(tiny: Any, load: Any) -> None:
     with pytest.raises(UnsupportedModel, match=r"expected metadata llama\.block_count, came none"):
-        load(variant(tiny("llama"), drop={"llama.block_count"}))
+        load(changed_model(tiny("llama"), without={"llama.block_count"}))
 
 
 @pytest.mark.parametrize("kept", ["rope_factors_long.weight", "rope_factors_short.weight"])
-def test_longrope_with_only_one_set_of_factors_is_refused(kept: str, tiny: Any, load: Any, variant: Any) -> None:
+def test_longrope_with_only_one_set_of_factors_is_refused(kept: str, tiny: Any, load: Any) -> None:
     with pytest.raises(UnsupportedModel, match=f"came only {re.escape(kept)}"):
-        load(variant(tiny("phi3"), tensors={kept: np.ones(8, np.float32)}))
+        load(changed_model(tiny("phi3"), tensors={kept: np.ones(8, np.float32)}))
 
 
 @pytest.mark.gpu

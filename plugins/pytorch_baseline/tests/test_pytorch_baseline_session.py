@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from enginecmp import ContextOverflow, EngineError
+from enginecmp.testing.tiny_models import changed_model
 from enginecmp_pytorch_baseline import (
     cmp_decode,
     cmp_metrics,
@@ -144,8 +145,8 @@ def test_learned_positions_end_the_context_whatever_was_asked_for(tiny: Any, loa
         cmp_score(session, [1] * 513)
 
 
-def test_beyond_the_sliding_window_is_refused(tiny: Any, load: Any, variant: Any) -> None:
-    model = variant(tiny("phi3"), {"phi3.attention.sliding_window": ("UINT32", 20)})
+def test_beyond_the_sliding_window_is_refused(tiny: Any, load: Any) -> None:
+    model = changed_model(tiny("phi3"), {"phi3.attention.sliding_window": ("UINT32", 20)})
     session = load(model)
     assert (cmp_score(session, [1] * 20) == cmp_score(load(tiny("phi3")), [1] * 20)).all()
     with pytest.raises(ContextOverflow, match="the context holds 20; attention beyond the model's sliding window"):

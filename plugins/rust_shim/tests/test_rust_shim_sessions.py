@@ -9,9 +9,12 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from enginecmp import ContextOverflow, EngineError, ModelInfo, read_gguf
+from enginecmp.equivalence import divergence
+from enginecmp.testing import float64
 from enginecmp.testing.tiny_models import TOKEN_IDS, changed_model
 
 Tiny = Callable[..., ModelInfo]
@@ -158,3 +161,15 @@ def test_a_tied_head_is_in_memory_once(engine: ModuleType, tiny: Tiny, load: Any
     tensors = read_gguf(model.path).tensors
     assert "output.weight" not in tensors
     assert engine.cmp_metrics(load(model))["weights_bytes"] == sum(tensor.nbytes for tensor in tensors.values())
+
+
+@pytest.mark.model
+def test_pieces_of_a_trained_models_prompt_give_the_logits_of_the_whole(engine: ModuleType, load: Any) -> None:
+    from enginecmp.models.store import resolve
+
+    model = resolve("smollm2-135m-instruct:f32", fetch=True)
+    prompt = [504, 3575, 282, 4649, 314, 7042, 30, 216]
+    whole = engine.cmp_score(load(model), prompt)
+    steps = engine.cmp_score(load(model, extra={"prompt_chunk": "1"}), prompt)
+    assert divergence(float64.logits(model.path, prompt), whole).mean_kl < 1e-8
+    np.testing.assert_allclose(steps, whole, atol=1e-4, rtol=0)

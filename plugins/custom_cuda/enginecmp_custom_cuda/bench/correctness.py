@@ -15,7 +15,7 @@ from ..device import Device
 from ..engine.cublaslt import Expand
 from ..engine.decode import defines
 from ..engine.gemm import ACTIVATION_BYTES, TENSOR_CORES, Activation, Activations, TileMultiplier, ceil_div
-from ..engine.params import Matrix
+from ..engine.params import matrix_of
 from ..engine.prefill_params import Finish, FinishKind, Rows
 from ..engine.sampling import Sampler, Strategy
 from ..oracle import dp4a, reference
@@ -174,7 +174,7 @@ def expand(context: Context, device: Device) -> None:
         matrix = lab.matrix(weights, kind)
         out = lab.room(weights.size * 2)
         kernel = build(device, "expand", {"WEIGHT": f"WEIGHT_{kind}"}).kernel(f"expand_{name}")
-        params = Expand(w=Matrix(matrix.address, matrix.rows, matrix.columns), out=out)
+        params = Expand(w=matrix_of(matrix), out=out)
         device.launch(kernel, ceil_div(weights.size // 16, 128), 128, 0, params)
         bits = device.download(out, weights.shape, np.uint16)
         lab.close()

@@ -23,7 +23,7 @@ from .cublaslt_library import (
     Library,
 )
 from .gemm import FINISH_ROWS, REDUCE_THREADS, Activation, Activations, ceil_div, round_up
-from .params import Matrix
+from .params import Matrix, matrix_of
 from .prefill_params import Finish, FinishKind, Reduce
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ class LibraryMultiplier:
         if matrix.address not in self._copies:
             weights = matrix.rows * matrix.columns
             copy = self._device.allocate(2 * weights, f"a {self.activation} copy of weights for cuBLASLt")
-            params = Expand(w=Matrix(matrix.address, matrix.rows, matrix.columns), out=copy.address)
+            params = Expand(w=matrix_of(matrix), out=copy.address)
             blocks = ceil_div(weights // EXPAND_COLUMNS, EXPAND_THREADS)
             self._device.launch(self._expand, blocks, EXPAND_THREADS, 0, params)
             self._copies[matrix.address] = copy

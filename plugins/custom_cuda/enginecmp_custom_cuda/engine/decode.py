@@ -259,7 +259,7 @@ class DecodeStep:
             epsilon=model.config.epsilon,
         )
         following = params.Next(
-            table=_matrix(model.embedding),
+            table=params.matrix_of(model.embedding),
             token=buffers.token,
             ring=buffers.ring.address,
             x=buffers.x,
@@ -283,7 +283,7 @@ class DecodeStep:
         grid = geometry.matrix_grid(
             matrix.rows, matrix.columns, matrix.kind, quantized, self.batch, self._device.multiprocessors
         )
-        arguments.w = _matrix(matrix)
+        arguments.w = params.matrix_of(matrix)
         arguments.ways = grid.ways
         return self._prepare(self._module(matrix.kind), name, grid.blocks, arguments, grid.shared_bytes)
 
@@ -333,10 +333,6 @@ def defines(kind: str, exact: bool, kv: str, head_dim: int, batch: int) -> dict[
         "HEAD_DIM": str(head_dim),
         "BATCH": str(batch),
     }
-
-
-def _matrix(matrix: DeviceMatrix) -> params.Matrix:
-    return params.Matrix(matrix.address, matrix.rows, matrix.columns)
 
 
 __all__ = [

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from ..compiling import build
-from .params import Matrix
+from .params import matrix_of
 from .prefill_params import Finish, Gemm, Reduce
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class TileMultiplier:
         shape, splits = self.plan(matrix.rows, matrix.columns, given.tokens)
         finish.tokens, finish.rows = given.tokens, matrix.rows
         params = Gemm(
-            w=Matrix(matrix.address, matrix.rows, matrix.columns),
+            w=matrix_of(matrix),
             a=given.address,
             a_scale=given.scales,
             partial=partial,

@@ -20,7 +20,7 @@ from .gemm import (
 )
 from .pages import ELEMENT_BYTES, PAGE_TOKENS
 from .params import Cache as CacheParams
-from .params import Matrix
+from .params import matrix_of
 from .prefill_params import Embed, Finish, FinishKind, Flash, Rows
 from .split_attention import MOST_TOKENS, SplitAttention
 from .tokens import buckets
@@ -120,7 +120,7 @@ class Layers:
         """
         model, config, at = self._model, self._model.config, self._at
         ids, position, slot = (self.numbers + place * tokens * 4 for place in range(3))
-        yield "embedding", self._one("embed", tokens, Embed(_matrix(model.embedding), ids, position, self.hidden))
+        yield "embedding", self._one("embed", tokens, Embed(matrix_of(model.embedding), ids, position, self.hidden))
         for number, layer in enumerate(model.layers):
             cache = CacheParams(
                 self._cache.layer_address(number),
@@ -257,10 +257,6 @@ class Layers:
         if activation == "bf16" and self._device.kind != "emulated" and self._device.capability < BF16_CAPABILITY:
             activation = "f32"
         return TileMultiplier(self._device, kind, activation, self._defines, self._module)
-
-
-def _matrix(matrix: DeviceMatrix) -> Matrix:
-    return Matrix(matrix.address, matrix.rows, matrix.columns)
 
 
 def _matrices(layer: object) -> list[DeviceMatrix]:

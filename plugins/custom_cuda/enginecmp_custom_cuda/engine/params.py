@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..weights.model import DeviceMatrix
 
 POINTER = ctypes.c_uint64
 INT = ctypes.c_int32
@@ -13,6 +17,11 @@ class Matrix(ctypes.Structure):
     """`Matrix`."""
 
     _fields_ = (("tiles", POINTER), ("rows", INT), ("columns", INT))
+
+
+def matrix_of(weights: DeviceMatrix) -> Matrix:
+    """Return how kernels are told of packed weights."""
+    return Matrix(weights.address, weights.rows, weights.columns)
 
 
 class Cache(ctypes.Structure):

@@ -160,7 +160,7 @@ class WideSteps:
     def _following(self, size: int) -> Launch:
         """Return the launch that hands the ids out and moves everybody on by one position."""
         arguments = params.Next(
-            table=params.Matrix(*(getattr(self._model.embedding, each) for each in ("address", "rows", "columns"))),
+            table=params.matrix_of(self._model.embedding),
             active=self.position,
             best=self._answers.best,
             token=self._ids,
