@@ -1,0 +1,115 @@
+//! What the machine can do at most, measured with this build's own instructions: the roofline that kernels are held to.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use crate::instruction_set::{InstructionSet, dispatch};
+use crate::memory::Memory;
+use crate::pool::Pool;
+use crate::simd::{Kernel, Simd};
+
+/// Bytes that a thread reads at a time.
+const CHUNK: usize = 256 << 10;
+
+struct ReadAll<'a>(&'a [u8]);
+
+impl Kernel for ReadAll<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> f32 {
+        // SAFETY: inside the slice, a whole number of steps.
+        unsafe {
+            let mut sums = [S::small_zero(); 4];
+            let step = S::LANES * 16;
+            for at in (0..self.0.len() / step * step).step_by(step) {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let v = S::load_i(self.0.as_ptr().add(at + i * S::LANES * 4));
+                    *sum = S::dot_small(*sum, v, v);
+                }
+                S::prefetch(self.0.as_ptr().wrapping_add(at + 1536));
+            }
+            let mut lanes = [0.0; 16];
+            for sum in sums {
+                S::store(lanes.as_mut_ptr(), S::to_f(S::widen(S::splat_i(0), sum)));
+            }
+            lanes[0]
+        }
+    }
+}
+
+/// Bytes a second that the pool reads from memory, one product per vector: the best of `repetitions` passes over `bytes`.
+///
+/// # Errors
+/// No memory.
+pub fn read_bandwidth(pool: &Pool, bytes: usize, repetitions: usize) -> Result<f64, String> {
+    let mut memory = Memory::new(bytes).map_err(|error| format!("{bytes} bytes to read: {error}"))?;
+    memory.as_mut().fill(1);
+    let set = InstructionSet::active();
+    let whole = memory.as_slice();
+    let best = (0..repetitions.max(1)).map(|_| {
+        let start = Instant::now();
+        pool.run(bytes.div_ceil(CHUNK), &|chunk| {
+            black_box(dispatch(set, ReadAll(&whole[chunk * CHUNK..bytes.min((chunk + 1) * CHUNK)])));
+        });
+        bytes as f64 / start.elapsed().as_secs_f64()
+    });
+    Ok(best.fold(0.0, f64::max))
+}
+
+struct Peak {
+    rounds: usize,
+    signed: bool,
+}
+
+impl Kernel for Peak {
+    /// Products taken.
+    type Output = usize;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> usize {
+        const CHAINS: usize = 4;
+        const STEPS: usize = 8;
+        // SAFETY: registers, and arrays that stay in the first cache.
+        unsafe {
+            // Hidden from the compiler, or it would take each product once.
+            let numbers = black_box([0x0102_0301, 0x0201_0102, 0x0103_0201, 0x0302_0103]);
+            let weights: [i32; STEPS] = black_box(std::array::from_fn(|i| 0x0101_0101 << (i % 4)));
+            let x: [S::I; CHAINS] = std::array::from_fn(|i| S::splat_i(numbers[i]));
+            let mut whole = [S::splat_i(0); CHAINS];
+            for _ in 0..self.rounds {
+                let weights = black_box(&weights);
+                let mut narrow = [S::small_zero(); CHAINS];
+                for step in 0..STEPS {
+                    let w = S::splat_i(weights[step]);
+                    for chain in 0..CHAINS {
+                        if self.signed {
+                            whole[chain] = S::dot_signed(whole[chain], w, x[chain]);
+                        } else {
+                            narrow[chain] = S::dot_small(narrow[chain], w, x[chain]);
+                        }
+                    }
+                }
+                for chain in 0..CHAINS {
+                    whole[chain] = S::widen(whole[chain], narrow[chain]);
+                }
+            }
+            black_box(&whole);
+            self.rounds * CHAINS * STEPS * S::LANES * 4
+        }
+    }
+}
+
+/// Multiply-adds of 8-bit integers a second that one thread does in registers, the best of `repetitions`.
+///
+/// Args:
+///     signed: of two signed bytes (Q8_0), or of weights below 64 (four to six bits).
+pub fn integer_peak(signed: bool, repetitions: usize) -> f64 {
+    let set = InstructionSet::active();
+    let best = (0..repetitions.max(1)).map(|_| {
+        let start = Instant::now();
+        let products = dispatch(set, Peak { rounds: black_box(10_000), signed });
+        products as f64 / start.elapsed().as_secs_f64()
+    });
+    best.fold(0.0, f64::max)
+}
