@@ -99,7 +99,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let prompt: Vec<u32> = prompt.iter().map(|token| token.parse()).collect::<Result<_, _>>()?;
     let mut folder = Folder::open(Path::new(folder))?;
     let limits = Limits { context_tokens: prompt.len() + n_tokens, reason: String::new(), prompt_chunk: 512 };
-    let options = Options { device: "cpu".to_owned(), limits, unread: folder.all("unread")? };
+    let options = Options { device: "cpu".to_owned(), limits };
     let mut session = load(folder.config()?, &mut folder, options)?;
     enginecmp_shim::bare::answer(&mut session, &prompt, n_tokens, stdin().lock(), stdout().lock())?;
     Ok(())

@@ -15,7 +15,14 @@ use crate::weights::Source;
 const ENGINE: &str = "burn";
 const COMPILED_FOR: &str = enginecmp_shim::compiled_for!("enginecmp-burn");
 
-/// Attributes of `config.Config` on the Python side.
+/// Attributes of `enginecmp.models.decoder.RopeConfig`.
+#[derive(FromPyObject)]
+struct PyRope {
+    interleaved: bool,
+    magnitude: f64,
+}
+
+/// Attributes of `enginecmp.models.decoder.DecoderConfig`.
 #[derive(FromPyObject)]
 struct PyConfig {
     layers: usize,
@@ -24,10 +31,7 @@ struct PyConfig {
     kv_heads: usize,
     head_dim: usize,
     epsilon: f64,
-    frequencies: Vec<f64>,
-    interleaved: bool,
-    magnitude: f64,
-    unread: Vec<String>,
+    rope: PyRope,
 }
 
 /// Tensors that Python reads and widens, one at a time.
@@ -66,6 +70,7 @@ impl Source for PySource {
 fn load(
     py: Python<'_>,
     config: PyConfig,
+    frequencies: Vec<f64>,
     shapes: HashMap<String, Vec<usize>>,
     read: Py<PyAny>,
     device: String,
@@ -74,13 +79,12 @@ fn load(
     prompt_chunk: usize,
     fused_attention: bool,
 ) -> PyResult<PySession> {
-    let PyConfig { layers, width, heads, kv_heads, head_dim, epsilon, .. } = config;
-    let PyConfig { frequencies, interleaved, magnitude, unread, .. } = config;
-    let rope = RopeConfig { frequencies, interleaved, magnitude };
+    let PyConfig { layers, width, heads, kv_heads, head_dim, epsilon, rope } = config;
+    let rope = RopeConfig { frequencies, interleaved: rope.interleaved, magnitude: rope.magnitude };
     let config = Config { layers, width, heads, kv_heads, head_dim, epsilon, rope, fused_attention };
     let limits = Limits { context_tokens, reason: limit, prompt_chunk: prompt_chunk.max(1) };
     let mut source = PySource { shapes, read, raised: None };
-    let loaded = py.detach(|| session::load(config, &mut source, Options { device, limits, unread }));
+    let loaded = py.detach(|| session::load(config, &mut source, Options { device, limits }));
     match (loaded, source.raised) {
         (Ok(session), _) => Ok(PySession::new(ENGINE, session)),
         (Err(_), Some(raised)) => Err(raised),

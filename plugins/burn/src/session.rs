@@ -14,9 +14,10 @@ pub struct Options {
     /// "cpu" or "cuda", the latter only in a build with that feature.
     pub device: String,
     pub limits: Limits,
-    /// Tensors of the source that may stay unread.
-    pub unread: Vec<String>,
 }
+
+/// Tensors that say nothing more once the rotary embedding's frequencies are known.
+const UNREAD: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
 /// A model on its device.
 #[derive(Debug)]
@@ -37,12 +38,12 @@ pub type Session = enginecmp_shim::Session<Loaded>;
 /// system has no room for, [`Failure::Engine`] for a device that is not there, and what `source` ends in.
 pub fn load(config: Config, source: &mut dyn Source, options: Options) -> Result<Session> {
     guarded("loading the model", || {
-        let Options { device, limits, unread } = options;
+        let Options { device, limits } = options;
         let device = open_device(&device)?;
         reserve_cache(config.layers, config.kv_heads, config.head_dim, limits.context_tokens)?;
         let mut reader = Reader::new(source, &device);
         let model = Model::read(config, &mut reader, limits.context_tokens, &device)?;
-        reader.refuse_unread(&unread)?;
+        reader.refuse_unread(&UNREAD)?;
         let weights_bytes = reader.bytes;
         device.sync().map_err(|error| device_failed(&error))?;
         Ok(Session::new(Loaded { model, device, weights_bytes }, limits))

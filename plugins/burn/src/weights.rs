@@ -108,9 +108,9 @@ impl<'a> Reader<'a> {
     }
 
     /// Refuses a file with tensors that nobody asked for: they would change the computation.
-    pub fn refuse_unread(&self, allowed: &[String]) -> Result<()> {
+    pub fn refuse_unread(&self, allowed: &[&str]) -> Result<()> {
         let mut unread = self.source.names();
-        unread.retain(|name| !self.seen.contains(name) && !allowed.contains(name));
+        unread.retain(|name| !self.seen.contains(name) && !allowed.contains(&name.as_str()));
         unread.sort();
         match unread.first() {
             Some(name) => Err(refuse("only tensors that are implemented here", name)),

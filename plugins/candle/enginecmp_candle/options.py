@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 import msgspec
 
-from enginecmp import EngineError, LoadOptions, UnknownOption, did_you_mean
+from enginecmp import LoadOptions
+from enginecmp.plugin_tools.engine_options import EngineOptions
 
 THREAD_VARIABLES = ("CANDLE_NUM_THREADS", "RAYON_NUM_THREADS")
-LARGEST = 2**31 - 1
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,7 +18,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             float32 values.
     """
 
-    prompt_chunk: int = 512
+    prompt_chunk: int
 
 
 def read_settings(options: LoadOptions) -> Settings:
@@ -30,28 +28,5 @@ def read_settings(options: LoadOptions) -> Settings:
         UnknownOption: a key that does not exist.
         EngineError: a value that is not allowed.
     """
-    for key in options.extra:
-        if key not in Settings.__struct_fields__:
-            msg = f"candle: unknown option '{key}'{did_you_mean(key, Settings.__struct_fields__)}"
-            raise UnknownOption(msg)
-    if "prompt_chunk" not in options.extra:
-        return Settings()
-    text = options.extra["prompt_chunk"]
-    if not text.isdecimal() or not 1 <= int(text) <= LARGEST:
-        msg = f"candle: option prompt_chunk expects a whole number >= 1, got '{text}'; leave it out for 512"
-        raise EngineError(msg)
-    return Settings(prompt_chunk=int(text))
-
-
-def check_threads(threads: int) -> None:
-    """Refuse to load when the environment, which Candle reads once, says another number of threads.
-
-    Raises:
-        EngineError: with the line that mends it.
-    """
-    wrong = [name for name in THREAD_VARIABLES if os.environ.get(name) != str(threads)]
-    if wrong:
-        found = ", ".join(f"{name}={os.environ.get(name, '(unset)')}" for name in wrong)
-        wanted = " ".join(f"{name}={threads}" for name in THREAD_VARIABLES)
-        msg = f"candle: expected an environment for {threads} threads, got {found}; start Python with {wanted}"
-        raise EngineError(msg)
+    given = EngineOptions("candle", options, Settings.__struct_fields__)
+    return Settings(prompt_chunk=given.whole("prompt_chunk", 512))

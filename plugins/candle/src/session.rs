@@ -50,7 +50,7 @@ fn read(path: &Path, options: &Options) -> Result<Session> {
     let device = open_device(&options.device)?;
     let unreadable = |error: &dyn std::fmt::Display| {
         let path = path.display();
-        Failure::Unsupported(format!("expected a GGUF file that Candle can read at {path}, came: {error}"))
+        Failure::Unsupported(format!("expected a GGUF file that Candle can read at {path}, got: {error}"))
     };
     let mut file = BufReader::new(File::open(path).map_err(|error| unreadable(&error))?);
     let content = Content::read(&mut file).map_err(|error| unreadable(&failed(error)))?;

@@ -43,8 +43,8 @@ pub type Result<T> = std::result::Result<T, Failure>;
 
 /// The message of a file that this engine does not load.
 #[must_use]
-pub fn refuse(expected: &str, came: &str) -> Failure {
-    Failure::Unsupported(format!("expected {expected}, came {came}; leave this engine out with --engines"))
+pub fn refuse(expected: &str, got: &str) -> Failure {
+    Failure::Unsupported(format!("expected {expected}, got {got}; leave this engine out with --engines"))
 }
 
 /// Runs `work` and turns a panic, which is how some libraries report an error, into a [`Failure`].

@@ -165,8 +165,8 @@ impl<M: Model> Session<M> {
 
     fn overflow(&self, what: &str, needed: usize) -> Failure {
         let Limits { context_tokens, reason, .. } = &self.limits;
-        let mend = if reason.is_empty() { format!("pass --context {needed}") } else { reason.clone() };
-        Failure::ContextOverflow(format!("{what} do not fit, the context holds {context_tokens}; {mend}"))
+        let fix = if reason.is_empty() { format!("pass --context {needed}") } else { reason.clone() };
+        Failure::ContextOverflow(format!("{what} do not fit, the context holds {context_tokens}; {fix}"))
     }
 }
 

@@ -13,6 +13,8 @@ from types import ModuleType
 import pytest
 
 from enginecmp import EngineError, LoadOptions, UnknownOption
+from enginecmp.plugin_tools import rust_plugin
+from enginecmp.plugin_tools.engine_options import check_thread_variables
 from enginecmp.testing.sessions import require_engine
 
 CPU = "processor\t: 0\nflags\t\t: fpu sse4_2 {flags}\nbugs\t\t: spectre_v1\n"
@@ -28,8 +30,8 @@ def name(engine: ModuleType) -> str:
 def cpu(engine: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """An x86-64 processor whose flags are in the returned file, and a built extension in `shim`."""
     path = tmp_path / "cpuinfo"
-    monkeypatch.setattr(engine.facts, "CPUINFO", path)
-    monkeypatch.setattr(engine.facts.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(rust_plugin, "CPUINFO", path)
+    monkeypatch.setattr(rust_plugin.platform, "machine", lambda: "x86_64")
     shim = tmp_path / "shim"
     shim.write_bytes(b"\0enginecmp-%s compiled for x86-64-v3\0" % name.encode())
     spec = importlib.machinery.ModuleSpec(f"enginecmp_{name}._shim", None, origin=str(shim))
@@ -42,7 +44,10 @@ def test_the_installed_extension_tells_what_it_was_compiled_for(engine: ModuleTy
     shim = importlib.import_module(f"enginecmp_{name}._shim")
     said = shim.COMPILED_FOR.encode()
     assert said in Path(str(shim.__file__)).read_bytes()
-    assert said in (engine.facts.COMPILED_FOR_V3, b"enginecmp-%s compiled for the baseline" % name.encode())
+    assert said in (
+        rust_plugin.compiled_for_v3(engine.__name__),
+        b"enginecmp-%s compiled for the baseline" % name.encode(),
+    )
 
 
 @pytest.mark.parametrize("missing", V3)
@@ -53,7 +58,7 @@ def test_a_processor_without_an_instruction_is_refused_before_the_import(
     found = engine.cmp_probe(LoadOptions())
     assert not found.ok
     assert found.reason == f"the extension is compiled for x86-64-v3 and this CPU has no {missing}"
-    assert "target-cpu=x86-64'" in found.mend
+    assert "target-cpu=x86-64'" in found.fix
 
 
 def test_a_processor_with_all_of_them_is_accepted(engine: ModuleType, cpu: Path) -> None:
@@ -74,7 +79,7 @@ def test_without_the_extension_the_probe_gives_the_install_line(
     found = engine.cmp_probe(LoadOptions())
     assert not found.ok
     assert found.reason == "its Rust extension is not built"
-    assert "cargo" in found.mend
+    assert "cargo" in found.fix
 
 
 def test_a_build_without_cuda_says_so(engine: ModuleType, name: str) -> None:
@@ -84,11 +89,11 @@ def test_a_build_without_cuda_says_so(engine: ModuleType, name: str) -> None:
     found = engine.cmp_probe(LoadOptions(device="cuda"))
     assert not found.ok
     assert found.reason == "the extension was built without CUDA"
-    assert "--features python,cuda" in found.mend
+    assert "--features python,cuda" in found.fix
 
 
 @pytest.mark.parametrize("threads", ["2", None])
-def test_an_environment_for_other_threads_is_refused_with_the_mend(
+def test_an_environment_for_other_threads_is_refused_with_the_fix(
     engine: ModuleType, monkeypatch: pytest.MonkeyPatch, threads: str | None
 ) -> None:
     wanted = [variable for variable in engine.cmp_engine().environment if variable.endswith("_NUM_THREADS")]
@@ -98,7 +103,7 @@ def test_an_environment_for_other_threads_is_refused_with_the_mend(
     if threads:
         monkeypatch.setenv("RAYON_NUM_THREADS", threads)
     with pytest.raises(EngineError) as raised:
-        engine.options.check_threads(1)
+        check_thread_variables("some_engine", engine.options.THREAD_VARIABLES, 1)
     assert f"RAYON_NUM_THREADS={threads or '(unset)'}" in str(raised.value)
     assert str(raised.value).endswith("start Python with " + " ".join(f"{variable}=1" for variable in wanted))
 
