@@ -1,21 +1,24 @@
-"""Prove and measure the CUDA engine on a machine with a GPU, in one slot of at most ten minutes.
+"""Measure a GPU's limits and every kernel of the CUDA engine alone, in a few minutes.
 
     python plugins/custom_cuda/bench_gpu.py [--device cuda|emulated] [--dry] [--out FOLDER] [--minutes 9]
-                                            [--only PART,PART] [--model FILE|llama-3.2-1b] [--models FOLDER]
+                                            [--only PART,PART] [--model FILE|llama-3.2-1b]
+
+Whether the kernels are right is asked of the plugin's tests (`ENGINECMP_TEST_DEVICE=cuda pytest plugins/custom_cuda`),
+how fast the engine is beside others of `cmp run`.
 
 Each part runs in a process of its own with a time box of its own; one that fails, hangs or loses the device does not
-stop the others. After every part FOLDER/report.json and FOLDER/table.txt are written anew. A wrong answer of a kernel
-is shown in capitals and makes the exit code 1; 2 says that not all was checked. `--dry` rehearses all on the CPU.
+stop the others. After every part FOLDER/report.json and FOLDER/table.txt are written anew. A measurement whose work was
+not done right is shown in capitals and makes the exit code 1; 2 says that a part did not end. `--dry` rehearses all on
+the CPU.
 
 Needs Linux, Python 3.11 or newer, an NVIDIA driver for CUDA 13, and the packages numpy, msgspec, pluggy, gguf,
 platformdirs, cuda-core, cuda-bindings (with cuda-pathfinder) and nvidia-cuda-nvrtc. `enginecmp` and
-`enginecmp_custom_cuda` are taken from this checkout where they are not installed. Optional: torch, llama-cpp-python and
-enginecmp-candle (built with CUDA) as rivals, compute-sanitizer, nvidia-smi.
+`enginecmp_custom_cuda` are taken from this checkout where they are not installed. Optional: nvidia-smi.
 
 report.json, schema "enginecmp-custom-cuda-gpu/1":
 
     began, arguments, device, timed, dry, model     of the run; "timed" is false on the emulator
-    verdict                                         "right", "WRONG", "incomplete", "not checked"
+    verdict                                         "right", "WRONG", "incomplete"
     seconds                                         of all parts until now
     parts: [{name, state, seconds, box_seconds, error, clocks, log, records}]
         state: "right" | "WRONG" | "failed" | "out of time" | "skipped"; records as in bench/parts.py
@@ -30,15 +33,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 NEEDED = ("numpy", "msgspec", "pluggy", "gguf", "platformdirs", "cuda.bindings", "cuda.core", "cuda.pathfinder")
-SIBLINGS = ("llamacpp", "candle")
-"""Engines of the same checkout that are measured beside this one, through their hooks."""
 
 
 def use_checkout() -> None:
     """Let this process and those it starts find what is not installed in the checkout around this file."""
     root = HERE.parent.parent
     places = {"enginecmp": root / "core", "enginecmp_custom_cuda": HERE}
-    places |= {f"enginecmp_{name}": HERE.parent / name for name in SIBLINGS}
     added = [str(place) for name, place in places.items() if importlib.util.find_spec(name) is None and place.is_dir()]
     # This script's own folder is on the path of this process alone.
     added += [str(HERE)]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from enginecmp import EngineInfo, LoadOptions, ModelInfo, Probe, Request, hookimpl
 
-from .options import MAX_SEQUENCES, read_settings
+from .options import MAX_SEQUENCES, Settings, read_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +52,7 @@ def cmp_engine() -> EngineInfo:
             "kernels compiled for this GPU when it is first used; a step is one CUDA graph whose kernels overlap, "
             "eight steps in flight; activations in 8 bits where weights are, F16 KV cache"
         ),
+        option_names=Settings.__struct_fields__,
         tunables={
             "cuda:decoder": ("graph", "persistent"),
             "cuda:ahead": ("8", "2", "32"),
@@ -60,6 +61,7 @@ def cmp_engine() -> EngineInfo:
         },
         operations=("sampling", "profile"),
         limits=LIMITS,
+        reads_split_models=True,
     )
 
 
@@ -116,9 +118,9 @@ def cmp_operation(session: Session, kind: str, parameters: Mapping[str, Any]) ->
     """Return the sampling kernels, ready to draw from the distribution after some ids."""
     if kind != "sampling":
         return None
-    from .engine.sampling import operation
+    from .engine.sampling.sampling import strategy_of
 
-    return operation(session, parameters)
+    return session.draws_after(parameters["token_ids"], strategy_of(parameters)).draw
 
 
 @hookimpl

@@ -27,17 +27,17 @@ def probe(options: LoadOptions) -> Probe:
     """Return whether a device of the wanted kind, and what compiles for it, are here."""
     if options.device not in ("cuda", "emulated"):
         reason = f"runs on cuda and emulated, not on {options.device}"
-        return Probe(ok=False, reason=reason, mend="pass --device cuda")
+        return Probe(ok=False, reason=reason, fix="pass --device cuda")
     if sys.platform != "linux":
-        return Probe(ok=False, reason=f"runs on Linux, this is {sys.platform}", mend="use Linux, or WSL 2 on Windows")
+        return Probe(ok=False, reason=f"runs on Linux, this is {sys.platform}", fix="use Linux, or WSL 2 on Windows")
     # Both devices go through the driver's Python bindings.
     if (missing := missing_package(options.device)) is not None:
-        return Probe(ok=False, reason=f"the Python package {missing} is not installed", mend=INSTALL)
+        return Probe(ok=False, reason=f"the Python package {missing} is not installed", fix=INSTALL)
     if options.device == "cuda":
         return probe_driver("libcuda.so.1")
     if shutil.which("g++") is None:
         reason = "the emulated device compiles the kernels for the CPU and there is no g++"
-        return Probe(ok=False, reason=reason, mend="apt-get install g++")
+        return Probe(ok=False, reason=reason, fix="apt-get install g++")
     return Probe(ok=True)
 
 
@@ -61,25 +61,23 @@ def probe_driver(library: str) -> Probe:
     try:
         cuda = ctypes.CDLL(library)
     except OSError:
-        return Probe(ok=False, reason="there is no NVIDIA driver (libcuda.so.1)", mend=f"install it, or {EMULATE}")
+        return Probe(ok=False, reason="there is no NVIDIA driver (libcuda.so.1)", fix=f"install it, or {EMULATE}")
     version = ctypes.c_int()
     cuda.cuDriverGetVersion(ctypes.byref(version))
     known = (version.value // 1000, version.value % 1000 // 10)
     if known < LEAST_DRIVER:
         reason = f"the NVIDIA driver knows CUDA {dotted(known)}, the kernels need {dotted(LEAST_DRIVER)}"
-        return Probe(ok=False, reason=reason, mend="update the NVIDIA driver to release 580 or newer")
+        return Probe(ok=False, reason=reason, fix="update the NVIDIA driver to release 580 or newer")
     count = ctypes.c_int()
     status = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
     if status == NO_DEVICE or (status == 0 and count.value == 0):
-        return Probe(ok=False, reason="the NVIDIA driver sees no GPU", mend=f"see CUDA_VISIBLE_DEVICES, or {EMULATE}")
+        return Probe(ok=False, reason="the NVIDIA driver sees no GPU", fix=f"see CUDA_VISIBLE_DEVICES, or {EMULATE}")
     if status:
-        return Probe(
-            ok=False, reason=f"the NVIDIA driver does not start: {error_name(cuda, status)}", mend="nvidia-smi"
-        )
+        return Probe(ok=False, reason=f"the NVIDIA driver does not start: {error_name(cuda, status)}", fix="nvidia-smi")
     capability = tuple(device_attribute(cuda, which) for which in (CAPABILITY_MAJOR, CAPABILITY_MINOR))
     if capability < LEAST_CAPABILITY:
         reason = f"the GPU has compute capability {dotted(capability)}, the kernels need {dotted(LEAST_CAPABILITY)}"
-        return Probe(ok=False, reason=reason, mend=f"use a Turing GPU or a newer one, or {EMULATE}")
+        return Probe(ok=False, reason=reason, fix=f"use a Turing GPU or a newer one, or {EMULATE}")
     return Probe(ok=True)
 
 

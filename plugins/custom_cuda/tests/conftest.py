@@ -20,18 +20,49 @@ from enginecmp.testing.tiny_models import tiny_model
 from enginecmp_custom_cuda import cmp_load, cmp_unload
 from enginecmp_custom_cuda.device import Device, open_device
 
-# Helpers beside the tests, custom_cuda_*.py, are modules of their own.
-sys.path.append(str(Path(__file__).parent))
-
 HERE = Path(__file__).parent
+# Helpers beside the tests, custom_cuda_*.py, are modules of their own.
+sys.path.append(str(HERE))
+import custom_cuda_stamps  # noqa: E402
 
 ON_GPU = os.environ.get("ENGINECMP_TEST_DEVICE") == "cuda"
 NO_GPU = "needs a CUDA device and ENGINECMP_TEST_DEVICE=cuda"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what is here after all other tests of the process: from then on the emulator is the process' CUDA driver."""
+UNCHANGED = "unchanged since they last passed; ENGINECMP_TEST_ALL=1 runs them"
+
+passes = custom_cuda_stamps.Passes()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run what is here after all other tests of the process: from then on the emulator is the process' CUDA driver.
+
+    Files that passed as they are are left out, unless somebody asks for one of them, or for all.
+    """
     items.sort(key=lambda item: HERE in item.path.parents)
+    named = [Path(argument.partition("::")[0]).name for argument in config.args]
+    if ON_GPU or any("::" in argument for argument in config.args):
+        return
+    everything = os.environ.get("ENGINECMP_TEST_ALL") or os.environ.get("CI")
+    for item in items:
+        if HERE not in item.path.parents:
+            continue
+        if not everything and item.path.name not in named and custom_cuda_stamps.stamped(item.path):
+            item.add_marker(pytest.mark.skip(reason=UNCHANGED))
+        else:
+            passes.expect(item.path, item.nodeid)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """See how a test ended."""
+    passes.saw(report)
+
+
+def pytest_sessionfinish() -> None:
+    """Note which files passed as a whole."""
+    for file in passes.whole():
+        custom_cuda_stamps.stamp(file)
 
 
 def opened(kind: str) -> Device:

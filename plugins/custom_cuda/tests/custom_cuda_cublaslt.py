@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from enginecmp_custom_cuda.engine.cublaslt_library import Library
+from enginecmp_custom_cuda.engine.prefill.cublaslt_library import Library
 
 HERE = Path(__file__).parent
 # What the wheels of the headers leave to a compiler of NVIDIA's.

@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
+from custom_cuda_oracle import dp4a, reference
 from numpy.typing import ArrayLike, NDArray
 
-from enginecmp_custom_cuda.compiling import build, compile_cubin
-from enginecmp_custom_cuda.device import Device
-from enginecmp_custom_cuda.engine import geometry, params
-from enginecmp_custom_cuda.engine.decode import defines
-from enginecmp_custom_cuda.oracle import dp4a, reference
+from enginecmp_custom_cuda.compiling import compile_cubin
+from enginecmp_custom_cuda.device import Device, build
+from enginecmp_custom_cuda.engine.decode import geometry
+from enginecmp_custom_cuda.engine.decode.step import defines
+from enginecmp_custom_cuda.engine.memory import params
 from enginecmp_custom_cuda.weights.kinds import KINDS, decode, encode
 from enginecmp_custom_cuda.weights.packing import pack
 
@@ -117,10 +118,10 @@ class Rig:
         return expected
 
     def multiply(
-        self, name: str, arguments: ctypes.Structure, ways: int, blocks: int, *, overlap: bool = False
+        self, name: str, arguments: ctypes.Structure, split_k: int, blocks: int, *, overlap: bool = False
     ) -> None:
         """Run a matrix kernel."""
-        arguments.ways = ways
+        arguments.split_k = split_k
         choice, columns = self.choice, arguments.w.columns
         shared = geometry.activation_bytes(columns, choice.kind, choice.quantized, choice.batch)
         self.launch(name, blocks, arguments, shared, overlap=overlap)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enginecmp_custom_cuda.compiling import build
-from enginecmp_custom_cuda.device import Device
+from enginecmp_custom_cuda.device import Device, build
 
 DATA = Path(__file__).parent / "data"
 

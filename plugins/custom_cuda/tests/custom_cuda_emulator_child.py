@@ -14,12 +14,12 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import custom_cuda_controls as control
 import numpy as np
 from custom_cuda_emulator import DATA, Meanings, Threads
 
 from enginecmp_custom_cuda.compiling import compile_cubin
 from enginecmp_custom_cuda.device import driver as choice
-from enginecmp_custom_cuda.device import emulated as control
 
 driver: Any = choice.select("emulated")
 IMAGE = compile_cubin(DATA / "emulator_threads.cu", {}, "emulated")

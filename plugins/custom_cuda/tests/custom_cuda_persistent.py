@@ -1,4 +1,4 @@
-"""A tiny model decoded by the resident kernel; as a program, what loses the device: waits left out, and traps."""
+"""A tiny model decoded by the persistent kernel; as a program, what loses the device: waits left out, and traps."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import custom_cuda_controls as emulated
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from enginecmp import EngineError, GGUFFile, read_gguf
 from enginecmp.testing.tiny_models import tiny_model
-from enginecmp_custom_cuda.device import Device, emulated, open_device
-from enginecmp_custom_cuda.engine.decode import DecodeSettings
-from enginecmp_custom_cuda.engine.pages import Cache
-from enginecmp_custom_cuda.persistent.run import PersistentDecoder
+from enginecmp_custom_cuda.compiling.sources import KERNELS
+from enginecmp_custom_cuda.device import Device, open_device
+from enginecmp_custom_cuda.engine.decode.step import DecodeSettings
+from enginecmp_custom_cuda.engine.memory.pages import Cache
+from enginecmp_custom_cuda.engine.persistent.plan import ring_of
+from enginecmp_custom_cuda.engine.persistent.run import PersistentDecoder
 from enginecmp_custom_cuda.weights.model import DeviceModel, load_model
 
 POSITIONS = 256
@@ -49,7 +53,7 @@ CASES = {
 }
 
 
-class Resident:
+class PersistentModel:
     """A model on a device with a cache, and decoders for it.
 
     The cache begins with random keys and values, so that a sequence may begin at any position.
@@ -69,7 +73,9 @@ class Resident:
         self.settings = DecodeSettings(positions=POSITIONS, kv=case.kv, exact=case.exact, logits=True)
 
     def decoder(self, **more: Any) -> PersistentDecoder:
-        """Return a new decoder."""
+        """Return a new decoder; skip the test where the device lacks its ring."""
+        if more.get("ring") == "RING_BULK" and ring_of(self.device) != "RING_BULK":
+            pytest.skip("RING_BULK needs compute capability 9.0")
         return PersistentDecoder(self.device, self.model, self.settings, self.cache, **more)
 
     def forget(self) -> None:
@@ -83,11 +89,16 @@ class Resident:
     def run(self, decoder: PersistentDecoder, position: int, tokens: int, token: int = 5) -> tuple[list[int], bytes]:
         """Decode from a position on; return ids and the last token's logits, bit for bit."""
         self.forget()
-        decoder.seat(position, token)
+        decoder.bind(position, token)
         assert decoder.buffers.ring.wait(0) == token
-        ids = decoder.run(tokens)
-        self.device.synchronize()
+        ids = self.ids(decoder, tokens)
         return ids, self.logits(decoder).tobytes()
+
+    def ids(self, decoder: PersistentDecoder, tokens: int) -> list[int]:
+        """Launch the kernel for so many tokens and return their ids."""
+        decoder.enqueue(tokens)
+        decoder.synchronize()
+        return [decoder.buffers.ring.wait(0) for _ in range(tokens)]
 
     def close(self) -> None:
         """Free the memory."""
@@ -96,10 +107,10 @@ class Resident:
 
 
 @contextmanager
-def resident(device: Device, folder: Path, name: str) -> Iterator[Resident]:
+def persistent_model(device: Device, folder: Path, name: str) -> Iterator[PersistentModel]:
     """A case on a device, and its end."""
     case = CASES[name]
-    rig = Resident(device, Path(tiny_model(folder, case.architecture, case.kind, **case.shape).path), case)
+    rig = PersistentModel(device, Path(tiny_model(folder, case.architecture, case.kind, **case.shape).path), case)
     try:
         yield rig
     finally:
@@ -109,21 +120,19 @@ def resident(device: Device, folder: Path, name: str) -> Iterator[Resident]:
 # As a program
 
 
-def _start(folder: str, ring: str, multiprocessors: int = 2, **more: Any) -> tuple[Resident, PersistentDecoder]:
+def _start(folder: str, ring: str, multiprocessors: int = 2, **more: Any) -> tuple[PersistentModel, PersistentDecoder]:
     device = open_device("emulated")
-    emulated.set_patience(1.0)
+    emulated.set_patience(0.05)
     case = CASES["narrow"]
-    rig = Resident(device, Path(tiny_model(Path(folder), case.architecture, case.kind, **case.shape).path), case)
-    decoder = rig.decoder(
-        multiprocessors=multiprocessors, slots=4, splits=1, parts=2, result_tiles=2, ring=ring, **more
-    )
+    rig = PersistentModel(device, Path(tiny_model(Path(folder), case.architecture, case.kind, **case.shape).path), case)
+    decoder = rig.decoder(multiprocessors=multiprocessors, slots=4, splits=1, result_tiles=2, ring=ring, **more)
     return rig, decoder
 
 
-def leave_out(folder: str, ring: str, seeds: int = 60) -> None:
+def leave_out(folder: str, ring: str, seeds: int = 10) -> None:
     """Leave every place out where threads wait, and print whether some order of threads notices: another result.
 
-    Which block is ahead is up to the machine, so one order says little: many are tried before a place counts as missed.
+    One order says little, so many are tried before a place counts as missed; each is the same on every machine.
     """
     rig, decoder = _start(folder, ring)
     expected = rig.run(decoder, 126, 3)
@@ -149,16 +158,16 @@ def leave_out(folder: str, ring: str, seeds: int = 60) -> None:
             if got != expected:
                 noticed = f"differs, {order}"
                 break
-        line = Path(place.file).read_text().splitlines()[place.line - 1].strip()
-        print(f"{Path(place.file).name}:{place.line}\t{place.kind}\t{noticed}\t{line}", flush=True)
+        line = (KERNELS / place.file).read_text().splitlines()[place.line - 1].strip()
+        print(f"{place.file}:{place.line}\t{place.kind}\t{noticed}\t{line}", flush=True)
 
 
 def give_up(folder: str, what: str) -> None:
     """Run a plan that cannot end, or with no patience, and print the error.
 
-    On one multiprocessor: of two, one could wait longer than its patience because the other's thread got no CPU.
+    The kernel's patience ends before the emulator's.
     """
-    from enginecmp_custom_cuda.persistent import plan, schedule
+    from enginecmp_custom_cuda.engine.persistent import plan, schedule
 
     if what == "counter":
         # It waits for one signal more of attention than there is.
@@ -173,8 +182,9 @@ def give_up(folder: str, what: str) -> None:
             return made
 
         vars(plan).update(generate=broken, check=lambda made: [])
-    patience = 3000 if what == "counter" else 0
+    patience = 1000 if what == "counter" else 0
     rig, decoder = _start(folder, "RING_BULK", multiprocessors=1, patience=patience)
+    emulated.set_patience(60.0)
     try:
         print(rig.run(decoder, 10, 2))
     except EngineError as error:

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from enginecmp_custom_cuda.compiling import build
-from enginecmp_custom_cuda.device import Device
-from enginecmp_custom_cuda.engine.gemm import ACTIVATION_BYTES, Activation, Activations, TileMultiplier
-from enginecmp_custom_cuda.engine.geometry import attention_grid
-from enginecmp_custom_cuda.engine.params import Cache, Matrix
-from enginecmp_custom_cuda.engine.prefill_params import Embed, Finish, FinishKind, Flash, Rows, Split
+from enginecmp_custom_cuda.device import Device, build
+from enginecmp_custom_cuda.engine.decode.geometry import attention_grid
+from enginecmp_custom_cuda.engine.memory.params import Cache, Matrix
+from enginecmp_custom_cuda.engine.prefill.gemm import ACTIVATION_BYTES, Activation, Activations, TileMultiplier
+from enginecmp_custom_cuda.engine.prefill.params import Embed, Finish, FinishKind, Flash, Rows, Split
 from enginecmp_custom_cuda.weights.kinds import encode
 from enginecmp_custom_cuda.weights.model import DeviceMatrix
 from enginecmp_custom_cuda.weights.packing import pack

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginecmp import ContextOverflow, Request
-from enginecmp_custom_cuda.engine.batching import AWAITED, Batching, Piece
+from enginecmp_custom_cuda.engine.batching.scheduler import AWAITED, Batching, Piece
 
 CONTEXT = 96
 AHEAD = 4
@@ -77,7 +77,7 @@ class Remembering:
             assert AWAITED not in ids, "nobody knows this id"
             held.extend(ids)
             assert len(held) <= self.promised[piece.slot], "more tokens than promised"
-            if piece.answers:
+            if piece.wants_id:
                 answers[piece.slot] = next_of(held)
         self.answers.append(answers)
         self.most_under_way = max(self.most_under_way, len(self.answers))

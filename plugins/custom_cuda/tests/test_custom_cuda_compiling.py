@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import custom_cuda_sass as sass
 import pytest
 
 from enginecmp import EngineError
-from enginecmp_custom_cuda.compiling import compile_cubin, nvrtc, sass, sources
+from enginecmp_custom_cuda.compiling import compile_cubin, nvrtc, sources
 
 pytest.importorskip("cuda.core", reason="NVRTC comes with cuda-core and nvidia-cuda-nvrtc")
 
@@ -49,7 +50,7 @@ def test_a_mistake_in_a_source_shows_the_compilers_log_with_file_and_line(source
     with pytest.raises(EngineError) as caught:
         compile_cubin(source, {}, "sm_80")
     first, *log, last = str(caught.value).splitlines()
-    assert first == "custom_cuda: expected add.cu to compile for sm_80, came:"
+    assert first == "custom_cuda: expected add.cu to compile for sm_80, got:"
     assert f'{source}(3): error: identifier "STRIDE" is undefined' in log
     assert last == "correct the source"
 
@@ -61,17 +62,17 @@ def test_a_missing_header_is_named(source: Path) -> None:
 
 
 def test_an_architecture_newer_than_nvrtc_says_what_is_needed(source: Path) -> None:
-    with pytest.raises(EngineError, match=r"came sm_199; it needs a newer NVRTC: pip install -U nvidia-cuda-nvrtc"):
+    with pytest.raises(EngineError, match=r"got sm_199; it needs a newer NVRTC: pip install -U nvidia-cuda-nvrtc"):
         compile_cubin(source, {}, "sm_199")
 
 
 def test_an_architecture_older_than_nvrtc_says_so(source: Path) -> None:
-    with pytest.raises(EngineError, match="came sm_50; it needs an older NVRTC"):
+    with pytest.raises(EngineError, match="got sm_50; it needs an older NVRTC"):
         compile_cubin(source, {}, "sm_50")
 
 
 def test_a_name_that_is_no_architecture_is_refused(source: Path) -> None:
-    with pytest.raises(EngineError, match="expected an architecture like sm_80, came 'hopper'"):
+    with pytest.raises(EngineError, match="expected an architecture like sm_80, got 'hopper'"):
         compile_cubin(source, {}, "hopper")
 
 
@@ -102,12 +103,12 @@ def test_every_architecture_under_test_is_one_that_nvrtc_knows() -> None:
 
 def test_a_misspelt_kernel_file_gets_a_suggestion() -> None:
     name = next(iter(sorted(sources.KERNELS.glob("*.cu")))).stem
-    with pytest.raises(EngineError, match=f"came '{name}x'; did you mean '{name}'"):
+    with pytest.raises(EngineError, match=f"got '{name}x'; did you mean '{name}'"):
         compile_cubin(f"{name}x", {}, "sm_80")
 
 
 def test_a_path_without_a_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="came no file"):
+    with pytest.raises(EngineError, match="got no file"):
         compile_cubin(tmp_path / "absent.cu", {}, "sm_80")
 
 
@@ -126,5 +127,5 @@ def test_a_missing_nvrtc_is_named_with_its_install_line(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(bindings, "nvrtcVersion", absent)
     nvrtc._nvrtc.cache_clear()
-    with pytest.raises(EngineError, match=r"nvidia-cuda-nvrtc, came: libnvrtc.so.13 not found; pip install"):
+    with pytest.raises(EngineError, match=r"nvidia-cuda-nvrtc, got: libnvrtc.so.13 not found; pip install"):
         compile_cubin(source, {}, "sm_80")

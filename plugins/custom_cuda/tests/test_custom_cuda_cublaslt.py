@@ -15,12 +15,11 @@ from custom_cuda_cublaslt import headers, stand_in_library
 from numpy.typing import NDArray
 
 from enginecmp import EngineError
-from enginecmp_custom_cuda.compiling import build
-from enginecmp_custom_cuda.device import Device
-from enginecmp_custom_cuda.engine import cublaslt_library as lt
-from enginecmp_custom_cuda.engine.cublaslt import Backend, LibraryMultiplier, Product
-from enginecmp_custom_cuda.engine.gemm import Activations
-from enginecmp_custom_cuda.engine.prefill_params import Finish, FinishKind
+from enginecmp_custom_cuda.device import Device, build
+from enginecmp_custom_cuda.engine.prefill import cublaslt_library as lt
+from enginecmp_custom_cuda.engine.prefill.cublaslt import Backend, LibraryMultiplier, Product
+from enginecmp_custom_cuda.engine.prefill.gemm import Activations
+from enginecmp_custom_cuda.engine.prefill.params import Finish, FinishKind
 from enginecmp_custom_cuda.weights.model import DeviceMatrix
 from enginecmp_custom_cuda.weights.packing import pack
 
@@ -55,7 +54,7 @@ def test_the_real_library_takes_our_descriptors() -> None:
     preference = real.create("cublasLtMatmulPreferenceCreate")
     attribute = lt.PREFERENCE_MAX_WORKSPACE_BYTES
     real.set("cublasLtMatmulPreferenceSetAttribute", preference, attribute, ctypes.c_uint64(1 << 20))
-    with pytest.raises(EngineError, match=r"expected cublasLtMatmulDescSetAttribute to succeed, came .*gemm=own"):
+    with pytest.raises(EngineError, match=r"expected cublasLtMatmulDescSetAttribute to succeed, got .*gemm=own"):
         real.set("cublasLtMatmulDescSetAttribute", operation, lt.DESC_TRANSA, ctypes.c_int64(lt.OP_T))
     real.call("cublasLtMatmulPreferenceDestroy", preference)
     real.call("cublasLtMatrixLayoutDestroy", layout)

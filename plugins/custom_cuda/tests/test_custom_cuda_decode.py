@@ -7,19 +7,23 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import custom_cuda_gates as gates
+import custom_cuda_sass as sass
 import numpy as np
 import pytest
 from custom_cuda_decode import Array, Choice
+from custom_cuda_oracle import dp4a, reference
 
 from enginecmp import EngineError, GGUFFile, read_gguf
 from enginecmp.testing.tiny_models import tiny_model
-from enginecmp_custom_cuda.compiling import compile_cubin, gates, sass
+from enginecmp_custom_cuda.compiling import compile_cubin
 from enginecmp_custom_cuda.compiling.sources import KERNELS
 from enginecmp_custom_cuda.device import Device
-from enginecmp_custom_cuda.engine import decode, geometry, params
-from enginecmp_custom_cuda.engine.decode import DecodeSettings, DecodeStep
-from enginecmp_custom_cuda.engine.pages import Cache
-from enginecmp_custom_cuda.oracle import dp4a, reference
+from enginecmp_custom_cuda.engine.decode import geometry
+from enginecmp_custom_cuda.engine.decode import step as decode
+from enginecmp_custom_cuda.engine.decode.step import DecodeSettings, DecodeStep
+from enginecmp_custom_cuda.engine.memory import params
+from enginecmp_custom_cuda.engine.memory.pages import Cache
 from enginecmp_custom_cuda.weights.kinds import KINDS
 from enginecmp_custom_cuda.weights.model import DeviceModel, load_model
 
@@ -47,7 +51,7 @@ class Running:
 
     def generate(self, steps: int, token: int = PROMPT_TOKEN) -> tuple[list[int], Array]:
         """Return the ids that follow a token at position 0, the token first, and each step's logits."""
-        self.step.seat(0, 0, token)
+        self.step.bind(0, 0, token)
         ids, logits = [self.step.buffers.ring.wait(0)], []
         for _ in range(steps):
             self.step.enqueue()
@@ -104,7 +108,7 @@ def test_runs_repeat_to_the_bit(llama: Running) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_a_graph_equals_its_steps(llama: Running, steps: int) -> None:
     ids, logits = llama.generate(8)
-    llama.step.seat(0, 0, PROMPT_TOKEN)
+    llama.step.bind(0, 0, PROMPT_TOKEN)
     taken = [llama.step.buffers.ring.wait(0)]
     for _ in range(8 // steps):
         llama.step.graph(steps).launch()
@@ -125,7 +129,7 @@ def test_a_step_launched_early_equals_one_that_waits(llama: Running, folder: Pat
 
 
 def test_threads_in_any_order_compute_the_same_bits(llama: Running, emulated: Device) -> None:
-    from enginecmp_custom_cuda.device import emulated as control
+    import custom_cuda_controls as control
 
     found = []
     try:
@@ -150,7 +154,7 @@ def test_sequences_enter_and_leave_without_disturbing_others(pair: Running) -> N
     written: dict[int, list[Array]] = {}
 
     def enter(slot: int, token: int) -> None:
-        step.seat(slot, 0, token)
+        step.bind(slot, 0, token)
         texts[slot], written[slot] = [ring.wait(slot)], []
         assert texts[slot] == [token]
 
@@ -189,8 +193,8 @@ def test_sequences_enter_and_leave_without_disturbing_others(pair: Running) -> N
 
 def test_a_sequence_begins_from_a_hidden_state_anywhere(pair: Running) -> None:
     """What prefill leaves: the head of one row, for one slot, while another is in the middle of its text."""
-    step, ring, hidden = pair.step, pair.step.buffers.ring, pair.model.config.hidden
-    step.seat(1, 0, 7)
+    step, ring, hidden = pair.step, pair.step.buffers.ring, pair.model.config.width
+    step.bind(1, 0, 7)
     step.enqueue()
     before = [ring.wait(1) for _ in range(2)]
     state = np.random.default_rng(0).normal(size=hidden).astype(np.float32)
@@ -220,7 +224,7 @@ def test_phases_follow_the_step_and_count_all_weights(llama: Running) -> None:
     layers = llama.model.config.layers
     expected = ["qkv", "attention", "output", "ffn"] * layers + ["lm_head", "next"]
     heard: list[str] = []
-    llama.step.seat(0, 0, PROMPT_TOKEN)
+    llama.step.bind(0, 0, PROMPT_TOKEN)
     llama.step.enqueue(heard.append)
     llama.device.synchronize()
     assert heard == expected == [phase.name for phase in llama.step.phases]
@@ -232,16 +236,16 @@ def test_phases_follow_the_step_and_count_all_weights(llama: Running) -> None:
 
 
 def test_an_id_that_no_step_makes_is_an_error(llama: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("enginecmp_custom_cuda.engine.ring.PATIENCE_SECONDS", 0.01)
-    llama.step.seat(0, 0, PROMPT_TOKEN)
+    monkeypatch.setattr("enginecmp_custom_cuda.engine.memory.ring.PATIENCE_SECONDS", 0.01)
+    llama.step.bind(0, 0, PROMPT_TOKEN)
     assert llama.step.buffers.ring.wait(0) == PROMPT_TOKEN
-    with pytest.raises(EngineError, match=r"expected an id of sequence 0, came none .*; enqueue a step first"):
+    with pytest.raises(EngineError, match=r"expected an id of sequence 0, got none .*; enqueue a step first"):
         llama.step.buffers.ring.wait(0)
 
 
 def test_ids_wait_in_the_ring_for_a_late_host(llama: Running) -> None:
     ids, _ = llama.generate(7)
-    llama.step.seat(0, 0, PROMPT_TOKEN)
+    llama.step.bind(0, 0, PROMPT_TOKEN)
     for _ in range(7):
         llama.step.enqueue()
     assert [llama.step.buffers.ring.wait(0) for _ in range(8)] == ids
@@ -251,9 +255,9 @@ def test_ids_wait_in_the_ring_for_a_late_host(llama: Running) -> None:
 
 
 def test_other_batches_and_small_buffers_are_refused(llama: Running) -> None:
-    with pytest.raises(EngineError, match="expected a batch of 1, 2, 4, 8, came 3"):
+    with pytest.raises(EngineError, match="expected a batch of 1, 2, 4, 8, got 3"):
         DecodeStep(llama.device, llama.model, 3, llama.settings, llama.cache)
-    with pytest.raises(EngineError, match="expected buffers for 2 sequences, came 1"):
+    with pytest.raises(EngineError, match="expected buffers for 2 sequences, got 1"):
         DecodeStep(llama.device, llama.model, 2, llama.settings, llama.cache, llama.step.buffers)
 
 
@@ -287,7 +291,7 @@ def test_weights_are_asked_for_before_the_launch_in_front_is_waited_for_and_noth
 
 
 @pytest.mark.parametrize(
-    ("name", "rows", "columns", "ways", "blocks"),
+    ("name", "rows", "columns", "split_k", "blocks"),
     [
         ("qkv", 3072, 2048, 4, 384),
         ("output", 2048, 2048, 2, 128),
@@ -297,14 +301,14 @@ def test_weights_are_asked_for_before_the_launch_in_front_is_waited_for_and_noth
         ("down of Mistral 7B", 4096, 14336, 2, 256),
     ],
 )
-def test_llama_1b_keeps_132_multiprocessors_busy(name: str, rows: int, columns: int, ways: int, blocks: int) -> None:
+def test_llama_1b_keeps_132_multiprocessors_busy(name: str, rows: int, columns: int, split_k: int, blocks: int) -> None:
     grid = geometry.matrix_grid(rows, columns, "Q8_0", True, 1, 132)
-    assert (grid.ways, grid.blocks, grid.shared_bytes) == (ways, blocks, columns * 9 // 8)
-    rounds = -(-rows * ways // (geometry.WARPS * geometry.WARP_ROWS * blocks))
-    most = -(-blocks // 132) * rounds * geometry.WARPS * geometry.WARP_ROWS // ways  # rows of one multiprocessor
+    assert (grid.split_k, grid.blocks, grid.shared_bytes) == (split_k, blocks, columns * 9 // 8)
+    rounds = -(-rows * split_k // (geometry.WARPS * geometry.WARP_ROWS * blocks))
+    most = -(-blocks // 132) * rounds * geometry.WARPS * geometry.WARP_ROWS // split_k  # rows of one multiprocessor
     assert rows / 132 / most > 0.93, f"{name}: the busiest multiprocessor has much more than its share"
     row = columns * 34 // 32
-    pieces = min(2, rounds * -(-columns // 512) // ways)  # of 4 rows and 512 columns, that a warp asks for at once
+    pieces = min(2, rounds * -(-columns // 512) // split_k)  # of 4 rows and 512 columns, that a warp asks for at once
     asked = -(-blocks // 132) * geometry.WARPS * pieces * 4 * 512 * 34 // 32
     assert asked >= min(geometry.WAITING_BYTES, most * row), f"{name}: too little is on its way to hide the latency"
 

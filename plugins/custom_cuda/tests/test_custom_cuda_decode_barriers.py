@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
+import custom_cuda_controls as control
 import numpy as np
 import pytest
 from custom_cuda_decode import CHOICES, Choice, Paged, Rig, warm
 
 from enginecmp import EngineError
-from enginecmp_custom_cuda.compiling import build
-from enginecmp_custom_cuda.device import Device, Module
-from enginecmp_custom_cuda.device import emulated as control
-from enginecmp_custom_cuda.engine import params
-from enginecmp_custom_cuda.engine.decode import defines
+from enginecmp_custom_cuda.device import Device, Module, build
+from enginecmp_custom_cuda.engine.decode.step import defines
+from enginecmp_custom_cuda.engine.memory import params
 
 ORDERS = ("forward", "reverse", 1, 2, 3)
 HIDDEN, INNER, ROWS, EPSILON = 96, 64, 40, 1e-5
@@ -39,7 +38,7 @@ def module(emulated: Device, choice: Choice) -> Iterator[Module]:
     control.reset()
 
 
-def everything(device: Device, choice: Choice, ways: int) -> bytes:
+def everything(device: Device, choice: Choice, split_k: int) -> bytes:
     """Run a chain of all kernels, each launched early behind the one before; return what they leave.
 
     Two layers on the same weights, so that every buffer is read and written again by a later launch. A block has
@@ -91,7 +90,7 @@ def everything(device: Device, choice: Choice, ways: int) -> bytes:
         tile = 4 if d != 96 else 1
         for name, arguments in [("begin", begin)] + [*layer.items(), *layer.items(), *ending.items()] * 2:
             if name in w:
-                rig.multiply(name, arguments, ways, 2, overlap=True)
+                rig.multiply(name, arguments, split_k, 2, overlap=True)
             else:
                 grid: dict[str, int | tuple[int, int, int]] = {
                     "attention": (2, kv_heads, batch * -(-heads // kv_heads // tile)),
@@ -107,34 +106,34 @@ def everything(device: Device, choice: Choice, ways: int) -> bytes:
 
 
 @functools.cache
-def standing(device: Device, choice: Choice, ways: int) -> bytes:
+def standing(device: Device, choice: Choice, split_k: int) -> bytes:
     """Return what the kernels leave with all barriers in place."""
-    return everything(device, choice, ways)
+    return everything(device, choice, split_k)
 
 
-def observed(device: Device, choice: Choice, ways: int, order: str | int) -> bytes | str:
+def observed(device: Device, choice: Choice, split_k: int, order: str | int) -> bytes | str:
     """Return what a run in one order leaves, or the driver's word for how it ended."""
     control.set_order(order)  # type: ignore[arg-type]
     try:
-        return everything(device, choice, ways)
+        return everything(device, choice, split_k)
     except EngineError as error:
         return str(error)
 
 
-@pytest.mark.parametrize("ways", [1, 2, 8])
+@pytest.mark.parametrize("split_k", [1, 2, 8])
 def test_every_order_of_threads_computes_the_same_bits(
-    emulated: Device, choice: Choice, module: Module, ways: int
+    emulated: Device, choice: Choice, module: Module, split_k: int
 ) -> None:
-    expected = standing(emulated, choice, ways)
+    expected = standing(emulated, choice, split_k)
     for order in ORDERS:
-        found = observed(emulated, choice, ways, order)
+        found = observed(emulated, choice, split_k, order)
         assert not isinstance(found, str), f"order {order}: {found} {control.why_lost()}"
         assert found == expected, f"order {order}"
 
 
 def test_every_barrier_is_needed(emulated: Device, choice: Choice, module: Module) -> None:
-    for ways in (1, 2):
-        standing(emulated, choice, ways)
+    for split_k in (1, 2):
+        standing(emulated, choice, split_k)
     places = control.barriers(module)
     assert len(places) >= 10, "a few in every kernel"
     assert control.used_barriers(module) == places, "the runs above reach all of them"
@@ -142,8 +141,8 @@ def test_every_barrier_is_needed(emulated: Device, choice: Choice, module: Modul
     for place in places:
         control.remove_barrier(module, place.index)
         noticed = any(
-            observed(emulated, choice, ways, order) != standing(emulated, choice, ways)
-            for ways in (2, 1)
+            observed(emulated, choice, split_k, order) != standing(emulated, choice, split_k)
+            for split_k in (2, 1)
             for order in ORDERS
         )
         if not noticed:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from custom_cuda_decode import CHOICES, PAGE, Array, Choice, Paged, Rig, assert_close, warm
+from custom_cuda_oracle import reference
 
 from enginecmp_custom_cuda.device import Device
-from enginecmp_custom_cuda.engine import params
-from enginecmp_custom_cuda.oracle import reference
+from enginecmp_custom_cuda.engine.memory import params
 from enginecmp_custom_cuda.weights.kinds import decode
 
 EPSILON = 1e-5
@@ -39,7 +39,7 @@ def some_positions(rig: Rig) -> Array:
     return positions
 
 
-def some_ways(rig: Rig) -> tuple[int, int]:
+def some_split_k(rig: Rig) -> tuple[int, int]:
     """Return how many warps share rows, and the grid."""
     return int(rig.random.choice((1, 2, 4, 8))), int(rig.random.integers(1, 7))
 
@@ -71,7 +71,7 @@ def test_qkv_rotates_and_stores(device: Device, choice: Choice, seed: int) -> No
             heads=heads,
             rope_dims=rope_dims,
         )
-        rig.multiply("qkv", arguments, *some_ways(rig))
+        rig.multiply("qkv", arguments, *some_split_k(rig))
 
         y = rig.normed(x, norm, weights, EPSILON) + (bias if seed else 0)
         y = y.reshape(batch, -1, d)
@@ -164,7 +164,7 @@ def test_output_merges_splits_and_adds(device: Device, choice: Choice, seed: int
             heads=heads,
             splits=splits,
         )
-        rig.multiply("output", arguments, *some_ways(rig))
+        rig.multiply("output", arguments, *some_split_k(rig))
         y = rig.product(merged.reshape(batch, -1).astype(np.float32), weights)
         expected = np.where(positions[:, None] >= 0, x + y, x)
         # int8: a merged value beside a middle may round to the other side; one step of one value in a row's sum.
@@ -181,7 +181,7 @@ def test_gate_up_gates(device: Device, choice: Choice, seed: int) -> None:
         arguments = params.GateUp(
             w=weights.on_device, x=rig.put(x), norm=rig.put(norm), position=rig.put(positions), h=h, epsilon=EPSILON
         )
-        rig.multiply("gate_up", arguments, *some_ways(rig))
+        rig.multiply("gate_up", arguments, *some_split_k(rig))
         y = rig.normed(x, norm, weights, EPSILON)
         expected = reference.swiglu(y[:, 0::2], y[:, 1::2])
         expected[positions < 0] = np.nan
@@ -197,7 +197,7 @@ def test_down_adds(device: Device, choice: Choice, seed: int) -> None:
         h[:, :32] = 0  # a block of nothing
         address = rig.put(x)
         arguments = params.Down(w=weights.on_device, h=rig.put(h), position=rig.put(positions), x=address)
-        rig.multiply("down", arguments, *some_ways(rig))
+        rig.multiply("down", arguments, *some_split_k(rig))
         expected = np.where(positions[:, None] >= 0, x + rig.product(h, weights), x)
         assert_close(rig.get(address, (choice.batch, rows)), expected, tolerance(choice))
 
@@ -223,8 +223,8 @@ def test_head_chooses_the_largest_and_of_equals_the_lowest(device: Device, choic
             best=best,
             epsilon=EPSILON,
         )
-        ways, blocks = some_ways(rig)
-        rig.multiply("head", arguments, ways, blocks)
+        split_k, blocks = some_split_k(rig)
+        rig.multiply("head", arguments, split_k, blocks)
         found, keys = rig.get(logits, (batch, rows)), rig.get(best, batch, np.uint64)
         expected = rig.normed(x, norm, weights, EPSILON)
         expected[positions < 0] = np.nan
@@ -235,7 +235,7 @@ def test_head_chooses_the_largest_and_of_equals_the_lowest(device: Device, choic
         assert (ids[positions >= 0] < rows // 2).all()
         # Without logits the choice is the same.
         arguments.logits, arguments.best = 0, rig.put(np.zeros(batch, np.uint64))
-        rig.multiply("head", arguments, ways, blocks)
+        rig.multiply("head", arguments, split_k, blocks)
         assert (rig.get(arguments.best, batch, np.uint64) == keys).all()
 
 

@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from enginecmp import EngineError
-from enginecmp_custom_cuda.compiling import build, cache, compile_cubin, entry
+from enginecmp_custom_cuda.compiling import cache, compile_cubin, entry
 from enginecmp_custom_cuda.device import (
     Device,
     DriverError,
@@ -27,6 +27,7 @@ from enginecmp_custom_cuda.device import (
     Memory,
     Module,
     OutOfMemoryError,
+    build,
     open_device,
 )
 
@@ -90,18 +91,18 @@ def test_a_device_describes_itself(device: Device) -> None:
 
 
 def test_an_unknown_kind_of_device_is_refused() -> None:
-    with pytest.raises(EngineError, match="expected device cuda or emulated, came 'tpu'"):
+    with pytest.raises(EngineError, match="expected device cuda or emulated, got 'tpu'"):
         open_device("tpu")
 
 
 def test_a_device_that_is_not_there_is_refused(device: Device) -> None:
-    with pytest.raises(EngineError, match=r"expected device 99 of kind .*, came [0-9]+ devices"):
+    with pytest.raises(EngineError, match=r"expected device 99 of kind .*, got [0-9]+ devices"):
         open_device(device.kind, 99)
 
 
 def test_a_process_drives_one_kind_of_device(device: Device) -> None:
     other = "cuda" if device.kind == "emulated" else "emulated"
-    with pytest.raises(EngineError, match=f"expected device {device.kind} as before in this process, came {other}"):
+    with pytest.raises(EngineError, match=f"expected device {device.kind} as before in this process, got {other}"):
         open_device(other)
 
 
@@ -147,7 +148,7 @@ def test_fill_and_copy_touch_what_they_are_told(device: Device) -> None:
 
 @pytest.mark.parametrize("nbytes", [0, -1])
 def test_memory_without_a_size_is_refused(device: Device, nbytes: int) -> None:
-    with pytest.raises(EngineError, match=f"expected a size of at least 1 byte for weights, came {nbytes}"):
+    with pytest.raises(EngineError, match=f"expected a size of at least 1 byte for weights, got {nbytes}"):
         device.allocate(nbytes, "weights")
 
 
@@ -157,7 +158,7 @@ def test_out_of_memory_names_what_how_much_and_how_much_is_free(device: Device) 
         device.allocate(nbytes, "the KV cache")
     number = r"\d+(\.\d\d)? (bytes|KiB|MiB|GiB)"
     assert re.fullmatch(
-        rf"custom_cuda: expected {number} of device memory for the KV cache, came {number} free of {number}; .*",
+        rf"custom_cuda: expected {number} of device memory for the KV cache, got {number} free of {number}; .*",
         str(caught.value),
     )
     assert caught.value.code == "CUDA_ERROR_OUT_OF_MEMORY"
@@ -202,7 +203,7 @@ def test_a_kernel_says_what_it_takes(module: Module) -> None:
 
 def test_a_kernel_that_is_not_there_is_named(module: Module) -> None:
     with pytest.raises(
-        DriverError, match=r"expected kernel absent in custom_cuda_device\.cu, came CUDA_ERROR_NOT_FOUND"
+        DriverError, match=r"expected kernel absent in custom_cuda_device\.cu, got CUDA_ERROR_NOT_FOUND"
     ):
         module.kernel("absent")
 
@@ -213,7 +214,7 @@ def test_the_same_build_is_the_same_module(device: Device, module: Module) -> No
 
 
 def test_an_image_that_is_none_is_refused(device: Device) -> None:
-    with pytest.raises(DriverError, match=r"expected machine code of nonsense that the driver loads, came CUDA_ERROR_"):
+    with pytest.raises(DriverError, match=r"expected machine code of nonsense that the driver loads, got CUDA_ERROR_"):
         device.load(b"\x7fELF but not really" * 20, "nonsense")
 
 
@@ -275,14 +276,14 @@ def test_parameters_of_another_size_are_refused(device: Device, module: Module) 
     kernel = module.kernel("affine")
     if kernel.parameter_bytes is None:
         pytest.skip("this driver does not tell the size of parameters")
-    with pytest.raises(EngineError, match=r"expected 24 bytes of parameters for affine, came 16 \(Meet\)"):
+    with pytest.raises(EngineError, match=r"expected 24 bytes of parameters for affine, got 16 \(Meet\)"):
         device.launch(kernel, 1, THREADS, 0, Meet(0, 0))
 
 
 def test_an_impossible_block_is_refused_with_its_launch(device: Device, module: Module, vector: Memory) -> None:
     kernel = module.kernel("affine")
     with pytest.raises(
-        DriverError, match=r"a launch of affine, grid 2, block 4096, 0 bytes .*, came CUDA_ERROR_INVALID"
+        DriverError, match=r"a launch of affine, grid 2, block 4096, 0 bytes .*, got CUDA_ERROR_INVALID"
     ):
         device.launch(kernel, 2, 4096, 0, Vector(vector.address, 1, 1, 1))
     launch(device, module, vector, 2, 0)  # and everything goes on
@@ -356,7 +357,7 @@ def test_captured_work_runs_when_the_graph_is_launched(device: Device, vector: M
 
 def test_a_closed_graph_does_not_launch(graph: Graph) -> None:
     graph.close()
-    with pytest.raises(EngineError, match="expected an open graph, came a closed one"):
+    with pytest.raises(EngineError, match="expected an open graph, got a closed one"):
         graph.launch()
 
 
@@ -394,7 +395,7 @@ def test_what_cannot_be_captured_says_so_and_ends_the_capture(
             launch(device, module, vector, 2, 0)
             act(device, vector)
 
-    with pytest.raises(EngineError, match=f"expected launches only while a graph is captured, came {what}"):
+    with pytest.raises(EngineError, match=f"expected launches only while a graph is captured, got {what}"):
         capture()
     launch(device, module, vector, 3, 0)
     assert values(device, vector) == [3]  # what was recorded is gone, and the stream runs
@@ -434,7 +435,7 @@ import ctypes, sys
 import numpy as np
 from pathlib import Path
 from enginecmp import EngineError
-from enginecmp_custom_cuda.compiling import build
+from enginecmp_custom_cuda.device import build
 from enginecmp_custom_cuda.device import open_device
 class Vector(ctypes.Structure):
     _fields_ = [("x", ctypes.c_void_p), ("n", ctypes.c_int), ("scale", ctypes.c_float), ("add", ctypes.c_float)]
@@ -477,7 +478,7 @@ print(again.free_bytes() > free, again.download(again.allocate(4).address, 1, np
 again.close()
 """,
     )
-    closed = "EngineError custom_cuda: expected an open device, came a closed one; open it again with open_device"
+    closed = "EngineError custom_cuda: expected an open device, got a closed one; open it again with open_device"
     assert lines == [closed] * 4 + ["True (1,)"]
 
 
@@ -509,7 +510,7 @@ print("closed")
     assert lines[-1] == "closed"
     assert len(set(lines[:-1])) == 1
     assert re.fullmatch(
-        r"LostDeviceError custom_cuda: expected kernels that run to their end, came CUDA_ERROR_ILLEGAL_ADDRESS \(.+\); "
+        r"LostDeviceError custom_cuda: expected kernels that run to their end, got CUDA_ERROR_ILLEGAL_ADDRESS \(.+\); "
         "the device is lost to this process, start a new one",
         lines[0],
     )

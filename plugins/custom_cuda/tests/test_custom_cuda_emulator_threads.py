@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+import custom_cuda_controls as control
 import numpy as np
 import pytest
 from custom_cuda_emulator import DATA, Bench, Threads
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 
 from enginecmp_custom_cuda.compiling import compile_cubin
 from enginecmp_custom_cuda.device import Device
-from enginecmp_custom_cuda.device import emulated as control
 
 Order = Literal["forward", "reverse"] | int
 ORDERS: list[Order] = ["forward", "reverse", 1, 2, 3]

@@ -45,11 +45,11 @@ def driver(folder: Path, version: int = 13000, init: int = 0, count: int = 1, ca
 
 def test_a_gpu_that_the_compiler_has_code_for_is_enough(tmp_path: Path) -> None:
     found = facts.probe_driver(driver(tmp_path, capability=75))
-    assert (found.ok, found.reason, found.mend) == (True, "", "")
+    assert (found.ok, found.reason, found.fix) == (True, "", "")
 
 
 @pytest.mark.parametrize(
-    ("answers", "reason", "mend"),
+    ("answers", "reason", "fix"),
     [
         ({"version": 12090}, "the NVIDIA driver knows CUDA 12.9, the kernels need 13.0", "update the NVIDIA driver"),
         ({"init": 100}, "the NVIDIA driver sees no GPU", "CUDA_VISIBLE_DEVICES"),
@@ -64,19 +64,19 @@ def test_a_gpu_that_the_compiler_has_code_for_is_enough(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_missing_is_named_with_what_mends_it(
-    tmp_path: Path, answers: dict[str, int], reason: str, mend: str
+    tmp_path: Path, answers: dict[str, int], reason: str, fix: str
 ) -> None:
     found = facts.probe_driver(driver(tmp_path, **answers))
     assert not found.ok
     assert found.reason == reason
-    assert mend in found.mend
+    assert fix in found.fix
 
 
 def test_no_driver_is_a_reason(tmp_path: Path) -> None:
     found = facts.probe_driver(str(tmp_path / "libcuda.so.1"))
     assert not found.ok
     assert found.reason == "there is no NVIDIA driver (libcuda.so.1)"
-    assert "--device emulated" in found.mend
+    assert "--device emulated" in found.fix
 
 
 def test_the_emulated_device_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_the_emulated_device_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -
     found = cmp_probe(LoadOptions(device="emulated"))
     assert not found.ok
     assert "there is no g++" in found.reason
-    assert found.mend == "apt-get install g++"
+    assert found.fix == "apt-get install g++"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_a_missing_package_is_named(device: str, missing: str, monkeypatch: pyte
     monkeypatch.setattr(metadata, "version", version)
     found = cmp_probe(LoadOptions(device=device))
     assert (found.ok, found.reason) == (False, f"the Python package {missing} is not installed")
-    assert found.mend == "pip install enginecmp-custom-cuda"
+    assert found.fix == "pip install enginecmp-custom-cuda"
 
 
 def test_the_emulated_device_needs_no_gpu_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

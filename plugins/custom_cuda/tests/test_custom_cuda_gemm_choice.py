@@ -13,8 +13,8 @@ from custom_cuda_cublaslt import stand_in_library
 from enginecmp import EngineError, LoadOptions
 from enginecmp_custom_cuda import cmp_load, cmp_metrics
 from enginecmp_custom_cuda.device import Device
-from enginecmp_custom_cuda.engine import cublaslt_library, gemm_choice
-from enginecmp_custom_cuda.engine.gemm_choice import Choice, choose_gemm, library_bytes
+from enginecmp_custom_cuda.engine.prefill import cublaslt_library, gemm_choice
+from enginecmp_custom_cuda.engine.prefill.gemm_choice import Choice, choose_gemm, library_bytes
 from enginecmp_custom_cuda.options import Settings
 
 NOT_SUPPORTED = 15
@@ -72,12 +72,12 @@ def test_a_library_that_is_missing_or_broken_leaves_the_own_kernels(
     stand_in.stub_refuse(NOT_SUPPORTED)
     assert chosen(emulated, model) == Choice(
         "own",
-        f"expected cublasLtMatmul to succeed, came CUBLAS_STATUS_NOT_SUPPORTED ({stand_in._name}); "
+        f"expected cublasLtMatmul to succeed, got CUBLAS_STATUS_NOT_SUPPORTED ({stand_in._name}); "
         "pass -o custom_cuda.gemm=own",
     )
     stand_in.stub_refuse(0)
     stand_in.stub_find_none(1)
-    assert "expected an algorithm of cuBLASLt for 64 x 64 x 16 in bf16, came 0" in chosen(emulated, model).reason
+    assert "expected an algorithm of cuBLASLt for 64 x 64 x 16 in bf16, got 0" in chosen(emulated, model).reason
     monkeypatch.undo()
     monkeypatch.setattr(gemm_choice, "_unsuited", lambda device: "")
     import cuda.pathfinder
@@ -94,7 +94,7 @@ def test_a_library_that_is_missing_or_broken_leaves_the_own_kernels(
         monkeypatch.setattr(cuda.pathfinder, "load_nvidia_dynamic_lib", refuse)
         choice = chosen(emulated, model)
         assert choice.gemm == "own"
-        assert f"came: {error}; pip install 'nvidia-cublas" in choice.reason
+        assert f"got: {error}; pip install 'nvidia-cublas" in choice.reason
 
 
 def test_a_copy_that_does_not_fit_leaves_the_own_kernels(emulated: Device, model: Any, stand_in: ctypes.CDLL) -> None:
@@ -111,7 +111,7 @@ def test_a_copy_that_does_not_fit_leaves_the_own_kernels(emulated: Device, model
 
 def test_where_the_library_is_not_for(emulated: Device, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(emulated, model) == Choice("own", "the device is emulated")
-    with pytest.raises(EngineError, match="gemm=own on emulated, came cublaslt"):
+    with pytest.raises(EngineError, match="gemm=own on emulated, got cublaslt"):
         chosen(emulated, model, gemm="cublaslt")
     monkeypatch.setattr(emulated, "kind", "cuda")
     monkeypatch.setattr(emulated, "capability", (8, 9))

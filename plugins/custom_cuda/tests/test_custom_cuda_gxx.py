@@ -32,8 +32,21 @@ def test_a_kernel_becomes_a_shared_object_that_exports_its_record(source: Path) 
     assert gxx.compile(source, {"VALUE": "8"}, INCLUDE_FOLDERS) != image
 
 
+def test_the_code_is_the_same_wherever_its_source_lies(tmp_path: Path) -> None:
+    """The cache is shared by all checkouts of a machine, those that are gone too."""
+    images = []
+    for folder in (tmp_path / "one", tmp_path / "another"):
+        folder.mkdir()
+        source = folder / "waits.cu"
+        source.write_text('#include "kernel.h"\nstruct P { int *out; };\nKERNEL(32, 1, one, P) { __syncthreads(); }\n')
+        images.append(gxx.compile(source, {}, INCLUDE_FOLDERS))
+    assert images[0] == images[1]
+    assert b"\0waits.cu\0" in images[0]
+    assert str(tmp_path).encode() not in images[0]
+
+
 def test_a_mistake_in_the_source_is_shown(source: Path) -> None:
-    with pytest.raises(EngineError, match=r"custom_cuda: expected one\.cu to compile for the CPU, came:") as caught:
+    with pytest.raises(EngineError, match=r"custom_cuda: expected one\.cu to compile for the CPU, got:") as caught:
         gxx.compile(source, {}, INCLUDE_FOLDERS)
     assert "VALUE" in str(caught.value)
     assert str(caught.value).endswith("correct the source")
@@ -41,7 +54,7 @@ def test_a_mistake_in_the_source_is_shown(source: Path) -> None:
 
 def test_without_a_compiler_the_error_says_what_to_install(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(EngineError, match=r"expected g\+\+ for the emulated device, came none; install it"):
+    with pytest.raises(EngineError, match=r"expected g\+\+ for the emulated device, got none; install it"):
         gxx.compile(source, {"VALUE": "7"}, INCLUDE_FOLDERS)
 
 
@@ -105,5 +118,5 @@ def names(folder: Path) -> list[str]:
 def test_a_folder_that_takes_nothing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "kernels").write_text("a file where the folder should be")
     monkeypatch.setenv("ENGINECMP_CACHE", str(tmp_path))
-    with pytest.raises(EngineError, match=r"expected a writable folder for compiled kernels, came: .*; set ENGINECMP"):
+    with pytest.raises(EngineError, match=r"expected a writable folder for compiled kernels, got: .*; set ENGINECMP"):
         gxx.driver_library()

@@ -52,7 +52,7 @@ def test_tunables_are_options_and_begin_with_the_default() -> None:
 
 
 def test_the_readme_lists_every_option_with_its_default() -> None:
-    text = README.read_text(encoding="utf-8")
+    text = README.read_text(encoding="utf-8").partition("\n## Options\n")[2].partition("\n## ")[0]
     for name in Settings.__struct_fields__:
         default = getattr(Settings(), name)
         shown = int(default) if isinstance(default, bool) else default
@@ -89,18 +89,18 @@ def test_a_misspelt_option_is_refused_with_the_right_name_before_anything_is_ope
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        ({"precise": "yes"}, r"option precise expects one of 0, 1, came 'yes'; leave it out for 0"),
-        ({"overlap": ""}, r"option overlap expects one of 0, 1, came ''; leave it out for 1"),
-        ({"kv": "F16"}, r"option kv expects one of f16, f32, came 'F16'; leave it out for f16"),
-        ({"decoder": "fast"}, r"option decoder expects one of graph, .*came 'fast'; leave it out for graph"),
-        ({"gemm": "mma"}, r"option gemm expects one of auto, own, cublaslt, came 'mma'; leave it out for auto"),
-        ({"ahead": "0"}, r"option ahead expects a whole number from 1 to 1024, came '0'; leave it out for 8"),
-        ({"ahead": "-1"}, r"came '-1'"),
-        ({"ahead": "1025"}, r"came '1025'"),
-        ({"ahead": "2.0"}, r"came '2.0'"),
-        ({"ahead": "9" * 40}, r"came '9+'"),
-        ({"ahead": "²"}, r"came '²'"),
-        ({"prefill_chunk": "8193"}, r"option prefill_chunk expects a whole number from 1 to 8192, came '8193'"),
+        ({"precise": "yes"}, r"option precise expects one of 0, 1, got 'yes'; without it: 0"),
+        ({"overlap": ""}, r"option overlap expects one of 0, 1, got ''; without it: 1"),
+        ({"kv": "F16"}, r"option kv expects one of f16, f32, got 'F16'; did you mean 'f16'"),
+        ({"decoder": "fast"}, r"option decoder expects one of graph, .*got 'fast'; without it: graph"),
+        ({"gemm": "mma"}, r"option gemm expects one of auto, own, cublaslt, got 'mma'; without it: auto"),
+        ({"ahead": "0"}, r"option ahead expects a whole number from 1 to 1024, got '0'; without it: 8"),
+        ({"ahead": "-1"}, r"got '-1'"),
+        ({"ahead": "1025"}, r"got '1025'"),
+        ({"ahead": "2.0"}, r"got '2.0'"),
+        ({"ahead": "9" * 40}, r"got '9+'"),
+        ({"ahead": "²"}, r"got '²'"),
+        ({"prefill_chunk": "8193"}, r"option prefill_chunk expects a whole number from 1 to 8192, got '8193'"),
     ],
 )
 def test_a_bad_value_is_refused(extra: Mapping[str, str], said: str) -> None:
@@ -110,5 +110,5 @@ def test_a_bad_value_is_refused(extra: Mapping[str, str], said: str) -> None:
 
 def test_more_sequences_than_a_step_carries_are_refused() -> None:
     assert read_settings(LoadOptions(max_sequences=64)).ahead == 8
-    with pytest.raises(EngineError, match="expected 1 to 64 sequences at once, came 65; pass --concurrency 64 or less"):
+    with pytest.raises(EngineError, match="expected 1 to 64 sequences at once, got 65; pass --concurrency 64 or less"):
         read_settings(LoadOptions(max_sequences=65))

@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import msgspec
 import numpy as np
 import pytest
 import scipy.special
+from custom_cuda_oracle import dp4a, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from enginecmp import LoadOptions, ModelInfo, read_gguf
-from enginecmp.equivalence import divergence
-from enginecmp.launch import Launch
-from enginecmp.plugins import discover, find
+from enginecmp.gate.equivalence import divergence
+from enginecmp.launch.launch import Launch
+from enginecmp.models.decoder import RopeConfig
+from enginecmp.plugins.discovery import discover, find
 from enginecmp.testing.tiny_models import changed_model, tiny_model
-from enginecmp_custom_cuda.config import ARCHITECTURES, RopeConfig
-from enginecmp_custom_cuda.oracle import dp4a, reference
+from enginecmp_custom_cuda.config import ARCHITECTURES
 from enginecmp_custom_cuda.weights import order
 from enginecmp_custom_cuda.weights.kinds import encode
 from enginecmp_custom_cuda.weights.rope import rope_table
@@ -31,15 +33,8 @@ RNG = np.random.default_rng(3)
 
 
 def rope_config(**changes: Any) -> RopeConfig:
-    usual = {
-        "base": 10000.0,
-        "dimensions": 16,
-        "interleaved": True,
-        "position_scale": 1.0,
-        "magnitude": 1.0,
-        "factors": None,
-    }
-    return RopeConfig(**{**usual, **changes})
+    plain = RopeConfig(base=10000.0, dimensions=16, interleaved=True, position_scale=1.0, magnitude=1.0, factors=None)
+    return msgspec.structs.replace(plain, **changes)
 
 
 def with_everything(folder: Path, architecture: str) -> ModelInfo:

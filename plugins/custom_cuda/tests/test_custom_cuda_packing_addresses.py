@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from enginecmp_custom_cuda.compiling import build
-from enginecmp_custom_cuda.device import Device
+from enginecmp_custom_cuda.device import Device, build
 from enginecmp_custom_cuda.weights.kinds import KINDS, decode, encode
 from enginecmp_custom_cuda.weights.packing import pack
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginecmp import EngineError
-from enginecmp_custom_cuda.engine.pages import PAGE_TOKENS, Cache, Pages, pages_for
+from enginecmp_custom_cuda.engine.memory.pages import PAGE_TOKENS, Cache, Pages, pages_for
 
 
 def require_sound(pages: Pages) -> None:

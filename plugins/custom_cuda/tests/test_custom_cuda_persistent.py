@@ -1,4 +1,4 @@
-"""The resident decode kernel: the oracle's numbers, the step's bits, and nothing left to chance."""
+"""The persistent kernel: the oracle's numbers, the step's bits, and nothing left to chance."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import custom_cuda_controls as emulated
 import numpy as np
 import pytest
-from custom_cuda_persistent import CASES, POSITIONS, Resident, resident
+from custom_cuda_oracle import dp4a, reference
+from custom_cuda_persistent import CASES, POSITIONS, PersistentModel, persistent_model
 
 from enginecmp import EngineError
 from enginecmp_custom_cuda.compiling import compile_now
 from enginecmp_custom_cuda.compiling.sources import KERNELS
-from enginecmp_custom_cuda.device import Device, emulated
-from enginecmp_custom_cuda.engine import geometry
-from enginecmp_custom_cuda.engine.decode import DecodeStep, defines
-from enginecmp_custom_cuda.oracle import dp4a, reference
-from enginecmp_custom_cuda.persistent import plan
-from enginecmp_custom_cuda.persistent.last_words import STATUS_WORDS, last_words
-from enginecmp_custom_cuda.persistent.params import STRUCTS
+from enginecmp_custom_cuda.device import Device
+from enginecmp_custom_cuda.engine.decode import geometry
+from enginecmp_custom_cuda.engine.decode.step import DecodeStep, defines
+from enginecmp_custom_cuda.engine.persistent import plan
+from enginecmp_custom_cuda.engine.persistent.abort_diagnostics import STATUS_WORDS, abort_diagnostics
+from enginecmp_custom_cuda.engine.persistent.params import STRUCTS
 
 TESTS = Path(__file__).parent
+ON_GPU = os.environ.get("ENGINECMP_TEST_DEVICE") == "cuda"
 
 
 @pytest.fixture(scope="module")
-def rigs(emulated: Device, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Resident]]:
+def rigs(device: Device, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, PersistentModel]]:
     """The models, each on the device once it is asked for."""
-    folder = tmp_path_factory.mktemp("resident")
+    folder = tmp_path_factory.mktemp("persistent")
     open_rigs: dict[str, Any] = {}
 
-    class Rigs(dict[str, Resident]):
-        def __missing__(self, name: str) -> Resident:
-            open_rigs[name] = resident(emulated, folder, name)
+    class Rigs(dict[str, PersistentModel]):
+        def __missing__(self, name: str) -> PersistentModel:
+            open_rigs[name] = persistent_model(device, folder, name)
             self[name] = open_rigs[name].__enter__()
             return self[name]
 
@@ -53,7 +55,8 @@ def rigs(emulated: Device, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def orders() -> Iterator[None]:
     """Leave the emulator as it was."""
     yield
-    emulated.set_order("forward")
+    if not ON_GPU:
+        emulated.set_order("forward")
 
 
 @pytest.mark.parametrize(
@@ -66,9 +69,11 @@ def orders() -> Iterator[None]:
         ("Q4_0", "RING_BULK", 3e-2),
     ],
 )
-def test_logits_and_ids_are_the_oracles(rigs: dict[str, Resident], name: str, ring: str, tolerance: float) -> None:
+def test_logits_and_ids_are_the_oracles(
+    rigs: dict[str, PersistentModel], name: str, ring: str, tolerance: float
+) -> None:
     rig = rigs[name]
-    decoder = rig.decoder(multiprocessors=3, ring=ring, splits=2, parts=2 if ring == "RING_BULK" else 1)
+    decoder = rig.decoder(multiprocessors=3, ring=ring, splits=2)
     ids, logits = rig.run(decoder, 0, 5)
     linear = dp4a.linear if rig.settings.exact is False and rig.case.kind in {"Q8_0", "Q4_0"} else None
     stored = reference.as_float16 if rig.case.kv == "f16" else lambda x: x
@@ -81,63 +86,62 @@ def test_logits_and_ids_are_the_oracles(rigs: dict[str, Resident], name: str, ri
     decoder.close()
 
 
-def test_seventy_tokens_in_three_launches_are_the_oracles_across_a_page(rigs: dict[str, Resident]) -> None:
+def test_seventy_tokens_in_three_launches_are_the_oracles_across_a_page(rigs: dict[str, PersistentModel]) -> None:
     rig = rigs["F32"]
     decoder = rig.decoder(multiprocessors=2, splits=2, slots=4)
     ids, _ = rig.run(decoder, 0, 32)
-    ids += decoder.run(32) + decoder.run(6)
-    rig.device.synchronize()
+    ids += rig.ids(decoder, 32) + rig.ids(decoder, 6)
     expected = reference.logits(rig.file, [5, *ids[:-1]], POSITIONS)
     assert ids == expected.argmax(axis=1).tolist()
     np.testing.assert_allclose(rig.logits(decoder), expected[-1], rtol=0, atol=2e-6 * np.abs(expected).max())
     decoder.close()
 
 
-@pytest.mark.parametrize(("name", "ring"), [("Q8_0", "RING_BULK"), ("Q8_0", "RING_ASYNC"), ("Q4_0", "RING_BULK")])
+@pytest.mark.parametrize(("name", "ring"), [("Q8_0", "RING_BULK"), ("Q4_0", "RING_ASYNC")])
 def test_every_bit_is_that_of_steps_whose_warps_share_columns_alike(
-    rigs: dict[str, Resident], monkeypatch: pytest.MonkeyPatch, name: str, ring: str
+    rigs: dict[str, PersistentModel], monkeypatch: pytest.MonkeyPatch, name: str, ring: str
 ) -> None:
     rig = rigs[name]
     # Two teams take a row's chunks in turn, as two warps of a step take its slabs.
-    monkeypatch.setattr(geometry, "matrix_grid", functools.partial(geometry.matrix_grid, ways=2))
+    monkeypatch.setattr(geometry, "matrix_grid", functools.partial(geometry.matrix_grid, split_k=2))
     decoder = rig.decoder(multiprocessors=3, ring=ring, splits=1)
     assert decoder.step._grid.splits == 1
     ids, logits = rig.run(decoder, 62, 4)
     names = ("token", "position", "count")
     state = [rig.device.download(getattr(decoder.buffers, each), 1, np.int32) for each in names]
-    x = rig.device.download(decoder.buffers.x, rig.model.config.hidden, np.float32)
+    x = rig.device.download(decoder.buffers.x, rig.model.config.width, np.float32)
     assert [int(each[0]) for each in state] == [ids[-1], 66, 5]
 
     rig.forget()
     step = DecodeStep(rig.device, rig.model, 1, rig.settings, rig.cache)
-    step.seat(0, 62, 5)
+    step.bind(0, 62, 5)
     assert step.buffers.ring.wait(0) == 5
     for _ in range(4):
         step.enqueue()
     assert [step.buffers.ring.wait(0) for _ in range(4)] == ids
     rig.device.synchronize()
     assert rig.device.download(step.buffers.logits, rig.model.head.rows, np.float32).tobytes() == logits
-    assert rig.device.download(step.buffers.x, rig.model.config.hidden, np.float32).tobytes() == x.tobytes()
+    assert rig.device.download(step.buffers.x, rig.model.config.width, np.float32).tobytes() == x.tobytes()
     for each, before in zip(names, state, strict=True):
         assert rig.device.download(getattr(step.buffers, each), 1, np.int32) == before
     step.close()
     decoder.close()
 
 
-def test_bits_depend_on_neither_order_nor_multiprocessors_nor_ring_nor_parts(rigs: dict[str, Resident]) -> None:
+@pytest.mark.usefixtures("emulated")
+def test_bits_depend_on_neither_order_nor_multiprocessors_nor_ring(rigs: dict[str, PersistentModel]) -> None:
     rig = rigs["narrow"]
     results = []
     order: Any
-    for multiprocessors, slots, tiles, parts, ring, orders in (
-        (2, None, 16, 1, "RING_BULK", ("forward", "reverse", 1, 2)),
-        (3, 2, 1, 3, "RING_BULK", ("reverse", 3, 4)),
-        (8, 4, 2, 2, "RING_BULK", ("forward", 5)),
-        (5, 2, 3, 1, "RING_ASYNC", ("forward", "reverse", 6)),
-        (2, 10, 16, 3, "RING_ASYNC", (7, 8)),
+    for multiprocessors, slots, tiles, ring, orders in (
+        (2, None, 16, "RING_BULK", ("forward", "reverse", 1, 2)),
+        (3, 2, 1, "RING_BULK", ("reverse", 3, 4)),
+        (8, 4, 2, "RING_BULK", ("forward", 5)),
+        (5, 2, 3, "RING_ASYNC", ("forward", "reverse", 6)),
+        (2, 10, 16, "RING_ASYNC", (7, 8)),
     ):
-        sizes = {"slots": slots, "result_tiles": tiles, "parts": parts}
+        sizes = {"slots": slots, "result_tiles": tiles}
         decoder = rig.decoder(multiprocessors=multiprocessors, ring=ring, splits=2, **sizes)
-        assert decoder.schedule.parts == parts
         for order in orders:
             emulated.set_order(order)
             results.append(rig.run(decoder, 126, 3))
@@ -147,54 +151,41 @@ def test_bits_depend_on_neither_order_nor_multiprocessors_nor_ring_nor_parts(rig
     assert np.isfinite(np.frombuffer(results[0][1], np.float32)).all()
 
 
-def test_it_takes_turns_with_steps(rigs: dict[str, Resident]) -> None:
+def test_it_takes_turns_with_steps(rigs: dict[str, PersistentModel]) -> None:
     rig = rigs["F32"]
     decoder = rig.decoder(multiprocessors=2)
     expected, _ = rig.run(decoder, 20, 6)
     rig.forget()
-    decoder.seat(20, 5)
+    decoder.bind(20, 5)
     ring = decoder.buffers.ring
     assert ring.wait(0) == 5
-    ids = decoder.run(2)
+    ids = rig.ids(decoder, 2)
     for _ in range(2):  # from where the kernel has left everything
         decoder.step.enqueue()
     ids += [ring.wait(0), ring.wait(0)]
     rig.device.synchronize()
-    decoder.seat(24, ids[-1])
+    decoder.bind(24, ids[-1])
     assert ring.wait(0) == ids[-1]
-    ids += decoder.run(2)
+    ids += rig.ids(decoder, 2)
     assert ids == expected
     decoder.close()
 
 
-def test_an_unwanted_id_ends_the_launch_and_the_sequence_goes_on_behind_it(rigs: dict[str, Resident]) -> None:
+def test_tokens_without_a_place_are_refused(rigs: dict[str, PersistentModel]) -> None:
     rig = rigs["F32"]
-    decoder = rig.decoder(multiprocessors=2, slots=4)
-    expected, _ = rig.run(decoder, 0, 48)
-    rig.forget()
-    decoder.seat(0, 5)
-    decoder.buffers.ring.wait(0)
-    ids = decoder.run(40, wanted=lambda token: False)
-    assert 1 <= len(ids) < 40
-    ids += decoder.run(3)
-    assert ids == expected[: len(ids)]
-    decoder.close()
-
-
-def test_tokens_without_a_place_are_refused(rigs: dict[str, Resident]) -> None:
-    decoder = rigs["F32"].decoder(multiprocessors=2)
-    with pytest.raises(EngineError, match=r"came positions \(.+\): positions -1\.\.0"):
+    decoder = rig.decoder(multiprocessors=2)
+    with pytest.raises(EngineError, match=r"got positions \(.+\): positions -1\.\.0"):
         decoder.enqueue(2)
-    decoder.seat(POSITIONS - 3, 5)
+    decoder.bind(POSITIONS - 3, 5)
     with pytest.raises(EngineError, match=r"positions 253\.\.256, the cache holds 256, .+; begin a sequence"):
         decoder.enqueue(4)
-    with pytest.raises(EngineError, match="expected 1 to 64 tokens a launch, came 65; pass fewer"):
+    with pytest.raises(EngineError, match="expected 1 to 64 tokens a launch, got 65; pass fewer"):
         decoder.enqueue(65)
-    assert len(decoder.run(3)) == 3
+    assert len(rig.ids(decoder, 3)) == 3
     decoder.close()
 
 
-def test_what_does_not_fit_is_refused_with_the_reason(rigs: dict[str, Resident]) -> None:
+def test_what_does_not_fit_is_refused_with_the_reason(rigs: dict[str, PersistentModel]) -> None:
     rig = rigs["Q8_0"]
     assert plan.misfit(rig.device, rig.model, rig.settings) is None
 
@@ -205,7 +196,7 @@ def test_what_does_not_fit_is_refused_with_the_reason(rigs: dict[str, Resident])
 
     assert on() is None
     assert on(capability=(8, 6), shared_bytes=101376) is None
-    assert on(capability=(7, 5)) == "expected compute capability 8.0 or more, came 7.5"
+    assert on(capability=(7, 5)) == "expected compute capability 8.0 or more, got 7.5"
     assert "the ring has too few slots" in str(on(shared_bytes=24000))
     capable: list[Any] = [
         SimpleNamespace(architecture="", capability=each) for each in ((7, 5), (8, 9), (9, 0), (12, 0))
@@ -220,7 +211,7 @@ def test_what_does_not_fit_is_refused_with_the_reason(rigs: dict[str, Resident])
         embedding=rig.model.embedding,
     )
     reason = plan.misfit(rig.device, model, rig.settings)
-    assert reason == "expected matrices of one kind, came F16, Q8_0"
+    assert reason == "expected matrices of one kind, got F16, Q8_0"
 
 
 def child(*arguments: str) -> list[str]:
@@ -261,17 +252,17 @@ def test_every_wait_is_needed(ring: str, least: int) -> None:
 @pytest.mark.usefixtures("emulated")
 def test_a_wait_without_end_ends_with_what_it_was_for(what: str, words: str) -> None:
     (line,) = child("give_up", what)
-    assert line.startswith("LostDeviceError custom_cuda: expected kernels that run to their end, came ")
+    assert line.startswith("LostDeviceError custom_cuda: expected kernels that run to their end, got ")
     assert re.search(f"; multiprocessor 0 gave up at {words}", line), line
 
 
-def test_last_words_name_the_first_three_of_those_that_gave_up(rigs: dict[str, Resident]) -> None:
+def test_abort_diagnostics_name_the_first_three_of_those_that_gave_up(rigs: dict[str, PersistentModel]) -> None:
     schedule = rigs["F32"].decoder(multiprocessors=8).schedule
     status = np.zeros((8, STATUS_WORDS), np.int32)
-    assert last_words(status.view(np.uint8), schedule) == ""
+    assert abort_diagnostics(status.view(np.uint8), schedule) == ""
     status[2:7, 0] = 3
     status[2, 1:5] = (4, 1, 5, 6)
-    text = last_words(status.view(np.uint8), schedule)
+    text = abort_diagnostics(status.view(np.uint8), schedule)
     first = (
         "multiprocessor 2 gave up at ATTENTION of layer 0, token 4: it had waited for slot 5 of the ring to be empty"
     )
@@ -294,7 +285,7 @@ def test_last_words_name_the_first_three_of_those_that_gave_up(rigs: dict[str, R
 def test_a_ring_that_an_architecture_has_not_does_not_compile(ring: str | None, architecture: str, words: str) -> None:
     pytest.importorskip("cuda.core", reason="NVRTC comes with cuda-core and nvidia-cuda-nvrtc")
     names = defines("Q8_0", False, "f16", 64, 1) | ({"RING": ring} if ring else {})
-    with pytest.raises(EngineError, match=f"persistent.cu to compile for {architecture}, came:(.|\n)+{words}"):
+    with pytest.raises(EngineError, match=f"persistent.cu to compile for {architecture}, got:(.|\n)+{words}"):
         compile_now(KERNELS / "persistent.cu", names, architecture)
 
 

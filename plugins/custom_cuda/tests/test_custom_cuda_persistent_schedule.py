@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginecmp_custom_cuda.persistent.faults import NAMES
-from enginecmp_custom_cuda.persistent.layout import Layout, Shape, chunk_bytes
-from enginecmp_custom_cuda.persistent.order import _mixed, _Paper
-from enginecmp_custom_cuda.persistent.schedule import (
-    MOST_PARTS,
+from enginecmp_custom_cuda.engine.persistent.faults import NAMES
+from enginecmp_custom_cuda.engine.persistent.layout import Layout, Shape, chunk_bytes
+from enginecmp_custom_cuda.engine.persistent.order import _mixed, _Paper
+from enginecmp_custom_cuda.engine.persistent.schedule import (
     NO_COUNTER,
     Counter,
     Kind,
@@ -19,10 +18,9 @@ from enginecmp_custom_cuda.persistent.schedule import (
     copies,
     default_splits,
     generate,
-    part_tiles,
     tiles,
 )
-from enginecmp_custom_cuda.persistent.validate import check, check_positions
+from enginecmp_custom_cuda.engine.persistent.validate import check, check_positions
 from enginecmp_custom_cuda.weights.packing import locate, packed_bytes, tile_bytes
 
 LLAMA_1B = Shape(16, 2048, 32, 8, 64, 8192, 128256, "Q8_0", True)
@@ -32,7 +30,7 @@ H200 = (132, 232448)
 
 def planned(shape: Shape, multiprocessors: int, shared_bytes: int = H200[1], **more: int) -> Schedule:
     bases = 0x7F00_0000_0000 + (1 << 30) * np.arange(4 * shape.layers, dtype=np.int64).reshape(-1, 4)
-    return generate(shape, multiprocessors, shared_bytes, bases, 1 << 40, **{"splits": 2, "parts": MOST_PARTS, **more})
+    return generate(shape, multiprocessors, shared_bytes, bases, 1 << 40, **{"splits": 2, **more})
 
 
 def changed(schedule: Schedule, multiprocessor: int, index: int, **fields: Any) -> Schedule:
@@ -73,8 +71,7 @@ def test_any_model_on_any_device_gets_a_plan_without_faults(data: st.DataObject)
         kind=kind,
         quantized_activations=kind in {"Q8_0", "Q4_0"} and data.draw(st.booleans()),
     )
-    sizes = {"splits": data.draw(st.integers(1, 4)), "parts": data.draw(st.integers(1, MOST_PARTS))}
-    schedule = planned(shape, data.draw(st.integers(1, 24)), **sizes)
+    schedule = planned(shape, data.draw(st.integers(1, 24)), splits=data.draw(st.integers(1, 4)))
     assert check(schedule) == []
 
 
@@ -137,25 +134,8 @@ def test_splits_give_each_multiprocessor_at_most_one_item_and_no_item_less_than_
     assert default_splits(replace(LLAMA_1B, heads=56), 132, 1 << 20) == 8  # 7 query heads of a kv head are two items
 
 
-@pytest.mark.parametrize("parts", [1, 4])
-def test_everybody_has_a_share_of_every_part_and_down_waits_for_each(parts: int) -> None:
-    schedule = planned(replace(LLAMA_1B, layers=2), 132, parts=parts)
-    assert schedule.parts == parts
-    for plan in schedule.plans:
-        rows = [row for row in plan if row.kind == Kind.GATE_UP and row.layer == 1]
-        assert [row.signal for row in rows] == [Counter.HIDDEN + part for part in range(parts)]
-        assert sum(row.count for row in rows) in {7, 8}
-        assert [row.prepare for row in rows] == [True] + [False] * (parts - 1)
-        assert all(len(row.targets) == parts for row in plan if row.kind == Kind.DOWN)
-
-
-def test_parts_of_hidden_are_whole_chunks_of_down() -> None:
-    assert part_tiles(LLAMA_1B, 4) == [0, 256, 512, 768, 1024]
-    assert part_tiles(TINY, 3) == [0, 64, 128, 132]
-
-
 def test_rows_survive_packing() -> None:
-    row = Row(Kind.DOWN, 31, 12345, 17, Counter.HIDDEN, (1, 2, 3, 4), NO_COUNTER, True)
+    row = Row(Kind.DOWN, 31, 12345, 17, Counter.HIDDEN, 4, NO_COUNTER)
     assert Row.unpack(np.array(row.pack(), np.int32)) == row
 
 
@@ -187,21 +167,20 @@ def test_a_lost_item_of_attention_is_found() -> None:
 def test_a_target_one_too_low_is_found(kind: Kind) -> None:
     schedule = planned(TINY, 4)
     index, row = find(schedule, kind, 2 if kind in {Kind.HEAD, Kind.NEXT} else 1)
-    low = (*row.targets[:-1], row.targets[-1] - 1)
-    assert names(changed(schedule, 0, index, targets=low)) == {"wrong_target"}
+    assert names(changed(schedule, 0, index, target=row.target - 1)) == {"wrong_target"}
 
 
 def test_a_target_of_another_layer_is_found() -> None:
     schedule = planned(TINY, 4)
     index, _ = find(schedule, Kind.OUTPUT, 0)
     _, later = find(schedule, Kind.OUTPUT, 1)
-    assert names(changed(schedule, 0, index, targets=later.targets)) == {"wrong_target"}
+    assert names(changed(schedule, 0, index, target=later.target)) == {"wrong_target"}
 
 
 def test_a_target_that_no_signals_reach_is_found() -> None:
     schedule = planned(TINY, 4)
     index, row = find(schedule, Kind.HEAD, 2)
-    assert names(changed(schedule, 0, index, targets=(row.targets[0] + 1,))) == {"unreachable_target"}
+    assert names(changed(schedule, 0, index, target=row.target + 1)) == {"unreachable_target"}
 
 
 def test_a_missing_signal_is_found() -> None:
@@ -234,15 +213,8 @@ def test_a_circle_of_waits_is_found() -> None:
 def test_a_missing_wait_is_found(kind: Kind) -> None:
     schedule = planned(TINY, 4)
     index, row = find(schedule, kind, 2 if kind in {Kind.HEAD, Kind.NEXT} else 1)
-    assert row.targets
-    assert names(changed(schedule, 0, index, targets=(), wait=NO_COUNTER)) >= {"race"}
-
-
-def test_a_missing_wait_for_one_part_of_hidden_is_found() -> None:
-    schedule = planned(TINY, 4)
-    index, row = find(schedule, Kind.DOWN, 1)
-    assert len(row.targets) == 3
-    assert names(changed(schedule, 0, index, targets=row.targets[:-1])) == {"race"}
+    assert row.waits
+    assert names(changed(schedule, 0, index, wait=NO_COUNTER)) >= {"race"}
 
 
 def test_a_multiprocessor_that_nobody_waits_for_is_found() -> None:
@@ -314,7 +286,7 @@ def test_tokens_beyond_the_cache_or_the_rotations_are_found() -> None:
 def test_a_wait_for_another_counter_is_found_although_its_target_fits() -> None:
     schedule = planned(TINY, 4)
     index, row = find(schedule, Kind.GATE_UP, 1)
-    assert row.targets == (8,)  # four signals a layer, as of the matrix before
+    assert row.target == 8  # four signals a layer, as of the matrix before
     assert names(changed(schedule, 0, index, wait=Counter.QKV)) == {"wrong_target"}
 
 

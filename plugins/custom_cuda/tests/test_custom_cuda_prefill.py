@@ -11,18 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from custom_cuda_oracle import dp4a, reference
 from numpy.typing import NDArray
 
 from enginecmp import EngineError, GGUFFile, read_gguf
 from enginecmp.models.synth import write_synth
 from enginecmp_custom_cuda.compiling.sources import KERNELS
 from enginecmp_custom_cuda.device import Device
-from enginecmp_custom_cuda.engine import gemm, params, prefill_params
-from enginecmp_custom_cuda.engine.decode import DecodeSettings, DecodeStep
-from enginecmp_custom_cuda.engine.pages import Cache
-from enginecmp_custom_cuda.engine.prefill import Prefill
-from enginecmp_custom_cuda.engine.tokens import STAGED, bucket, buckets
-from enginecmp_custom_cuda.oracle import dp4a, reference
+from enginecmp_custom_cuda.engine.decode.step import DecodeSettings, DecodeStep
+from enginecmp_custom_cuda.engine.memory import params
+from enginecmp_custom_cuda.engine.memory.pages import Cache
+from enginecmp_custom_cuda.engine.prefill import gemm
+from enginecmp_custom_cuda.engine.prefill import params as prefill_params
+from enginecmp_custom_cuda.engine.prefill.prefill import Prefill
+from enginecmp_custom_cuda.engine.prefill.tokens import STAGED, bucket, buckets
 from enginecmp_custom_cuda.weights.kinds import decode, encode
 from enginecmp_custom_cuda.weights.model import load_model
 
@@ -75,7 +77,7 @@ def test_float32_prefill_is_the_reference(device: Device, model: Model, architec
     ids = ids_of(file, 150)
     with prefill(device, file, precise=True, kv="f32") as (it, _):
         found = it.score(ids)
-        hidden = device.download(it.hidden, (150 - 96, it._model.config.hidden), np.float32)
+        hidden = device.download(it.hidden, (150 - 96, it._model.config.width), np.float32)
     expected = reference.forward(file, ids, CONTEXT)
     np.testing.assert_allclose(found, expected.logits, rtol=0, atol=1e-5 * np.abs(expected.logits).max())
     last = expected.hidden[-1]
@@ -151,7 +153,7 @@ def test_sequences_share_a_call_and_do_not_see_each_other(device: Device, model:
     file = model("phi3")
     first, second, third = ids_of(file, 70, 1), ids_of(file, 66, 2), ids_of(file, 9, 3)
     with prefill(device, file, precise=True, kv="f32") as (it, _):
-        hidden = it._model.config.hidden
+        hidden = it._model.config.width
         it.enqueue(first[:69], np.arange(69), np.zeros(69))
         it.enqueue(second[:65], np.arange(65), np.full(65, 2))
         # One token of each of the first two and a whole prompt of the third, with an empty token between.
@@ -204,7 +206,7 @@ def test_prefill_and_decode_agree(device: Device, model: Model, architecture: st
         for first, last in ((62, 68), (0, 3)):
             found = []
             for position in range(first, last):
-                step.seat(0, position, int(ids[position]))
+                step.bind(0, position, int(ids[position]))
                 step.enqueue()
                 found.append(device.download(step.buffers.logits, (whole.shape[1],), np.float32))
             np.testing.assert_allclose(found, whole[first:last], rtol=0, atol=1e-5 * np.abs(whole).max())
@@ -231,7 +233,7 @@ def test_the_cache_holds_what_the_reference_says_and_nothing_of_empty_tokens(dev
 
 
 def test_prefill_repeats_to_the_bit_in_any_order_of_threads(emulated: Device, model: Model) -> None:
-    from enginecmp_custom_cuda.device.emulated import set_order
+    from custom_cuda_controls import set_order
 
     file = model("llama", "Q8_0")
     ids = ids_of(file, 40)
@@ -262,18 +264,18 @@ def test_chunks_follow_one_another_without_a_wait(
             patch.setattr(device, "synchronize", refuse)
             for first in range(0, len(ids), 16):
                 it.enqueue(ids[first : first + 16], np.arange(first, first + 16), np.zeros(16))
-        hidden = device.download(it.hidden, (16, it._model.config.hidden), np.float32)
+        hidden = device.download(it.hidden, (16, it._model.config.width), np.float32)
     expected = reference.forward(file, ids, CONTEXT).hidden[-1][-16:]
     np.testing.assert_allclose(hidden, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_calls_are_refused_that_do_not_fit(device: Device, model: Model) -> None:
     with prefill(device, model()) as (it, _):
-        with pytest.raises(EngineError, match="expected 1 to 96 tokens at once, came 97"):
+        with pytest.raises(EngineError, match="expected 1 to 96 tokens at once, got 97"):
             it.enqueue(np.zeros(97), np.arange(97), np.zeros(97))
-        with pytest.raises(EngineError, match="came 0"):
+        with pytest.raises(EngineError, match="got 0"):
             it.enqueue([], [], [])
-        with pytest.raises(EngineError, match="as many positions and slots as ids, came 2, 3, 2"):
+        with pytest.raises(EngineError, match="as many positions and slots as ids, got 2, 3, 2"):
             it.enqueue([1, 2], [0, 1, 2], [0, 0])
 
 

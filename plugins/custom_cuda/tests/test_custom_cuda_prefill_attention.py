@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from custom_cuda_oracle import reference
 from custom_cuda_prefill_parts import Pages, bench
 from numpy.typing import NDArray
 
 from enginecmp_custom_cuda.device import Device
-from enginecmp_custom_cuda.oracle import reference
 
 KERNELS = [("flash_f16", "KV_F16"), ("flash_f32", "KV_F16"), ("flash_f32", "KV_F32")]
 TOLERANCES = {"flash_f16": 3e-3, "flash_f32": 2e-6}

@@ -7,15 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from custom_cuda_controls import Barrier, barriers, remove_barrier, set_order
 from custom_cuda_prefill_parts import Bench, bench
 from numpy.typing import NDArray
 from test_custom_cuda_prefill_attention import Piece, case
 
 from enginecmp import EngineError
-from enginecmp_custom_cuda.compiling import build
-from enginecmp_custom_cuda.device import Device
-from enginecmp_custom_cuda.device.emulated import Barrier, barriers, remove_barrier, set_order
-from enginecmp_custom_cuda.engine.gemm import Activation
+from enginecmp_custom_cuda.device import Device, build
+from enginecmp_custom_cuda.engine.prefill.gemm import Activation
 
 ORDERS = ("forward", "reverse", 1)
 

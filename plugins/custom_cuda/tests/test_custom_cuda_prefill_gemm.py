@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from custom_cuda_oracle import dp4a, reference
 from custom_cuda_prefill_parts import CACHE_TYPES, Pages, bench
 from numpy.typing import NDArray
 
 from enginecmp_custom_cuda.device import Device
-from enginecmp_custom_cuda.engine.gemm import (
+from enginecmp_custom_cuda.engine.memory.params import Cache
+from enginecmp_custom_cuda.engine.prefill.gemm import (
     FLOAT_SHAPES,
     TENSOR_CORES,
     Activation,
@@ -16,9 +18,7 @@ from enginecmp_custom_cuda.engine.gemm import (
     choose_splits,
     mma_shapes,
 )
-from enginecmp_custom_cuda.engine.params import Cache
-from enginecmp_custom_cuda.engine.prefill_params import Finish, FinishKind
-from enginecmp_custom_cuda.oracle import dp4a, reference
+from enginecmp_custom_cuda.engine.prefill.params import Finish, FinishKind
 from enginecmp_custom_cuda.weights.kinds import decode, encode
 
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0")

@@ -1,4 +1,4 @@
-"""The sampling kernels against their definition in oracle/sampling.py: which ids stay, which is drawn, how often."""
+"""The sampling kernels against their definition in custom_cuda_oracle: which ids stay, which is drawn, how often."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from custom_cuda_oracle import sampling as oracle
 from numpy.typing import NDArray
 from scipy import stats
 
 from enginecmp_custom_cuda.device import Device
-from enginecmp_custom_cuda.engine.sampling import BINS, CUT_BYTES, Draws, Sampler, SamplingParams, Strategy
-from enginecmp_custom_cuda.oracle import sampling as oracle
+from enginecmp_custom_cuda.engine.sampling.sampling import BINS, CUT_BYTES, Draws, Sampler, SamplingParams, Strategy
 
 VOCABULARY = 613  # not a multiple of anything
 
@@ -111,7 +111,7 @@ KINDS = ("normal", "peaked", "ties", "equal", "wide", "narrow", "masked")
 
 
 def test_the_mirror_of_the_parameters_is_as_large_as_the_kernels_say(device: Device) -> None:
-    from enginecmp_custom_cuda.compiling import build
+    from enginecmp_custom_cuda.device import build
 
     for name in ("histogram", "gather", "cut", "draw"):
         size = build(device, "sampling", {}).kernel(f"sampling_{name}").parameter_bytes
@@ -181,11 +181,11 @@ def test_ids_are_those_that_the_oracle_draws(rows: Any, strategy: Strategy, kind
     drawn = over.run(strategy)
     scores = logits / np.float32(strategy.temperature)
     kept = oracle.candidates(scores, strategy.top_k, strategy.top_p)
-    for step, came in zip(steps, drawn, strict=True):
+    for step, got in zip(steps, drawn, strict=True):
         noisy = scores + oracle.gumbel(oracle.uniforms(strategy.seed, int(step), len(logits)))
         wanted = oracle.sample(logits, strategy.temperature, strategy.top_k, strategy.top_p, strategy.seed, int(step))
-        assert kept[came]
-        assert came == wanted or noisy[came] > noisy[wanted] - 1e-5
+        assert kept[got]
+        assert got == wanted or noisy[got] > noisy[wanted] - 1e-5
     assert len(set(drawn.tolist())) > 1
 
 

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+from custom_cuda_oracle import sampling
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from enginecmp_custom_cuda.oracle import sampling
 
 LOGITS = (np.random.default_rng(2).standard_normal(40) * 2).astype(np.float32)
 

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from importlib import metadata
 
+import custom_cuda_gates as gates
+import custom_cuda_sass as sass
 import pytest
+from custom_cuda_gates import ARCHITECTURES, GATES, Gate
 
 from enginecmp import EngineError
-from enginecmp_custom_cuda.compiling import compile_cubin, gates, sass, sources
-from enginecmp_custom_cuda.compiling.gates import ARCHITECTURES, GATES, Gate
+from enginecmp_custom_cuda.compiling import compile_cubin, sources
 
 pytest.importorskip("cuda.core", reason="NVRTC comes with cuda-core and nvidia-cuda-nvrtc")
 
@@ -92,12 +94,12 @@ def test_a_gate_names_stack_registers_and_instructions_that_break_it(cubins: dic
     problems = sass.check(cubins["sm_75"], budgets)
     usages = sass.read(cubins["sm_75"], opcodes=False)
     assert set(problems) == {
-        "absent: expected a kernel of this name, came none",
-        f"tidy: expected at most 2 registers, came {usages['tidy'].registers}",
-        "tidy: expected at most 100 shared bytes, came 512",
-        "tidy: expected HMMA, came none",
-        "tidy: expected no IDP, came some",
-        f"stacked: expected no memory behind the registers, came stack {usages['stacked'].stack_bytes} and local 0 "
+        "absent: expected a kernel of this name, got none",
+        f"tidy: expected at most 2 registers, got {usages['tidy'].registers}",
+        "tidy: expected at most 100 shared bytes, got 512",
+        "tidy: expected HMMA, got none",
+        "tidy: expected no IDP, got some",
+        f"stacked: expected no memory behind the registers, got stack {usages['stacked'].stack_bytes} and local 0 "
         "bytes a thread",
     }
 
@@ -117,7 +119,7 @@ def test_a_gate_disassembles_one_architecture_of_each_family() -> None:
 
 
 def test_bytes_that_are_no_machine_code_raise() -> None:
-    with pytest.raises(EngineError, match=r"expected machine code, came from cuobjdump: .*compile again"):
+    with pytest.raises(EngineError, match=r"expected machine code that cuobjdump reads, got: .*compile again"):
         sass.read(b"not a cubin")
 
 

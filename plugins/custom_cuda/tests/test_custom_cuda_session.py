@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import custom_cuda_controls as control
 import numpy as np
 import pytest
+from custom_cuda_oracle import sampling as oracle
 from custom_cuda_sessions import generate
 
 from enginecmp import ContextOverflow, EngineError, LoadOptions, Request, UnsupportedModel
 from enginecmp.models.synth import write_synth
 from enginecmp_custom_cuda import cmp_load, cmp_metrics, cmp_operation, cmp_prefill, cmp_reset, cmp_step, cmp_submit
-from enginecmp_custom_cuda.device import emulated as control
-from enginecmp_custom_cuda.engine.decode import DecodeStep
-from enginecmp_custom_cuda.engine.sampling import Sampler, Strategy
-from enginecmp_custom_cuda.oracle import sampling as oracle
+from enginecmp_custom_cuda.engine.decode.step import DecodeStep
+from enginecmp_custom_cuda.engine.sampling.sampling import Sampler, Strategy
 
 
 def requests_of(token_ids: Sequence[int], count: int) -> list[Request]:
@@ -119,7 +119,7 @@ def test_a_prompt_in_a_low_row_changes_places_with_a_sequence_that_generates(
     for name, token in cmp_step(session):
         answers[name].append(token)
     # As if "a" were still a prompt: only "b" is in the next pass, and its row is not the first.
-    from enginecmp_custom_cuda.engine.batching import Piece
+    from enginecmp_custom_cuda.engine.batching.scheduler import Piece
 
     assert passes._rows == {0: 0, 1: 1}
     (token,) = passes.enqueue([Piece(1, np.array([answers["b"][0]], np.int32), 9, True)])()
@@ -185,7 +185,7 @@ def test_a_model_or_a_cache_larger_than_the_memory_says_what_would_fit(
     tiny: Any, memory: Any, token_ids: list[int]
 ) -> None:
     memory(100_000)
-    with pytest.raises(EngineError, match=r"custom_cuda: expected .* free on .* for the weights, came .*; "):
+    with pytest.raises(EngineError, match=r"custom_cuda: expected .* free on .* for the weights, got .*; "):
         cmp_load(tiny(), LoadOptions(device="emulated", context_tokens=64))
     memory(4_000_000)
     with pytest.raises(
@@ -200,12 +200,12 @@ def test_a_model_or_a_cache_larger_than_the_memory_says_what_would_fit(
 
 def test_an_architecture_that_is_not_implemented_is_refused(tmp_path: Any, device: Any) -> None:
     model = write_synth(tmp_path / "gpt2.gguf", like="tiny-gpt2")
-    with pytest.raises(UnsupportedModel, match="expected an architecture among llama, qwen2, phi3, came 'gpt2'"):
+    with pytest.raises(UnsupportedModel, match="expected an architecture among llama, qwen2, phi3, got 'gpt2'"):
         cmp_load(model, LoadOptions(device=device.kind, context_tokens=64))
 
 
 def test_cublaslt_needs_a_gpu(tiny: Any, emulated: Any) -> None:
-    with pytest.raises(EngineError, match="gemm=own on emulated, came cublaslt"):
+    with pytest.raises(EngineError, match="gemm=own on emulated, got cublaslt"):
         cmp_load(tiny(), LoadOptions(device="emulated", context_tokens=64, extra={"gemm": "cublaslt"}))
 
 
@@ -231,7 +231,7 @@ def test_a_drawn_id_is_what_the_next_step_goes_on_from(tiny: Any, load: Any, tok
     draw = sampler.launches(strategy)
     history = list(token_ids[:12])
     session.run_prompt(history[:-1])
-    step.seat(0, 11, history[-1])
+    step.bind(0, 11, history[-1])
     assert buffers.ring.wait(0) == history[-1]
     *phases, following = step.phases
     greedy = 0

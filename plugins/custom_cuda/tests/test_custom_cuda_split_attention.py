@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from custom_cuda_oracle import reference
 from custom_cuda_prefill_parts import bench
 from test_custom_cuda_prefill_attention import Case, Piece, case
 
 from enginecmp_custom_cuda.device import Device
-from enginecmp_custom_cuda.engine.split_attention import BLOCKS, splits_for
-from enginecmp_custom_cuda.oracle import reference
+from enginecmp_custom_cuda.engine.prefill.split_attention import BLOCKS, splits_for
 
 TOLERANCE = 4e-6
 """Of outputs that are means of standard normal values, and of sums in float32."""

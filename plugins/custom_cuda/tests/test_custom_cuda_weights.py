@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from custom_cuda_oracle import reference
 from numpy.typing import DTypeLike, NDArray
 
 from enginecmp import EngineError, GGUFFile, read_gguf
 from enginecmp.testing.tiny_models import changed_model, tiny_model
 from enginecmp_custom_cuda.config import ARCHITECTURES
 from enginecmp_custom_cuda.device import Device, OutOfMemoryError
-from enginecmp_custom_cuda.oracle import reference
 from enginecmp_custom_cuda.weights import order, packing
 from enginecmp_custom_cuda.weights.kinds import KINDS
 from enginecmp_custom_cuda.weights.model import DeviceMatrix, DeviceModel, load_model
@@ -113,8 +113,8 @@ def check_read_back(device: Device, file: GGUFFile, model: DeviceModel) -> int:
         qkv = [f"{block}.attn_qkv"] if fused else [f"{block}.attn_{each}" for each in "qkv"]
         gate_up = [f"{block}.ffn_up"] if fused else [f"{block}.ffn_gate", f"{block}.ffn_up"]
         held(layer.qkv, below(file, *(f"{name}.weight" for name in qkv))[qkv_order], kind)
-        halves = below(file, *(f"{name}.weight" for name in gate_up)).reshape(2, config.inner, -1)
-        held(layer.gate_up, halves.transpose(1, 0, 2).reshape(2 * config.inner, -1), kind)
+        halves = below(file, *(f"{name}.weight" for name in gate_up)).reshape(2, config.feed_forward, -1)
+        held(layer.gate_up, halves.transpose(1, 0, 2).reshape(2 * config.feed_forward, -1), kind)
         held(layer.output, file.raw(f"{block}.attn_output.weight"), kind)
         held(layer.down, file.raw(f"{block}.ffn_down.weight"), kind)
         vector(layer.attention_norm, file.float32(f"{block}.attn_norm.weight"))
@@ -216,19 +216,17 @@ def test_half_precision_norms_and_a_lone_bias_become_float32(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("free", "mend"),
+    ("free", "fix"),
     [
         (60_000, "use a smaller model or a larger device"),
         (130_000, r"quantize the model to Q4_0, which needs \d+\.\d+ KiB"),
         (200_000, r"quantize the model to Q8_0, which needs \d+\.\d+ KiB"),
     ],
 )
-def test_a_model_that_does_not_fit_is_refused_before_anything_is_allocated(
-    free: int, mend: str, tmp_path: Path
-) -> None:
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_allocated(free: int, fix: str, tmp_path: Path) -> None:
     file = read_gguf(tiny_model(tmp_path, "llama", "F32").path)
     host = HostDevice(free)
-    line = rf"custom_cuda: expected \d+\.\d+ KiB free on a device of the tests for the weights, came .* KiB; {mend}$"
+    line = rf"custom_cuda: expected \d+\.\d+ KiB free on a device of the tests for the weights, got .* KiB; {fix}$"
     with pytest.raises(OutOfMemoryError, match=line):
         load_model(as_device(host), file, context_tokens=64)
     assert host.asked == []

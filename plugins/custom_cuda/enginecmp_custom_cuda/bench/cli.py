@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,15 +13,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from enginecmp.models.synth_shapes import SHAPES
-
 from .facts import nvidia_smi
-from .model import DRY_SHAPE
 from .parts import PARTS, Outcome, Part, run_part, wrong_records
 from .report import render
+from .synthesized import SHAPES
 
 SCHEMA = "enginecmp-custom-cuda-gpu/1"
-DEFAULT_MODEL = "llama-3.2-1b"
+DEFAULT_MODEL, DRY_MODEL = "llama-3.2-1b", "tiny-llama"
 DEFAULT_MINUTES, DRY_MINUTES = 9.0, 30.0
 CLOSING_SECONDS = 3.0
 """For the last report."""
@@ -31,7 +27,7 @@ CLOSING_SECONDS = 3.0
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the command line, checked; ends the process where it is wrong."""
-    parser = argparse.ArgumentParser(prog="bench_gpu.py", description="Prove and measure the CUDA engine in one slot.")
+    parser = argparse.ArgumentParser(prog="bench_gpu.py", description="Measure a GPU's limits and every kernel alone.")
     parser.add_argument("--device", choices=("cuda", "emulated"), help="cuda; with --dry emulated")
     parser.add_argument("--dry", action="store_true", help="a rehearsal: tiny models, the least of everything")
     parser.add_argument(
@@ -39,51 +35,45 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, help="for everything (default: 9; with --dry 30)")
     parser.add_argument("--only", default="", help="parts, separated by commas: " + ", ".join(names()))
-    parser.add_argument("--model", default="", help=f"a GGUF file, or random weights like {', '.join(SHAPES)}")
-    parser.add_argument("--models", type=Path, help="folder that keeps random models from run to run")
-    parser.add_argument("--plant", default="", help="PART=wrong, raise or hang: a fault, to see that it is seen")
+    parser.add_argument("--model", default="", help=f"whose shape: a GGUF file's, or {', '.join(SHAPES)}")
     chosen = parser.parse_args(arguments)
     chosen.device = chosen.device or ("emulated" if chosen.dry else "cuda")
     # Nothing is timed there, and a large model would take hours.
     chosen.dry = chosen.dry or chosen.device == "emulated"
     chosen.minutes = chosen.minutes or (DRY_MINUTES if chosen.dry else DEFAULT_MINUTES)
-    chosen.model = chosen.model or (DRY_SHAPE if chosen.dry else DEFAULT_MODEL)
+    chosen.model = chosen.model or (DRY_MODEL if chosen.dry else DEFAULT_MODEL)
     chosen.only = tuple(filter(None, chosen.only.split(",")))
     if unknown := [name for name in chosen.only if name not in names()]:
-        parser.error(f"expected parts among {', '.join(names())}, came {', '.join(unknown)}")
+        parser.error(f"expected parts among {', '.join(names())}, got {', '.join(unknown)}")
     if chosen.model not in SHAPES and not Path(chosen.model).is_file():
-        parser.error(f"expected a file or a shape among {', '.join(SHAPES)}, came '{chosen.model}'")
+        parser.error(f"expected a file or a shape among {', '.join(SHAPES)}, got '{chosen.model}'")
     return chosen
 
 
 def names() -> list[str]:
     """Return what --only takes."""
-    found = [part.name for part in PARTS]
-    return list(dict.fromkeys([name.partition(":")[0] for name in found] + found))
+    return [part.name for part in PARTS]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the parts; return 0 where all answers are right, 1 where one is wrong, 2 where not all was checked."""
+    """Run the parts; return 0 where all is right, 1 where an answer is wrong, 2 where a part did not end."""
     chosen = parse(sys.argv[1:] if arguments is None else arguments)
     deadline = time.monotonic() + 60 * chosen.minutes - CLOSING_SECONDS
     signal.signal(signal.SIGTERM, terminated)
     folder: Path = chosen.out.resolve()
     logs = folder / "parts"
     logs.mkdir(parents=True, exist_ok=True)
-    models = (chosen.models or Path(tempfile.gettempdir()) / f"enginecmp-bench-{os.getuid()}").resolve()
-    models.mkdir(parents=True, exist_ok=True)
     report = new_report(chosen)
-    spec = {"device": chosen.device, "dry": chosen.dry, "model": chosen.model, "folder": str(models)}
+    spec = {"device": chosen.device, "dry": chosen.dry, "model": chosen.model}
     if chosen.model not in SHAPES:
         spec["model"] = str(Path(chosen.model).resolve())
-    parts = [part for part in PARTS if part.wanted(chosen.only)]
-    faulty, _, plant = chosen.plant.partition("=")
+    parts = [part for part in PARTS if not chosen.only or part.name in chosen.only]
     write(report, folder)
     try:
         for part in parts:
             print(f"{time.monotonic() - report_began(report):6.1f} s  {part.name} ...", flush=True)
             seconds = min(part.dry_seconds if chosen.dry else part.seconds, deadline - time.monotonic())
-            outcome = run_part(part, {**spec, "plant": plant if part.name == faulty else ""}, logs, seconds)
+            outcome = run_part(part, spec, logs, seconds)
             add(report, part, outcome)
             write(report, folder)
             told = f": {outcome.error}" if outcome.error else ""
@@ -107,7 +97,7 @@ def new_report(chosen: argparse.Namespace) -> dict[str, Any]:
         "timed": chosen.device == "cuda",
         "dry": chosen.dry,
         "model": chosen.model,
-        "verdict": "not checked",
+        "verdict": "incomplete",
         "parts": [],
     }
 
@@ -130,13 +120,11 @@ def add(report: dict[str, Any], part: Part, outcome: Outcome) -> None:
 
 
 def verdict(report: dict[str, Any]) -> str:
-    """Return "WRONG" where any answer was, "right" where all checks were made, "incomplete" or "not checked"."""
+    """Return "WRONG" where any answer was, "right" where every part ended well, else "incomplete"."""
     if wrong_records([record for part in report["parts"] for record in part["records"]]):
         return "WRONG"
-    for part in report["parts"]:
-        if part["name"] == "correctness" and any(record["record"] == "check" for record in part["records"]):
-            return "right" if part["state"] == "right" else "incomplete"
-    return "not checked"
+    states = {part["state"] for part in report["parts"]}
+    return "right" if states == {"right"} and not report.get("interrupted") else "incomplete"
 
 
 def write(report: dict[str, Any], folder: Path) -> None:

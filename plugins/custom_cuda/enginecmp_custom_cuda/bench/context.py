@@ -14,17 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .measurement import Measurement
 
 if TYPE_CHECKING:
-    from enginecmp import ModelInfo
-
     from ..device import Device
-
-
-CORRECTNESS = "correctness"
-"""The part that checks answers."""
-
-
-class Skip(Exception):
-    """A part, or one thing in it, cannot be done here; the text says why."""
 
 
 class Context:
@@ -34,23 +24,15 @@ class Context:
         spec: from the parent; see `parts.run_part`.
 
     Attributes:
-        part: its name.
         device_kind: "cuda" or "emulated".
         dry: whether this is a rehearsal: the least of everything.
-        plant: "" but in tests of these parts: "wrong" makes answers wrong, "raise" and "hang" say what they do.
-        folder: where files may be left.
         wanted_model: what the user asked for, a path or the name of a shape.
     """
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
-        self.part: str = spec["part"]
         self.device_kind: str = spec["device"]
         self.dry: bool = spec["dry"]
-        self.plant: str = spec.get("plant", "")
-        self.folder = Path(spec["folder"])
         self.wanted_model: str = spec["model"]
-        self.small: bool = spec.get("small", False)
-        self.spec = spec
         self._deadline: float = time.monotonic() + spec["seconds"]
         self._records = Path(spec["records"])
 
@@ -81,20 +63,9 @@ class Context:
         finally:
             device.close()
 
-    def model(self) -> ModelInfo:
-        """Return the model of this run; written now where it is not there."""
-        from .model import ensure
-
-        return ensure(self.wanted_model, self.folder)
-
     def fact(self, name: str, value: Any) -> None:
         """Write a fact down."""
         self._write({"record": "fact", "name": name, "value": value})
-
-    def check(self, name: str, setting: Mapping[str, Any], ok: bool, detail: str = "") -> bool:
-        """Write down whether something is right, and return it."""
-        self._write({"record": "check", "name": name, "setting": dict(setting), "ok": bool(ok), "detail": detail})
-        return ok
 
     def measured(self, one: Measurement, **more: Any) -> None:
         """Write a measurement down."""
@@ -104,34 +75,22 @@ class Context:
         """Write down what was left out, and why."""
         self._write({"record": "note", "text": text})
 
-    def skipped(self, text: str) -> None:
-        """Write down why the whole part is not done."""
-        self._write({"record": "skipped", "text": text})
-
     def failed(self, text: str) -> None:
         """Write down what ended the part, or one thing in it."""
         self._write({"record": "error", "text": text})
 
     @contextlib.contextmanager
     def guarded(self, what: str) -> Iterator[None]:
-        """Let one thing fail without the next ones, unless the device is lost: write its error down.
-
-        Where answers are checked, an error is a wrong answer. `Skip` becomes a note.
-        """
+        """Let one thing fail without the next ones, unless the device is lost: write its error down."""
         from ..device import LostDeviceError
 
         try:
             yield
-        except Skip as reason:
-            self.note(f"{what}: {reason}")
         except LostDeviceError:
             raise
         except Exception as error:
             traceback.print_exc()
-            if self.part == CORRECTNESS:
-                self.check(what, {}, False, one_line(error))
-            else:
-                self.failed(f"{what}: {one_line(error)}")
+            self.failed(f"{what}: {one_line(error)}")
 
     def _write(self, record: Mapping[str, Any]) -> None:
         with self._records.open("a", encoding="utf-8") as file:

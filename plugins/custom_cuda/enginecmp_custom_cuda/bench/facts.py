@@ -14,10 +14,7 @@ from pathlib import Path
 
 from .context import Context
 
-DISTRIBUTIONS = (
-    *("cuda-bindings", "cuda-core", "cuda-pathfinder", "nvidia-cuda-nvrtc", "nvidia-cublas", "numpy", "gguf"),
-    *("torch", "triton", "llama-cpp-python", "enginecmp-candle"),
-)
+DISTRIBUTIONS = ("cuda-bindings", "cuda-core", "cuda-pathfinder", "nvidia-cuda-nvrtc", "nvidia-cublas", "numpy", "gguf")
 
 NVIDIA_SMI = (
     *("name", "driver_version", "vbios_version", "pstate", "clocks.sm", "clocks.mem", "clocks.max.sm"),

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from enginecmp import read_gguf
-
-from ..config import read_config
 from ..device import Device
-from ..engine.cublaslt import Product
-from ..engine.decode import BATCHES, ELEMENT_BYTES, DecodeSettings, DecodeStep
-from ..engine.gemm import Step
-from ..engine.pages import Cache
-from ..engine.prefill import Prefill, Program
-from ..engine.prefill_params import Embed, Flash, Gemm, Reduce, Split
+from ..engine.decode.step import BATCHES, ELEMENT_BYTES, DecodeSettings, DecodeStep
+from ..engine.memory.pages import Cache
+from ..engine.prefill.cublaslt import Product
+from ..engine.prefill.gemm import Step
+from ..engine.prefill.params import Embed, Flash, Gemm, Reduce, Split
+from ..engine.prefill.prefill import Prefill, Program
 from ..weights.model import DeviceModel
 from .context import Context
-from .invented import invent
-from .lab import Lab
 from .measurement import Measurement
+from .synthesized import Arrays, fill, shape_of, synthesize
 from .timing import recorded_seconds
 
 POSITIONS = {1: (15, 511, 2047, 8191), 2: (511, 2047), 4: (511, 2047), 8: (511, 2047)}
@@ -31,19 +28,19 @@ TOKENS = (1, 16, 64, 128, 256, 512, 1024, 2048)
 LIBRARY_TOKENS = (128, 512, 2048)
 DRY_TOKENS = (1, 20)
 HEAD_TOKENS = 64
-"""Prompts answer at their last tokens: the head sees a batch at most."""
+"""Prompts want an id at their last tokens: the head sees a batch at most."""
 
 
 def run(context: Context) -> None:
     """Time the kernels of steps, then those of prompts."""
-    info = context.model()
     positions = DRY_POSITIONS if context.dry else POSITIONS
     longest = max(map(max, positions.values())) + 1
     tokens = DRY_TOKENS if context.dry else TOKENS
-    config = read_config(read_gguf(info.path), max(longest, *tokens))
+    config, kind = shape_of(context.wanted_model, max(longest, *tokens))
+    context.fact("model", f"{Path(context.wanted_model).name}, {kind}")
     with context.device() as device:
-        lab = Lab(device)
-        model = invent(device, lab, config, info.quantization, max(longest, *tokens))
+        arrays = Arrays(device)
+        model = synthesize(device, arrays, config, kind, max(longest, *tokens))
         context.fact("kernel_layers", model.config.layers)
         for batch in sorted(positions):
             if context.enough(1, f"steps of {batch}"):
@@ -54,7 +51,7 @@ def run(context: Context) -> None:
         if context.device_timed:
             with context.guarded("cuBLASLt's products"):
                 prompt_kernels(context, device, model, LIBRARY_TOKENS, library=True)
-        lab.close()
+        arrays.close()
 
 
 def step_kernels(context: Context, device: Device, model: DeviceModel, batch: int, positions: Sequence[int]) -> None:
@@ -69,7 +66,7 @@ def step_kernels(context: Context, device: Device, model: DeviceModel, batch: in
         for launch in phase.launches:
             groups.setdefault(launch.kernel.name, []).append(launch)
     kv_bytes = model.config.kv_heads * 2 * model.config.head_dim * ELEMENT_BYTES[settings.kv]
-    layer, width = model.layers[0], model.config.hidden
+    layer, width = model.layers[0], model.config.width
     read = {name: getattr(layer, name).nbytes for name in ("qkv", "output", "gate_up", "down")}
     read["head"] = model.head.nbytes
     # `next` alone would find no choice; with `head` before it, it does.
@@ -112,9 +109,9 @@ def measure(
 
 
 def begin(device: Device, model: DeviceModel, step: DecodeStep, batch: int, position: int) -> None:
-    """Seat sequences and run a step, so that every buffer holds what a step leaves."""
+    """Bind sequences and run a step, so that every buffer holds what a step leaves."""
     for slot in range(batch):
-        step.seat(slot, position, slot)
+        step.bind(slot, position, slot)
     step.enqueue()
     device.synchronize()
     device.upload(step.buffers.position, np.full(batch, position, np.int32))
@@ -125,7 +122,7 @@ def filled_cache(device: Device, model: DeviceModel, tokens: int, sequences: int
     cache = Cache(device, model.config, "f16", tokens, sequences)
     values = np.random.default_rng(12).standard_normal(1 << 16).astype(np.float16).view(np.uint8)
     start = cache.layer_address(0)
-    Lab(device).fill(start, values, cache.nbytes - cache.pages.table.nbytes)
+    fill(device, start, values, cache.nbytes - cache.pages.table.nbytes)
     for slot in range(sequences):
         cache.pages.promise(slot, tokens)
         cache.grow(slot, tokens)
@@ -139,8 +136,8 @@ def prompt_kernels(
     cache = filled_cache(device, model, max(counts), 1)
     backend = None
     if library:
-        from ..engine.cublaslt import Backend
-        from ..engine.cublaslt_library import open_library
+        from ..engine.prefill.cublaslt import Backend
+        from ..engine.prefill.cublaslt_library import open_library
 
         backend = Backend(device, open_library())
     prefill = Prefill(device, model, cache, precise=False, max_tokens=max(counts), library=backend)
@@ -157,7 +154,7 @@ def prompt_kernels(
             if library and not products:
                 continue
             seconds = recorded_seconds(device, launches, max(1, products or len(launches)), least_nodes=8)
-            sound = bool(np.isfinite(device.download(prefill.hidden, model.config.hidden, np.float32)).all())
+            sound = bool(np.isfinite(device.download(prefill.hidden, model.config.width, np.float32)).all())
             one = Measurement("prompt kernel", {"kernel": prefix + name, "tokens": tokens}, seconds, sound)
             context.measured(one, flop=flop * tokens if products else flop_of_attention(model, name, tokens))
     if not library:
@@ -170,13 +167,13 @@ def prompt_kernels(
 
 
 def head_of_prompts(context: Context, device: Device, model: DeviceModel, prefill: Prefill, tokens: int) -> None:
-    """Time norm and head of a batch of answers."""
-    lab = Lab(device)
-    program = prefill.head(prefill.hidden, tokens, lab.room(tokens * model.head.rows * 4))
+    """Time norm and head of a batch of prompts."""
+    arrays = Arrays(device)
+    program = prefill.head(prefill.hidden, tokens, arrays.room(tokens * model.head.rows * 4))
     seconds = recorded_seconds(device, [program.launch], 1, least_nodes=4)
     flop = 2 * model.head.rows * model.head.columns * tokens
     context.measured(Measurement("prompt kernel", {"kernel": "head", "tokens": tokens}, seconds, True), flop=flop)
-    lab.close()
+    arrays.close()
 
 
 def grouped(program: Program, model: DeviceModel) -> dict[str, tuple[list[Callable[[], None]], int, int]]:

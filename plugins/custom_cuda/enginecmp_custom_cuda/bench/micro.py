@@ -1,6 +1,4 @@
-"""The machine's limits that a decode step is held against: reading, launching, meeting.
-
-    python -m enginecmp_custom_cuda.bench.micro [--device emulated] [--json FILE]
+"""The part "micro", the machine's limits that a decode step is held against: reading, launching, meeting.
 
 A step of decoding cannot be faster than its weights can be read, nor than its chain of dependent kernels or grid
 barriers can be walked; these are both, measured on the machine at hand. Every measurement's result is checked.
@@ -8,18 +6,15 @@ barriers can be walked; these are both, measured on the machine at hand. Every m
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import json
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
-from ..compiling import build
-from ..device import Device, Launch, Memory, Module, open_device
-from .measurement import Measurement, record, table
+from ..device import Device, Launch, Memory, Module, build
+from .context import Context
+from .measurement import Measurement
 
 THREADS_READ = 512
 """Of a block of `read` and `meet` in micro.cu."""
@@ -48,6 +43,13 @@ class MeetParams(ctypes.Structure):
     """MeetParams of micro.cu."""
 
     _fields_ = (("count", ctypes.c_void_p), ("rounds", ctypes.c_int))
+
+
+def run(context: Context) -> None:
+    """Measure read bandwidth, launches, nodes of graphs, and barriers."""
+    with context.device() as device:
+        for one in measure(device):
+            context.measured(one)
 
 
 def measure(device: Device, repetitions: int = 20) -> Iterator[Measurement]:
@@ -169,21 +171,3 @@ def timed(device: Device, act: Callable[[], None], runs: int) -> tuple[float, ..
     first.close()
     second.close()
     return tuple(seconds)
-
-
-def main() -> None:
-    """Measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description="what this machine can do at most")
-    parser.add_argument("--device", choices=("cuda", "emulated"), default="cuda")
-    parser.add_argument("--json", type=Path, help="write every value here")
-    arguments = parser.parse_args()
-    with open_device(arguments.device) as device:
-        measurements = list(measure(device))
-        print(f"{device.name}, {device.architecture}, {device.multiprocessors} multiprocessors")
-        print(table(measurements))
-        if arguments.json:
-            arguments.json.write_text(json.dumps(record(device, measurements), indent=1) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -4,26 +4,31 @@ A part that hangs is killed, one that loses the device takes only its own contex
 then counts. Parts talk to this process through lines of JSON in a file, one record a line:
 
     {"record": "fact", "name": ..., "value": ...}
-    {"record": "check", "name": ..., "setting": {...}, "ok": true, "detail": "..."}
     {"record": "measurement", "name": ..., "setting": {...}, "seconds": [...], "verified": true, "nbytes": ...,
      "median": ..., "bytes_per_second": ..., "flop": ...}
     {"record": "note", "text": ...}          something left out, and why
     {"record": "error", "text": ...}         what ended the part, or one thing in it
-    {"record": "skipped", "text": ...}       why there is nothing of the part here
+
+Each process is `python -m enginecmp_custom_cuda.bench.parts SPEC.json`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from .context import Context, one_line
 
 State = Literal["right", "WRONG", "failed", "out of time", "skipped"]
 
@@ -32,6 +37,9 @@ GRACE_SECONDS = 5.0
 
 LEAST_SECONDS = 3.0
 """With less left, a part is not begun."""
+
+PARENT_DEATH = 1
+"""PR_SET_PDEATHSIG, from linux/prctl.h."""
 
 LOG_LINES = 30
 """Of a part that is not right, kept in the report."""
@@ -44,40 +52,24 @@ class Part:
     """One part of a run.
 
     Attributes:
-        name: as `--only` takes it; "rivals:NAME" belongs to "rivals".
+        module: has a function `run(context)`.
         seconds: its time box on a GPU.
-        dry_seconds: its time box in a rehearsal, where compilers may be slow; 0: a part before it shows as much.
-        module: below `enginecmp_custom_cuda.bench`, with a function `run(context)`.
+        dry_seconds: its time box in a rehearsal, where compilers may be slow.
     """
 
-    name: str
+    module: str
     seconds: float
     dry_seconds: float
-    module: str
 
-    def wanted(self, only: tuple[str, ...]) -> bool:
-        """Return whether a choice of names takes it in; an empty one takes all."""
-        return not only or self.name in only or self.name.partition(":")[0] in only
+    @property
+    def name(self) -> str:
+        """As `--only` takes it."""
+        return self.module.rpartition(".")[2]
 
 
-PARTS = (
-    Part("facts", 20, 60, "facts"),
-    Part("micro", 30, 60, "ceilings"),
-    Part("prepare", 90, 120, "prepare"),
-    Part("correctness", 90, 240, "correctness"),
-    Part("engine", 120, 240, "speed"),
-    Part("resident", 60, 120, "resident"),
-    Part("kernels", 90, 120, "kernels"),
-    Part("rivals:custom_cuda", 45, 120, "rivals"),
-    Part("rivals:torch-compile", 120, 120, "rivals"),
-    Part("rivals:torch-eager", 45, 120, "rivals"),
-    Part("rivals:llamacpp", 60, 60, "rivals"),
-    Part("rivals:candle", 60, 60, "rivals"),
-    Part("sanitizer", 90, 60, "sanitizer"),
-    Part("rivals:torch-compile-int8", 90, 0, "rivals"),
-    Part("rivals:torch-max-autotune", 150, 0, "rivals"),
-)
-"""In the order in which they run: the most important first."""
+BENCH = "enginecmp_custom_cuda.bench"
+PARTS = (Part(f"{BENCH}.facts", 20, 60), Part(f"{BENCH}.micro", 30, 60), Part(f"{BENCH}.kernels", 180, 240))
+"""In the order in which they run."""
 
 
 @dataclass
@@ -112,18 +104,15 @@ def run_part(part: Part, spec: dict[str, Any], folder: Path, seconds: float) -> 
         folder: gets its log, its records and its spec.
         seconds: its time box.
     """
-    if spec["dry"] and not part.dry_seconds:
-        return Outcome(part.name, "skipped", error="a rehearsal does without")
     if seconds < LEAST_SECONDS:
         return Outcome(part.name, "skipped", error="no time was left")
-    stem = part.name.replace(":", "-")
-    records, log = folder / f"{stem}.jsonl", folder / f"{stem}.log"
+    records, log = folder / f"{part.name}.jsonl", folder / f"{part.name}.log"
     records.write_text("", encoding="utf-8")
     told = seconds - min(GRACE_SECONDS, seconds / 10)
-    content = {**spec, "part": part.name, "module": part.module, "records": str(records), "seconds": told}
-    path = folder / f"{stem}.spec.json"
+    content = {**spec, "module": part.module, "records": str(records), "seconds": told, "parent": os.getpid()}
+    path = folder / f"{part.name}.spec.json"
     path.write_text(json.dumps(content), encoding="utf-8")
-    command = [sys.executable, "-m", "enginecmp_custom_cuda.bench.child", str(path)]
+    command = [sys.executable, "-P", "-m", "enginecmp_custom_cuda.bench.parts", str(path)]
     begin = time.monotonic()
     with log.open("wb") as output:
         # A group of its own, so that what a part starts ends with it.
@@ -157,29 +146,24 @@ def judge(name: str, code: int | None, records: list[Record], last: str, outcome
     """
     outcome.records = records
     errors = [record["text"] for record in records if record["record"] == "error"]
-    skipped = [record["text"] for record in records if record["record"] == "skipped"]
     if wrong_records(records):
         outcome.state = "WRONG"
     elif code is None:
         outcome.state = "out of time"
     elif code or errors:
         outcome.state = "failed"
-    elif skipped:
-        outcome.state = "skipped"
     if errors:
         outcome.error = "; ".join(errors)
     elif code is None:
         outcome.error = f"killed after {outcome.box_seconds:.0f} s; what it had found is kept"
     elif code:
         outcome.error = last or f"{name} ended with code {code}"
-    elif skipped:
-        outcome.error = skipped[-1]
     return outcome
 
 
 def wrong_records(records: list[Record]) -> list[Record]:
-    """Return the checks that failed, and the measurements of work that was not done right."""
-    return [each for each in records if each.get("ok") is False or each.get("verified") is False]
+    """Return the measurements of work that was not done right."""
+    return [each for each in records if each.get("verified") is False]
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
@@ -202,3 +186,24 @@ def last_lines(log: Path) -> list[str]:
     """Return the last lines of a log that say something, shortened."""
     lines = [line.rstrip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return [line[:300] for line in lines[-LOG_LINES:]]
+
+
+def main(arguments: list[str]) -> int:
+    """Run the part that a spec names, in this process."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PARENT_DEATH, signal.SIGKILL)
+    spec = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    if os.getppid() != spec["parent"]:  # it ended before it could be seen to
+        return 1
+    context = Context(spec)
+    try:
+        importlib.import_module(spec["module"]).run(context)
+    except BaseException as error:  # a part may end in anything
+        traceback.print_exc()
+        context.failed(one_line(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

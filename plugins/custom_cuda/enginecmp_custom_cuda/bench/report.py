@@ -20,12 +20,9 @@ def render(report: dict[str, Any]) -> str:
     sections = (
         table.heading(),
         table.limits(),
-        table.decode(),
-        table.prefill(),
         table.kernels(),
         table.prefill_kernels(),
-        table.rivals(),
-        table.correctness(),
+        table.answers(),
         table.parts(),
     )
     return "\n".join(line for section in sections for line in section)
@@ -59,15 +56,8 @@ class Table:
         device += [f"NVRTC {facts['nvrtc']}"] if "nvrtc" in facts else []
         yield "custom_cuda on " + ", ".join(filter(None, device))
         model = [str(facts.get("model", self._report["model"]))]
-        if "model_bytes" in facts:
-            model.append(f"{facts['model_bytes'] / 1e9:.2f} GB")
-        for name, text in (
-            ("commit", "source"),
-            ("compilation_seconds", "compiled in s:"),
-            ("load_seconds", "loaded in s:"),
-        ):
-            if name in facts:
-                model.append(f"{text} {facts[name]}")
+        if "commit" in facts:
+            model.append(f"source {facts['commit']}")
         yield "model " + ", ".join(model)
         clocks = [part["clocks"].get("clocks.sm", "") for part in self._report["parts"] if part.get("clocks")]
         if clocks:
@@ -93,28 +83,6 @@ class Table:
         if cells:
             yield "limits: " + "; ".join(cells)
 
-    def decode(self) -> Iterator[str]:
-        """Yield tokens a second by way and context, a column a batch, with the share of what the bytes allow."""
-        yield from self._grid(
-            "decode, tok/s (% of the measured bandwidth)",
-            "batch",
-            self._measured("decode"),
-            lambda one: (one["setting"]["path"], f"context {one['setting']['context']}"),
-            lambda one: str(one["setting"]["batch"]),
-            lambda one: f"{one['setting']['batch'] / one['median']:.0f}{self._share(one)}{spread(one)}",
-        )
-
-    def prefill(self) -> Iterator[str]:
-        """Yield tokens a second and time to the first id, a column a length."""
-        yield from self._grid(
-            "prefill, tok/s (ms)",
-            "tokens",
-            self._measured("prefill"),
-            lambda one: (one["setting"]["clock"],),
-            lambda one: str(one["setting"]["tokens"]),
-            lambda one: f"{one['setting']['tokens'] / one['median']:.0f} ({one['median'] * 1e3:.2f}){spread(one)}",
-        )
-
     def kernels(self) -> Iterator[str]:
         """Yield each decode kernel: microseconds, GB/s, share of the bandwidth."""
         yield from self._grid(
@@ -139,65 +107,15 @@ class Table:
             ),
         )
 
-    def rivals(self) -> Iterator[str]:
-        """Yield tokens a second of every engine, and how many times faster ours is."""
-        records = self._measured("rival")
-        ours = {cell(one): one["median"] for one in records if one["setting"]["engine"] == "custom_cuda"}
-
-        def shown(one: Record) -> str:
-            tokens = one["setting"]["unit_tokens"]
-            text = f"{tokens / one['median']:.0f}"
-            mine = ours.get(cell(one))
-            return text + (
-                f" (x{one['median'] / mine:.2f})" if mine and one["setting"]["engine"] != "custom_cuda" else ""
-            )
-
-        yield from self._grid(
-            "rivals, tok/s (ours is x times as fast; ids as ours)",
-            "",
-            records,
-            lambda one: (one["setting"]["engine"] + self._agreement(one["setting"]["engine"]),),
-            cell,
-            shown,
-        )
-        best = []
-        for name in ours:
-            theirs = [one for one in records if cell(one) == name and one["median"] and not is_ours(one)]
-            if theirs and ours[name]:
-                fastest = min(theirs, key=lambda one: float(one["median"]))
-                best.append(f"{name} x{fastest['median'] / ours[name]:.2f} ({fastest['setting']['engine']})")
-        if best:
-            yield "ours over the best rival: " + ", ".join(best)
-
-    def _agreement(self, engine: str) -> str:
-        """Return how many of the first ids behind the first prompt are ours; "" where there is nothing to compare."""
-        for name, mine in self._facts.items():
-            theirs = self._facts.get(name.replace("ids of custom_cuda at", f"ids of {engine} at"))
-            if (
-                name.startswith("ids of custom_cuda at")
-                and isinstance(mine, list)
-                and theirs
-                and engine != "custom_cuda"
-            ):
-                same = next(
-                    (at for at, pair in enumerate(zip(mine, theirs, strict=False)) if pair[0] != pair[1]), len(mine)
-                )
-                return f" {same}/{len(mine)}"
-        return ""
-
-    def correctness(self) -> Iterator[str]:
-        """Yield how many answers were checked, and the wrong ones in capitals."""
-        judged = [one for one in self._records if "ok" in one or "verified" in one]
-        wrong = [one for one in judged if one.get("ok") is False or one.get("verified") is False]
+    def answers(self) -> Iterator[str]:
+        """Yield how many measurements left the right answer behind, and the wrong ones in capitals."""
+        judged = [one for one in self._records if "verified" in one]
+        wrong = [one for one in judged if not one["verified"]]
         if judged:
-            yield (
-                f"answers: {len(judged)} checked, {len(wrong)} WRONG"
-                if wrong
-                else f"answers: {len(judged)} checked, all right"
-            )
+            yield f"answers: {len(judged)} checked, {f'{len(wrong)} WRONG' if wrong else 'all right'}"
         for one in wrong[:MOST_WRONG]:
             setting = " ".join(f"{key}={value}" for key, value in one["setting"].items())
-            yield f"  WRONG ANSWER: {one['name'].upper()} {setting.upper()} {one.get('detail', '')}"[:220]
+            yield f"  WRONG ANSWER: {one['name'].upper()} {setting.upper()}"[:220]
         if len(wrong) > MOST_WRONG:
             yield f"  and {len(wrong) - MOST_WRONG} more, in report.json"
         if wrong:
@@ -248,16 +166,6 @@ class Table:
         yield from aligned([["", *head], *lines])
 
 
-def is_ours(one: Record) -> bool:
-    """Return whether a rival's record is of this engine, whatever its options."""
-    return str(one["setting"]["engine"]).startswith("custom_cuda")
-
-
-def cell(one: Record) -> str:
-    """Return what an engine was measured at."""
-    return str(one["setting"]["cell"])
-
-
 def positions(one: Record) -> Key:
     """Return the part of a row's name that says how far back attention looks; nothing for other kernels."""
     return (f"at {one['setting']['position']}",) if "position" in one["setting"] else ()
@@ -266,13 +174,6 @@ def positions(one: Record) -> Key:
 def rate(one: Record) -> str:
     """Return the achieved bandwidth."""
     return f" {one['bytes_per_second'] / 1e9:.0f}" if one["bytes_per_second"] else ""
-
-
-def spread(one: Record) -> str:
-    """Return half of the range over the median, where it is worth a word."""
-    seconds = one["seconds"]
-    half = (max(seconds) - min(seconds)) / 2 / one["median"] if seconds else 0.0
-    return f" ±{100 * half:.0f}%" if half > 0.02 else ""
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterable[str]:

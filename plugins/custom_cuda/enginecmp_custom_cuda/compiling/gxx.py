@@ -47,7 +47,10 @@ def compile(source: Path, defines: Defines, include_folders: Iterable[Path]) -> 
         EngineError: there is no g++, or it refuses the source (with its messages).
     """
     options = [f"-D{name}={value}" for name, value in macros(defines)]
-    options += [f"-I{folder}" for folder in include_folders]
+    folders = [source.parent, *include_folders]
+    options += [f"-I{folder}" for folder in folders[1:]]
+    # The code names its own files (__FILE__): by their place below these folders, not by where this copy of them lies.
+    options += [f"-fmacro-prefix-map={folder}/=" for folder in folders]
     with tempfile.TemporaryDirectory(prefix="enginecmp-") as folder:
         out = Path(folder) / "kernels.so"
         run([*KERNEL, "-fmax-errors=20", *options, "-x", "c++", str(source), "-o", str(out)], source.name)
@@ -75,7 +78,7 @@ def build_driver(sources: list[Path], folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(dir=folder.parent, prefix="emulator-", suffix=".tmp")
     except OSError as error:
-        msg = f"custom_cuda: expected a writable folder for compiled kernels, came: {error}; set ENGINECMP_CACHE"
+        msg = f"custom_cuda: expected a writable folder for compiled kernels, got: {error}; set ENGINECMP_CACHE"
         raise EngineError(msg) from error
     try:
         # One file that takes in all: most of the time goes into the standard library's headers.
@@ -101,11 +104,11 @@ def run(arguments: list[str], what: str) -> str:
             [command, *arguments], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired as error:
-        msg = f"custom_cuda: expected g++ to compile {what} within {TIMEOUT_SECONDS} s, came nothing; try again"
+        msg = f"custom_cuda: expected g++ to compile {what} within {TIMEOUT_SECONDS} s, got nothing; try again"
         raise EngineError(msg) from error
     if done.returncode:
         log = done.stderr.strip()
-        msg = f"custom_cuda: expected {what} to compile for the CPU, came:\n{log[:20000]}\ncorrect the source"
+        msg = f"custom_cuda: expected {what} to compile for the CPU, got:\n{log[:20000]}\ncorrect the source"
         raise EngineError(msg)
     return done.stdout + done.stderr
 
@@ -114,7 +117,7 @@ def compiler() -> str:
     """Return the path of g++."""
     found = shutil.which("g++")
     if found is None:
-        msg = "custom_cuda: expected g++ for the emulated device, came none; install it (Debian: apt install g++)"
+        msg = "custom_cuda: expected g++ for the emulated device, got none; install it (Debian: apt install g++)"
         raise EngineError(msg)
     return found
 
@@ -126,4 +129,4 @@ def fingerprint() -> str:
     # What "native" stands for here: a cache may be shared by different machines.
     native = run(["-march=native", "-Q", "--help=target"], "its target")
     digest = hashlib.sha256(native.encode()).hexdigest()[:16]
-    return f"g++ {version} {digest} {' '.join(KERNEL)}"
+    return f"g++ {version} {digest} {' '.join(KERNEL)} -fmacro-prefix-map"

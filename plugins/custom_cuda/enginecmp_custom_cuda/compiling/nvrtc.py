@@ -51,7 +51,7 @@ def compile(source: Path, defines: Defines, architecture: str) -> bytes:
             raise
         expected = f"custom_cuda: expected {source.name} to compile for {architecture}"
         text = log.strip("\0\n ")
-        msg = f"{expected}, came:\n{text}\ncorrect the source"
+        msg = f"{expected}, got:\n{text}\ncorrect the source"
         raise EngineError(msg) from error
     finally:
         program.close()
@@ -61,13 +61,13 @@ def check_architecture(architecture: str) -> None:
     """Raise EngineError where NVRTC has no code for an architecture."""
     number = re.fullmatch(r"sm_(\d+)[af]?", architecture)
     if number is None:
-        msg = f"custom_cuda: expected an architecture like sm_80, came '{architecture}'; correct it"
+        msg = f"custom_cuda: expected an architecture like sm_80, got '{architecture}'; correct it"
         raise EngineError(msg)
     if int(number[1]) not in architectures():
         known, release = architectures(), ".".join(map(str, version()))
         wanted = "an older NVRTC" if int(number[1]) < known[0] else "a newer NVRTC"
         msg = (
-            f"custom_cuda: expected one of sm_{', sm_'.join(map(str, known))} (NVRTC {release}), came {architecture}; "
+            f"custom_cuda: expected one of sm_{', sm_'.join(map(str, known))} (NVRTC {release}), got {architecture}; "
             f"it needs {wanted}: {INSTALL}"
         )
         raise EngineError(msg)
@@ -132,6 +132,6 @@ def _nvrtc() -> Any:
 
         nvrtc.nvrtcVersion()
     except (ImportError, RuntimeError) as error:  # cuda.pathfinder raises RuntimeErrors of its own
-        msg = f"custom_cuda: expected the wheel nvidia-cuda-nvrtc, came: {str(error).splitlines()[0]}; {INSTALL}"
+        msg = f"custom_cuda: expected the wheel nvidia-cuda-nvrtc, got: {str(error).splitlines()[0]}; {INSTALL}"
         raise EngineError(msg) from error
     return nvrtc

@@ -27,13 +27,13 @@ def find(source: str | Path) -> Path:
     if isinstance(source, Path):
         if source.is_file():
             return source
-        msg = f"custom_cuda: expected a kernel source, came no file {source}; check the path"
+        msg = f"custom_cuda: expected a kernel source, got no file {source}; check the path"
         raise EngineError(msg)
     path = KERNELS / f"{source}.cu"
     if path.is_file():
         return path
     known = did_you_mean(source, (file.stem for file in KERNELS.glob("*.cu")))
-    msg = f"custom_cuda: expected a file of {KERNELS}, came '{source}'{known}"
+    msg = f"custom_cuda: expected a file of {KERNELS}, got '{source}'{known}"
     raise EngineError(msg)
 
 
@@ -64,6 +64,6 @@ def macros(defines: Defines) -> list[tuple[str, str]]:
     """
     for name, value in defines.items():
         if not re.fullmatch(r"[A-Za-z_]\w*", name) or not re.fullmatch(r"[\w.+-]*", str(value)):
-            msg = f"custom_cuda: expected a define like WEIGHT=WEIGHT_Q8_0, came {name}={value}; correct it"
+            msg = f"custom_cuda: expected a define like WEIGHT=WEIGHT_Q8_0, got {name}={value}; correct it"
             raise EngineError(msg)
     return sorted((name, str(value)) for name, value in defines.items())

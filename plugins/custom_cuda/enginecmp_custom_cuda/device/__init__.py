@@ -1,5 +1,6 @@
 """A device, a GPU or the emulator, behind one API: memory, modules, launches, graphs, events."""
 
+from .building import build
 from .device import Device, open_device
 from .driver import DriverError, LostDeviceError, OutOfMemoryError
 from .graph import Capture, Event, Graph
@@ -19,5 +20,6 @@ __all__ = [
     "Module",
     "OutOfMemoryError",
     "Pinned",
+    "build",
     "open_device",
 ]

@@ -47,14 +47,14 @@ class Context:
             driver.cuDevicePrimaryCtxRelease(device)
             raise
 
-    def call(self, function: str, *arguments: Any, expected: str, mend: str = "report this as a bug") -> Any:
+    def call(self, function: str, *arguments: Any, expected: str, fix: str = "report this as a bug") -> Any:
         """Call a function of the driver API; return what it returns beside its status.
 
         Args:
             function: its name.
             arguments: as `cuda.bindings.driver` takes them.
             expected: what should have happened, for the error's line.
-            mend: the next step, for the error's line.
+            fix: the next step, for the error's line.
 
         Raises:
             DriverError: the driver's error; `LostDeviceError` from then on where it ends the context.
@@ -62,7 +62,7 @@ class Context:
         self.enter()
         status, *values = getattr(self.driver, function)(*arguments)
         if int(status):
-            raise self.failed(status, expected, mend)
+            raise self.failed(status, expected, fix)
         return values[0] if len(values) == 1 else tuple(values)
 
     def enter(self) -> None:
@@ -75,7 +75,7 @@ class Context:
         if self._lost is not None:
             raise self.lost()
         if self.closed:
-            msg = f"{ENGINE}: expected an open device, came a closed one; open it again with open_device"
+            msg = f"{ENGINE}: expected an open device, got a closed one; open it again with open_device"
             raise EngineError(msg)
         if getattr(_thread, "context", None) is not self:
             (status,) = self.driver.cuCtxSetCurrent(self._handle)
@@ -83,9 +83,9 @@ class Context:
                 raise self.failed(status, "the device's context", "start a new process")
             _thread.context = self
 
-    def failed(self, status: Any, expected: str, mend: str) -> DriverError:
+    def failed(self, status: Any, expected: str, fix: str) -> DriverError:
         """Return the exception of a failed call, and remember when it ends the context."""
-        error = failure(self.driver, status, expected, mend)
+        error = failure(self.driver, status, expected, fix)
         if isinstance(error, LostDeviceError):
             self._lost = error
         return error
@@ -98,7 +98,7 @@ class Context:
     def not_capturing(self, what: str) -> None:
         """Raise EngineError while launches are being recorded into a graph."""
         if self.capturing:
-            msg = f"{ENGINE}: expected launches only while a graph is captured, came {what}; do it before or after"
+            msg = f"{ENGINE}: expected launches only while a graph is captured, got {what}; do it before or after"
             raise EngineError(msg)
 
     def release(self, owner: object, function: str, *arguments: Any) -> None:

@@ -33,16 +33,16 @@ def open_device(kind: Literal["cuda", "emulated"] | str, ordinal: int = 0) -> De
         ordinal: which, from 0.
 
     Raises:
-        EngineError: there is none such, with the reason and what mends it.
+        EngineError: there is none such, with the reason and what fixes it.
     """
     if kind not in ("cuda", "emulated"):
-        msg = f"{ENGINE}: expected device cuda or emulated, came '{kind}'; pass --device cuda"
+        msg = f"{ENGINE}: expected device cuda or emulated, got '{kind}'; pass --device cuda"
         raise EngineError(msg)
     driver = select(kind)
     status, count = driver.cuDeviceGetCount()
     if int(status) or not 0 <= ordinal < int(count):
         found = 0 if int(status) else int(count)
-        msg = f"{ENGINE}: expected device {ordinal} of kind {kind}, came {found} devices; see nvidia-smi"
+        msg = f"{ENGINE}: expected device {ordinal} of kind {kind}, got {found} devices; see nvidia-smi"
         raise EngineError(msg)
     status, handle = driver.cuDeviceGet(ordinal)
     if int(status):
@@ -63,7 +63,7 @@ class Device:
         total_bytes: of its memory.
         driver_version: newest CUDA that the driver knows, such as (13, 0).
         timed: False on the CPU, whose times say nothing about a GPU.
-        modules: what `compiling.build` has loaded here, by the name of its cache entry.
+        modules: what `build` has loaded here, by the name of its cache entry.
         stream: the driver's handle of the stream, for libraries that take one.
     """
 
@@ -94,7 +94,7 @@ class Device:
             return
         if self.capability < LEAST_CAPABILITY:
             least, found = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, self.capability))
-            msg = f"{ENGINE}: expected compute capability {least} or more, came {found} ({self.name}); use a newer GPU"
+            msg = f"{ENGINE}: expected compute capability {least} or more, got {found} ({self.name}); use a newer GPU"
             raise EngineError(msg)
         from ..compiling.nvrtc import architecture_for
 
@@ -146,7 +146,7 @@ class Device:
                 source.nbytes,
                 self.stream,
                 expected=f"a copy of {source.nbytes} bytes to {address:#x}",
-                mend="check the address and the size",
+                fix="check the address and the size",
             )
             self.synchronize()
 
@@ -162,7 +162,7 @@ class Device:
                 target.nbytes,
                 self.stream,
                 expected=f"a copy of {target.nbytes} bytes from {address:#x}",
-                mend="check the address and the size",
+                fix="check the address and the size",
             )
         self.synchronize()
         return target
@@ -171,16 +171,16 @@ class Device:
         """Copy between memory that kernels use, after all launched before; recorded while a graph is captured."""
         if nbytes:
             expected = f"a copy of {nbytes} bytes from {source:#x} to {target:#x}"
-            mend = "check addresses and size"
+            fix = "check addresses and size"
             # Not cuMemcpyDtoDAsync: either address may be of pinned memory.
-            self._context.call("cuMemcpyAsync", target, source, nbytes, self.stream, expected=expected, mend=mend)
+            self._context.call("cuMemcpyAsync", target, source, nbytes, self.stream, expected=expected, fix=fix)
 
     def fill(self, address: int, nbytes: int, byte: int = 0) -> None:
         """Set bytes to a value, after everything launched before; recorded while a graph is captured."""
         if nbytes:
             expected = f"{nbytes} bytes at {address:#x} set to {byte}"
-            mend = "check the address and the size"
-            self._context.call("cuMemsetD8Async", address, byte, nbytes, self.stream, expected=expected, mend=mend)
+            fix = "check the address and the size"
+            self._context.call("cuMemsetD8Async", address, byte, nbytes, self.stream, expected=expected, fix=fix)
 
     # Code
 

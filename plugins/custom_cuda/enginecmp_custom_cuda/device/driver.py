@@ -88,9 +88,7 @@ def select(kind: str) -> Any:
     global _selected
     with _lock:
         if _selected is not None and _selected != kind:
-            msg = (
-                f"{ENGINE}: expected device {_selected} as before in this process, came {kind}; use a process for each"
-            )
+            msg = f"{ENGINE}: expected device {_selected} as before in this process, got {kind}; use a process for each"
             raise EngineError(msg)
         if kind == "emulated":
             _load_emulator()
@@ -99,13 +97,11 @@ def select(kind: str) -> Any:
         try:
             (status,) = driver.cuInit(0)
         except RuntimeError as error:  # cuda.pathfinder found no libcuda.so.1
-            msg = (
-                f"{ENGINE}: expected an NVIDIA driver, came none (libcuda.so.1); install one or pass --device emulated"
-            )
+            msg = f"{ENGINE}: expected an NVIDIA driver, got none (libcuda.so.1); install one or pass --device emulated"
             raise EngineError(msg) from error
         if int(status):
             name, text = describe(driver, status)
-            msg = f"{ENGINE}: expected a working NVIDIA driver, came {name} ({text}); see nvidia-smi"
+            msg = f"{ENGINE}: expected a working NVIDIA driver, got {name} ({text}); see nvidia-smi"
             raise DriverError(msg, name)
         _selected = kind
         return driver
@@ -120,7 +116,7 @@ def _load_emulator() -> None:
 
     library = ctypes.CDLL(str(gxx.driver_library()), mode=ctypes.RTLD_GLOBAL)
     if ctypes.CDLL("libcuda.so.1")._handle != library._handle:
-        msg = f"{ENGINE}: expected no CUDA driver in this process, came libcuda.so.1; emulate in a process of its own"
+        msg = f"{ENGINE}: expected no CUDA driver in this process, got libcuda.so.1; emulate in a process of its own"
         raise EngineError(msg)
     _library = library
 
@@ -134,11 +130,11 @@ def describe(driver: Any, status: Any) -> tuple[str, str]:
     return name.decode(), text.decode() if not int(found) and text is not None else "no text"
 
 
-def failure(driver: Any, status: Any, expected: str, mend: str) -> DriverError:
-    """Return the exception for a failed call: what was expected, what came, the next step."""
+def failure(driver: Any, status: Any, expected: str, fix: str) -> DriverError:
+    """Return the exception for a failed call: what was expected, what it got, the next step."""
     name, text = describe(driver, status)
     if name in LOST:
         step = "the device is lost to this process, start a new one"
-        return LostDeviceError(f"{ENGINE}: expected {expected}, came {name} ({text}); {step}", name)
+        return LostDeviceError(f"{ENGINE}: expected {expected}, got {name} ({text}); {step}", name)
     kind = OutOfMemoryError if name == "CUDA_ERROR_OUT_OF_MEMORY" else DriverError
-    return kind(f"{ENGINE}: expected {expected}, came {name} ({text}); {mend}", name)
+    return kind(f"{ENGINE}: expected {expected}, got {name} ({text}); {fix}", name)

@@ -34,7 +34,7 @@ class Graph:
         context = self._context
         context.enter()
         if self._closed:
-            msg = f"{ENGINE}: expected an open graph, came a closed one; capture it again"
+            msg = f"{ENGINE}: expected an open graph, got a closed one; capture it again"
             raise EngineError(msg)
         (status,) = context.driver.cuGraphLaunch(self._executable, context.stream)
         if status:
@@ -79,7 +79,7 @@ class Capture:
                 context.release(recorded, "cuGraphDestroy", recorded)
             return
         recorded = context.call(
-            "cuStreamEndCapture", context.stream, expected="a complete capture", mend="look for what ended it early"
+            "cuStreamEndCapture", context.stream, expected="a complete capture", fix="look for what ended it early"
         )
         self.graph = Graph(context, recorded)
 
@@ -111,10 +111,10 @@ class Event:
         """
         context = self._context
         context.not_capturing("a wait for an event")
-        mend = "record both events first"
-        context.call("cuEventSynchronize", last.handle, expected="an event that happens", mend=mend)
+        fix = "record both events first"
+        context.call("cuEventSynchronize", last.handle, expected="an event that happens", fix=fix)
         milliseconds = context.call(
-            "cuEventElapsedTime", self.handle, last.handle, expected="the time between two events", mend=mend
+            "cuEventElapsedTime", self.handle, last.handle, expected="the time between two events", fix=fix
         )
         return float(milliseconds) / 1000
 

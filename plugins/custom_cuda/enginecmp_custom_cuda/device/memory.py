@@ -61,9 +61,7 @@ class Pinned:
         try:
             self._host = int(context.call("cuMemHostAlloc", nbytes, flags, expected=f"pinned memory for {what}"))
         except OutOfMemoryError as error:
-            msg = (
-                f"{ENGINE}: expected {size_text(nbytes)} of pinned host memory for {what}, came none; free host memory"
-            )
+            msg = f"{ENGINE}: expected {size_text(nbytes)} of pinned host memory for {what}, got none; free host memory"
             raise OutOfMemoryError(msg, error.code) from error
         context.owned[id(self)] = self.free
         expected = f"pinned memory for {what} on the device"
@@ -82,7 +80,7 @@ class Pinned:
 def checked_size(nbytes: int, what: str) -> int:
     """Return a size that can be allocated."""
     if nbytes < 1:
-        msg = f"{ENGINE}: expected a size of at least 1 byte for {what}, came {nbytes}; correct it"
+        msg = f"{ENGINE}: expected a size of at least 1 byte for {what}, got {nbytes}; correct it"
         raise EngineError(msg)
     return nbytes
 
@@ -91,7 +89,7 @@ def no_room(context: Context, error: OutOfMemoryError, nbytes: int, what: str) -
     """Return the error of an allocation that does not fit: what, how much, how much is free."""
     free, total = context.call("cuMemGetInfo", expected="the amount of free memory")
     msg = (
-        f"{ENGINE}: expected {size_text(nbytes)} of device memory for {what}, came {size_text(int(free))} free of "
+        f"{ENGINE}: expected {size_text(nbytes)} of device memory for {what}, got {size_text(int(free))} free of "
         f"{size_text(int(total))}; pass a smaller context, fewer sequences or a smaller model"
     )
     return OutOfMemoryError(msg, error.code)

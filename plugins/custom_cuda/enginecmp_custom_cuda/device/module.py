@@ -32,7 +32,7 @@ class Module:
             "cuModuleLoadData",
             image + b"\0",
             expected=f"machine code of {name} that the driver loads",
-            mend="update the NVIDIA driver, or remove the kernels in the cache folder",
+            fix="update the NVIDIA driver, or remove the kernels in the cache folder",
         )
         context.owned[id(self)] = self.unload
 
@@ -67,9 +67,9 @@ class Kernel:
         self.name = name
         self.module = module
         self._context = context
-        mend = "check its name, and that it is declared with KERNEL"
+        fix = "check its name, and that it is declared with KERNEL"
         self.function = context.call(
-            "cuModuleGetFunction", module.handle, name.encode(), expected=f"kernel {name} in {module.name}", mend=mend
+            "cuModuleGetFunction", module.handle, name.encode(), expected=f"kernel {name} in {module.name}", fix=fix
         )
         self.registers = self._attribute("NUM_REGS")
         self.local_bytes = self._attribute("LOCAL_SIZE_BYTES")
@@ -90,7 +90,7 @@ class Kernel:
             nbytes,
             expected=f"{nbytes} bytes of dynamic shared memory for a block of {self.name}, "
             f"beside {self.static_shared_bytes} static ones",
-            mend="use less shared memory on this device",
+            fix="use less shared memory on this device",
         )
         self._dynamic_shared_bytes = nbytes
 
@@ -154,7 +154,7 @@ class Launch:
     ) -> None:
         if kernel.parameter_bytes is not None and ctypes.sizeof(params) != kernel.parameter_bytes:
             msg = (
-                f"{ENGINE}: expected {kernel.parameter_bytes} bytes of parameters for {kernel.name}, came "
+                f"{ENGINE}: expected {kernel.parameter_bytes} bytes of parameters for {kernel.name}, got "
                 f"{ctypes.sizeof(params)} ({type(params).__name__}); make the struct and its mirror agree"
             )
             raise EngineError(msg)

@@ -67,8 +67,20 @@ void Block::abandon() {
     __builtin_unreachable();
 }
 
+void Block::let_others() {
+    if (!grid->turns.on()) return;
+    const unsigned blocks = grid->blocks();
+    const bool down = grid->order == Order::reverse;
+    unsigned further = 0;
+    if (grid->order == Order::shuffled && blocks > 1) further = unsigned(next_random(random) >> 33) % (blocks - 1);
+    grid->turns.pass(down ? place + blocks - 1 : place + 1 + further, down);
+    grid->turns.await(place, grid->failure);
+}
+
 void Block::give_way() {
     Fiber *const from = static_cast<Fiber *>(current);
+    // With a seeded order a block may be held up between any two of its waits, while the others go on.
+    if (grid->order == Order::shuffled && grid->turns.on() && next_random(random) >> 57 == 0) let_others();
     int next = pick(ready);
     while (next < 0) {
         if (!all_poll()) abandon();
@@ -102,7 +114,11 @@ bool Block::all_poll() {
         dead_end();
         return false;
     }
-    const uint64_t changes = grid->changes.load(std::memory_order_relaxed);
+    uint64_t changes = grid->changes.load(std::memory_order_relaxed);
+    if (changes == seen_changes && !something_ran && grid->turns.on()) {
+        let_others();
+        changes = grid->changes.load(std::memory_order_relaxed);
+    }
     if (changes != seen_changes || something_ran) {
         seen_changes = changes;
         something_ran = false;
@@ -171,6 +187,9 @@ Block::~Block() {
 
 void Block::run(Grid &of, unsigned block_number) {
     grid = &of;
+    place = block_number;
+    if (of.turns.on()) of.turns.await(place, of.failure);
+    if (of.failure.load()) return;
     index = {block_number % of.grid_size.x, block_number / of.grid_size.x % of.grid_size.y,
              block_number / of.grid_size.x / of.grid_size.y};
     count = of.block_size.x * of.block_size.y * of.block_size.z;
@@ -218,6 +237,10 @@ void Block::run(Grid &of, unsigned block_number) {
     if (of.gate && !counted_gate) of.at_gate++;
     of.live--;
     of.changes.fetch_add(1);
+    if (of.turns.on()) {
+        of.turns.leave(place);
+        of.turns.pass(place + 1, false);
+    }
     for (unsigned i = 0; i < count; i++) {
         if (stacks.intact(i)) continue;
         of.fail(719, "block (%u,%u,%u), thread %u: its stack of %zu bytes is too small", index.x, index.y, index.z, i,

@@ -10,6 +10,7 @@
 
 #include "fiber.h"
 #include "threads.h"
+#include "turns.h"
 
 namespace simt {
 
@@ -31,6 +32,8 @@ struct Grid {
     uint64_t seed = 0;
     double patience_seconds = 10;
     bool cooperative = false;
+
+    Turns turns;  // of a cooperative launch's blocks
 
     std::atomic<int> failure{0};        // a CUresult
     std::atomic<uint64_t> changes{0};   // counts what can let a polling thread go on
@@ -83,6 +86,7 @@ struct NamedBarrier {
 struct Block {
     Grid *grid;
     uint3 index;
+    unsigned place;  // in the grid
     unsigned count;  // threads
     unsigned words;  // of a ThreadSet in use
     unsigned exited;
@@ -123,6 +127,7 @@ struct Block {
     void check_shared();
     int pick(const ThreadSet &from);
     bool all_poll();       // false: the launch is over
+    void let_others();     // in a cooperative launch: come back when it is this block's turn again
     void dead_end();
     std::string who_waits() const;
 };

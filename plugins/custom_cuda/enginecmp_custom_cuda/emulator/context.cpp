@@ -154,13 +154,6 @@ API cuDeviceGetUuid_v2(unsigned char *uuid, CUdevice device) {
     return CUDA_SUCCESS;
 }
 
-API cuDeviceGetPCIBusId(char *text, int length, CUdevice device) {
-    ENTER(initialised);
-    if (device != 0) return CUDA_ERROR_INVALID_DEVICE;
-    snprintf(text, size_t(length), "0000:00:00.0");
-    return CUDA_SUCCESS;
-}
-
 API cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) {
     ENTER(initialised);
     if (device != 0) return CUDA_ERROR_INVALID_DEVICE;
@@ -202,18 +195,6 @@ API cuDevicePrimaryCtxReset_v2(CUdevice device) {
     return CUDA_SUCCESS;
 }
 
-API cuDevicePrimaryCtxGetState(CUdevice, unsigned *flags, int *active) {
-    ENTER(initialised);
-    *flags = 0;
-    *active = driver().context.alive;
-    return CUDA_SUCCESS;
-}
-
-API cuDevicePrimaryCtxSetFlags_v2(CUdevice, unsigned) {
-    ENTER(initialised);
-    return CUDA_SUCCESS;
-}
-
 API cuCtxSetCurrent(void *context) {
     ENTER(initialised);
     if (context && context != &driver().context) return CUDA_ERROR_INVALID_CONTEXT;
@@ -224,28 +205,6 @@ API cuCtxSetCurrent(void *context) {
 API cuCtxGetCurrent(void **context) {
     ENTER(initialised);
     *context = simt::context_is_current ? &driver().context : nullptr;
-    return CUDA_SUCCESS;
-}
-
-API cuCtxPushCurrent_v2(void *context) { return cuCtxSetCurrent(context); }
-
-API cuCtxPopCurrent_v2(void **context) {
-    ENTER(initialised);
-    if (context) *context = simt::context_is_current ? &driver().context : nullptr;
-    simt::context_is_current = false;
-    return CUDA_SUCCESS;
-}
-
-API cuCtxGetDevice(CUdevice *device) {
-    ENTER(initialised);
-    if (!simt::context_is_current) return CUDA_ERROR_INVALID_CONTEXT;
-    *device = 0;
-    return CUDA_SUCCESS;
-}
-
-API cuCtxGetApiVersion(void *, unsigned *version) {
-    ENTER(initialised);
-    *version = 13020;
     return CUDA_SUCCESS;
 }
 

@@ -1,4 +1,4 @@
-// What only tests ask for; device/emulated.py calls these.
+// What only tests ask for; tests/custom_cuda_controls.py calls these.
 #include <cstring>
 
 #include "driver.h"

@@ -68,32 +68,6 @@ API cuStreamQuery(void *handle) {
     return executor.idle() ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
 
-API cuStreamGetPriority(void *, int *priority) {
-    ENTER(device_context);
-    *priority = 0;
-    return CUDA_SUCCESS;
-}
-
-API cuStreamGetFlags(void *handle, unsigned *flags) {
-    ENTER(device_context);
-    CUresult error = CUDA_SUCCESS;
-    Stream *const stream = simt::stream_of(handle, &error);
-    if (stream) *flags = stream->flags;
-    return error;
-}
-
-API cuLaunchHostFunc(void *handle, void (*function)(void *), void *data) {
-    ENTER(device_context);
-    CUresult error = CUDA_SUCCESS;
-    Stream *const stream = simt::stream_of(handle, &error);
-    if (!stream) return error;
-    return simt::submit(stream, Operation{[=]() -> CUresult {
-                                              function(data);
-                                              return CUDA_SUCCESS;
-                                          },
-                                          {}});
-}
-
 // ---- capture
 
 API cuStreamBeginCapture_v2(void *handle, int mode) {
@@ -135,12 +109,6 @@ API cuStreamIsCapturing(void *handle, int *status) {
     Stream *const stream = simt::stream_of(handle, &error);
     if (stream) *status = !stream->capture ? 0 : stream->capture_broken ? 2 : 1;
     return error;
-}
-
-API cuThreadExchangeStreamCaptureMode(int *mode) {
-    ENTER(device_context);
-    *mode = 0;
-    return CUDA_SUCCESS;
 }
 
 // ---- graphs
@@ -245,8 +213,6 @@ API cuEventRecord(void *handle, void *stream_handle) {
     };
     return simt::submit(stream, std::move(operation));
 }
-
-API cuEventRecordWithFlags(void *event, void *stream, unsigned) { return cuEventRecord(event, stream); }
 
 API cuStreamWaitEvent(void *stream_handle, void *handle, unsigned) {
     ENTER(device_context);

@@ -176,34 +176,11 @@ API cuFuncSetAttribute(void *handle, int attribute, int value) {
     return attribute == 9 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
 
-API cuFuncSetCacheConfig(void *, int) {
-    ENTER(device_context);
-    return CUDA_SUCCESS;
-}
-
-API cuFuncGetName(const char **name, void *handle) {
-    ENTER(device_context);
-    *name = static_cast<Function *>(handle)->kernel->name;
-    return CUDA_SUCCESS;
-}
-
-API cuFuncGetModule(void **module, void *handle) {
-    ENTER(device_context);
-    *module = static_cast<Function *>(handle)->module;
-    return CUDA_SUCCESS;
-}
-
 API cuFuncGetParamInfo(void *handle, size_t index, size_t *offset, size_t *bytes) {
     ENTER(device_context);
     if (index > 0) return CUDA_ERROR_INVALID_VALUE;
     if (offset) *offset = 0;
     if (bytes) *bytes = static_cast<Function *>(handle)->kernel->params_bytes;
-    return CUDA_SUCCESS;
-}
-
-API cuFuncGetParamCount(void *, size_t *count) {
-    ENTER(device_context);
-    *count = 1;
     return CUDA_SUCCESS;
 }
 

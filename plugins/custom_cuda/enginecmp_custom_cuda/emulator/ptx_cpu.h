@@ -45,7 +45,6 @@ static inline void store(T *address, T value) {
 
 static inline unsigned load_acquire(const unsigned *address) { return cpu::load(address); }
 static inline int load_acquire(const int *address) { return cpu::load(address); }
-static inline void store_release(unsigned *address, unsigned value) { cpu::store(address, value); }
 static inline void add_release(unsigned *address, unsigned value) {
     __atomic_fetch_add(address, value, __ATOMIC_SEQ_CST);
     simt::progress();
@@ -55,7 +54,6 @@ static inline unsigned load_system(const unsigned *address) { return cpu::load(a
 static inline int load_system(const int *address) { return cpu::load(address); }
 static inline void store_system(unsigned *address, unsigned value) { cpu::store(address, value); }
 static inline void store_system(int *address, int value) { cpu::store(address, value); }
-static inline void store_release_system(unsigned *address, unsigned value) { cpu::store(address, value); }
 
 // ---- numbers
 
@@ -95,19 +93,9 @@ static inline unsigned float2_to_half2(float low, float high) {
 static inline unsigned float2_to_bf162(float low, float high) {
     return unsigned(float_to_bf16(high)) << 16 | float_to_bf16(low);
 }
-static inline float2 half2_to_float2(unsigned bits) {
-    return make_float2(half_to_float(static_cast<unsigned short>(bits)),
-                       half_to_float(static_cast<unsigned short>(bits >> 16)));
-}
-
 static inline int dp4a(unsigned a, unsigned b, int sum) {
     for (int i = 0; i < 32; i += 8)
         sum = int(unsigned(sum) + unsigned(int((signed char)(a >> i)) * int((signed char)(b >> i))));
-    return sum;
-}
-static inline int dp4a_unsigned(unsigned a, unsigned b, int sum) {
-    for (int i = 0; i < 32; i += 8)
-        sum = int(unsigned(sum) + unsigned(int((unsigned char)(a >> i)) * int((signed char)(b >> i))));
     return sum;
 }
 
@@ -156,15 +144,8 @@ static inline void mbarrier_arrive_expect(Barrier *barrier, unsigned bytes) {
 static inline bool mbarrier_try_wait(Barrier *barrier, unsigned parity) {
     return simt::barrier_test(reinterpret_cast<uint64_t *>(barrier), parity);
 }
-static inline void bulk_copy(void *shared, const void *global, unsigned bytes, Barrier *barrier) {
-    simt::bulk_copy(shared, global, bytes, reinterpret_cast<uint64_t *>(barrier));
-}
 static inline void bulk_copy_stream(void *shared, const void *global, unsigned bytes, Barrier *barrier) {
-    bulk_copy(shared, global, bytes, barrier);
-}
-static inline void bulk_prefetch(const void *global, unsigned bytes) {
-    if ((reinterpret_cast<uintptr_t>(global) | bytes) % 16)
-        simt::trap(716, "bulk prefetch: expected an address and a size that are multiples of 16");
+    simt::bulk_copy(shared, global, bytes, reinterpret_cast<uint64_t *>(barrier));
 }
 
 // ---- tensor cores
@@ -250,7 +231,6 @@ static inline void mma(Sum (&sum)[4], const unsigned (&a)[4], const unsigned (&b
 static inline void ldmatrix_x4(unsigned (&out)[4], const void *row) { cpu::ldmatrix<4, false>(out, row); }
 static inline void ldmatrix_x4_trans(unsigned (&out)[4], const void *row) { cpu::ldmatrix<4, true>(out, row); }
 static inline void ldmatrix_x2(unsigned (&out)[2], const void *row) { cpu::ldmatrix<2, false>(out, row); }
-static inline void ldmatrix_x2_trans(unsigned (&out)[2], const void *row) { cpu::ldmatrix<2, true>(out, row); }
 
 static inline void mma_s8(int (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     cpu::mma(sum, a, b, cpu::resolve_mma<int, 4, cpu::value_s8>);
@@ -271,7 +251,6 @@ static inline void mma_bf16(float (&sum)[4], const unsigned (&a)[4], const unsig
 static inline void launch_dependents() {}
 static inline int thread_index() { return int(threadIdx.x); }
 static inline void nanosleep(unsigned) { simt::spin(); }
-static inline unsigned long long globaltimer() { return (unsigned long long)clock64(); }
 
 }  // namespace ptx
 

@@ -80,6 +80,7 @@ void fill(Grid &grid, const Launch &launch) {
     grid.seed = settings.seed;
     grid.patience_seconds = settings.patience_seconds;
     grid.cooperative = launch.cooperative;
+    if (grid.cooperative) grid.turns.begin(grid.blocks(), grid.order == Order::reverse ? grid.blocks() - 1 : 0);
 }
 
 CUresult outcome(const Grid &grid) {

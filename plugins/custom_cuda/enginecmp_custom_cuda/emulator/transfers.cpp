@@ -159,8 +159,3 @@ API cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t count, void *str
     return later(stream, set<unsigned char>(to, value, count));
 }
 
-API cuMemsetD32Async(CUdeviceptr to, unsigned value, size_t count, void *stream) {
-    ENTER(device_context);
-    if (!held(to, 4 * count) || to % 4) return CUDA_ERROR_INVALID_VALUE;
-    return later(stream, set<unsigned>(to, value, count));
-}

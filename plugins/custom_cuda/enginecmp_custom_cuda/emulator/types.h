@@ -20,12 +20,7 @@ SIMT_VECTOR(unsigned int, uint, 4)
 SIMT_VECTOR(float, float, 4)
 #undef SIMT_VECTOR
 
-struct alignas(16) longlong2 { long long x, y; };
 struct alignas(16) ulonglong2 { unsigned long long x, y; };
-struct alignas(16) double2 { double x, y; };
-static inline longlong2 make_longlong2(long long x, long long y) { return {x, y}; }
-static inline ulonglong2 make_ulonglong2(unsigned long long x, unsigned long long y) { return {x, y}; }
-static inline double2 make_double2(double x, double y) { return {x, y}; }
 
 struct dim3 {
     unsigned int x, y, z;

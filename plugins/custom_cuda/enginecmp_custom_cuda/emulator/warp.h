@@ -1,4 +1,4 @@
-// Barriers, shuffles and votes. Lanes wait for the lanes in the mask; lanes that left the kernel count as arrived.
+// Barriers and shuffles. Lanes wait for the lanes in the mask; lanes that left the kernel count as arrived.
 #pragma once
 
 #include <cstring>
@@ -24,19 +24,6 @@ static inline void resolve_exchange(void *const *arguments, unsigned mask) {
     }
 }
 
-static inline void resolve_ballot(void *const *arguments, unsigned mask) {
-    unsigned ballot = 0;
-    for (unsigned rest = mask; rest; rest &= rest - 1) {
-        const unsigned lane = __builtin_ctz(rest);
-        ballot |= unsigned(static_cast<Exchange *>(arguments[lane])->value != 0) << lane;
-    }
-    for (unsigned rest = mask; rest; rest &= rest - 1) {
-        Exchange &own = *static_cast<Exchange *>(arguments[__builtin_ctz(rest)]);
-        own.result = ballot;
-        own.source = mask;
-    }
-}
-
 template <class T>
 static inline T exchange(unsigned mask, T value, unsigned source, const char *what) {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles move 4 or 8 bytes");
@@ -45,12 +32,6 @@ static inline T exchange(unsigned mask, T value, unsigned source, const char *wh
     collective(mask, &own, resolve_exchange, what);
     memcpy(&value, &own.result, sizeof value);
     return value;
-}
-
-static inline Exchange vote(unsigned mask, bool predicate, const char *what) {
-    Exchange own = {predicate, 0, 0};
-    collective(mask, &own, resolve_ballot, what);
-    return own;
 }
 
 }  // namespace simt
@@ -62,30 +43,7 @@ static inline T __shfl_sync(unsigned mask, T value, int source, int width = 32) 
 }
 
 template <class T>
-static inline T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
-    const unsigned lane = simt::current->lane, first = lane & ~unsigned(width - 1);
-    return simt::exchange(mask, value, lane >= first + delta ? lane - delta : lane, "shfl_up_sync");
-}
-
-template <class T>
-static inline T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
-    const unsigned lane = simt::current->lane, last = lane | unsigned(width - 1);
-    return simt::exchange(mask, value, lane + delta <= last ? lane + delta : lane, "shfl_down_sync");
-}
-
-template <class T>
 static inline T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
     const unsigned lane = simt::current->lane, last = lane | unsigned(width - 1), other = lane ^ unsigned(lanes);
     return simt::exchange(mask, value, other <= last ? other : lane, "shfl_xor_sync");
-}
-
-static inline unsigned __ballot_sync(unsigned mask, int predicate) {
-    return unsigned(simt::vote(mask, predicate != 0, "ballot_sync").result);
-}
-static inline int __any_sync(unsigned mask, int predicate) {
-    return simt::vote(mask, predicate != 0, "any_sync").result != 0;
-}
-static inline int __all_sync(unsigned mask, int predicate) {
-    const simt::Exchange own = simt::vote(mask, predicate != 0, "all_sync");
-    return unsigned(own.result) == own.source;
 }

@@ -9,18 +9,18 @@ import msgspec
 from enginecmp import EngineError, LoadOptions
 
 from ..device import DriverError
-from .decode import BATCHES, DecodeBuffers, DecodeSettings, DecodeStep
-from .gemm_choice import Choice, choose_gemm, library_bytes
-from .pages import ELEMENT_BYTES, PAGE_TOKENS, pages_for
-from .prefill import Prefill
-from .stream import Resident, Steps
+from .decode.step import BATCHES, DecodeBuffers, DecodeSettings, DecodeStep
+from .decode.stream import Steps
+from .memory.pages import ELEMENT_BYTES, PAGE_TOKENS, pages_for
+from .prefill.gemm_choice import Choice, choose_gemm, library_bytes
+from .prefill.prefill import Prefill
 
 if TYPE_CHECKING:
     from ..device import Device
     from ..options import Settings
     from ..weights.model import DeviceModel
-    from .pages import Cache
-    from .stream import Launcher
+    from .decode.stream import Launcher
+    from .memory.pages import Cache
 
 RING_SLOTS = 64
 
@@ -39,8 +39,8 @@ def spare_bytes(device: Device, model: DeviceModel, settings: Settings, tokens: 
         sequences: most at once.
     """
     config = model.config
-    widest = max(config.hidden, config.inner, config.heads * config.head_dim)
-    spare = (tokens + 64) * 4 * (config.hidden + 2 * config.heads * config.head_dim + config.inner + 2 * widest)
+    widest = max(config.width, config.feed_forward, config.heads * config.head_dim)
+    spare = (tokens + 64) * 4 * (config.width + 2 * config.heads * config.head_dim + config.feed_forward + 2 * widest)
     spare += (2 * sequences + 64) * config.vocabulary * 4  # logits, also those of a score
     if device.timed:
         spare += SPARE_BYTES
@@ -79,8 +79,8 @@ def prefill_of(device: Device, model: DeviceModel, cache: Cache, settings: Setti
     """
     if settings.gemm != "cublaslt":
         return Prefill(device, model, cache, precise=settings.precise, max_tokens=max_tokens)
-    from .cublaslt import Backend
-    from .cublaslt_library import open_library
+    from .prefill.cublaslt import Backend
+    from .prefill.cublaslt_library import open_library
 
     library = Backend(device, open_library())
     prefill = Prefill(device, model, cache, precise=settings.precise, max_tokens=max_tokens, library=library)
@@ -127,13 +127,13 @@ def launcher_of(
     """Return what launches the steps of one sequence.
 
     Raises:
-        EngineError: the resident kernel is asked for, and model and device do not suit it.
+        EngineError: the persistent kernel is asked for, and model and device do not suit it.
     """
     if settings.decoder != "persistent":
         return Steps(device, step, graph=settings.decoder == "graph")
-    from ..persistent.run import PersistentDecoder
+    from .persistent.run import PersistentDecoder
 
-    return Resident(PersistentDecoder(device, model, decoding, cache, step.buffers), settings.ahead)
+    return PersistentDecoder(device, model, decoding, cache, step.buffers, portion=settings.ahead)
 
 
 def largest_step(max_sequences: int) -> int:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .prefill import Program
+from .decode.stream import SLOT
+from .prefill.prefill import Program
 from .recorder import PhaseTime
-from .stream import SLOT
 
 if TYPE_CHECKING:
     from .session import Session

@@ -13,28 +13,28 @@ from enginecmp import ContextOverflow, EngineError, LoadOptions, ModelInfo, read
 from ..config import read_config
 from ..device import LostDeviceError, open_device
 from ..weights.model import load_model
-from .answers import Answers
-from .batching import Batching
+from .batching.large_batch import LARGE_BATCH_MULTIPLE, LargeBatchSteps
+from .batching.passes import Passes
+from .batching.scheduler import Batching
+from .batching.small_batch import SmallBatchSteps
 from .building import decoding_of, largest_step, launcher_of, prefill_of, settle_gemm, spare_bytes, steps_of
-from .decode import DecodeBuffers, DecodeStep
-from .gemm import round_up
-from .gemm_choice import copied_bytes
-from .narrow import NarrowSteps
-from .pages import Cache
-from .passes import Passes
-from .programs import Programs
+from .decode.step import DecodeBuffers, DecodeStep
+from .decode.stream import SLOT
+from .memory.pages import Cache
+from .prefill.gemm import round_up
+from .prefill.gemm_choice import copied_bytes
+from .prefill.programs import Programs
 from .recorder import Recorder
-from .sampling import Draws, Strategy
-from .stream import SLOT
-from .wide import WIDE_STEP, WideSteps
+from .sampling.lm_head import LMHead
+from .sampling.sampling import Draws, Strategy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..options import Settings
     from ..weights.model import DeviceModel
-    from .prefill import Program
-    from .stream import Launcher
+    from .decode.stream import Launcher
+    from .prefill.prefill import Program
 
 __all__ = ["SLOT", "Session"]
 
@@ -72,13 +72,13 @@ class Session:
 
     def _build(self, options: LoadOptions) -> None:
         device, sequences = self.device, options.max_sequences
-        wide = round_up(sequences, WIDE_STEP)
+        most_rows = round_up(sequences, LARGE_BATCH_MULTIPLE)
         chunk = min(self.settings.prefill_chunk, options.context_tokens * sequences)
-        most = max(chunk, wide)
-        spare = spare_bytes(device, self.model, self.settings, most, wide)
+        most = max(chunk, most_rows)
+        spare = spare_bytes(device, self.model, self.settings, most, most_rows)
         self.settings, self.gemm = settle_gemm(device, self.model, self.settings, spare, options)
         settings = self.settings
-        spare = spare_bytes(device, self.model, settings, most, wide)
+        spare = spare_bytes(device, self.model, settings, most, most_rows)
         self.cache = Cache(device, self.config, settings.kv, options.context_tokens, sequences, spare)
         self.prefiller = prefill_of(device, self.model, self.cache, settings, most)
         graphs = settings.decoder != "launches"
@@ -88,10 +88,10 @@ class Session:
         self.steps = steps_of(device, self.model, self.cache, self._decoding, self.buffers, graphs)
         self.step = self.steps[1]
         self._launcher = launcher_of(device, self.model, self.cache, settings, self._decoding, self.step)
-        answers = Answers(device, self.model, self.prefiller, wide)
-        few = NarrowSteps(self.steps, self.buffers, graphs=graphs)
-        many = WideSteps(device, self.model, self.prefiller, answers, self._decoding, sequences, graphs=graphs)
-        self._passes = Passes(self.cache, self.prefiller, answers, few, many)
+        lm_head = LMHead(device, self.model, self.prefiller, most_rows)
+        small = SmallBatchSteps(self.steps, self.buffers, graphs=graphs)
+        large = LargeBatchSteps(device, self.model, self.prefiller, lm_head, self._decoding, sequences, graphs=graphs)
+        self._passes = Passes(self.cache, self.prefiller, lm_head, small, large)
         self.batching = Batching(self._passes, sequences, chunk, self.check_room, settings.ahead)
         self._scorer: tuple[Launcher, int] | None = None
         self.recorder = Recorder(device)
@@ -130,7 +130,7 @@ class Session:
             EngineError: no prompt has been run.
         """
         if not self._prefilled:
-            msg = "custom_cuda: expected a prompt before ids are asked for, came none; call cmp_prefill first"
+            msg = "custom_cuda: expected a prompt before ids are asked for, got none; call cmp_prefill first"
             raise EngineError(msg)
         wait, ahead, portion = self.buffers.ring.wait, self.settings.ahead, self._launcher.portion
         window = max(ahead, 2 * portion) if portion > 1 else ahead
@@ -143,7 +143,7 @@ class Session:
             try:
                 token = wait(SLOT)
             except LostDeviceError:
-                self._launcher.synchronize()  # the resident kernel knows more
+                self._launcher.synchronize()  # the persistent kernel knows more
                 raise
             self._under_way -= 1
             yield token
@@ -166,7 +166,7 @@ class Session:
         if half < len(ids):
             launcher, logits = self._scoring()
             for position in range(half, len(ids)):
-                launcher.seat(position, int(ids[position]))
+                launcher.bind(position, int(ids[position]))
                 launcher.enqueue(1)
                 scores[position] = self.device.download(logits, self.config.vocabulary, np.float32)
         self.reset()
@@ -205,7 +205,7 @@ class Session:
             positions = np.arange(start, start + len(piece))
             self.prefiller.enqueue(piece, positions, np.full(len(piece), SLOT), run=run or self._programs)
         self._position = len(ids)
-        return self.prefiller.hidden + ((len(ids) - 1) % chunk) * self.config.hidden * 4
+        return self.prefiller.hidden + ((len(ids) - 1) % chunk) * self.config.width * 4
 
     # The rest
 
@@ -217,11 +217,11 @@ class Session:
             EngineError: the prompt is empty, or an id does not exist.
         """
         if len(token_ids) == 0:
-            msg = "custom_cuda: expected a prompt of at least one token, came none; pass one"
+            msg = "custom_cuda: expected a prompt of at least one token, got none; pass one"
             raise EngineError(msg)
         if min(token_ids) < 0 or max(token_ids) >= self.config.vocabulary:
             wrong = next(each for each in token_ids if not 0 <= each < self.config.vocabulary)
-            msg = f"custom_cuda: expected ids below {self.config.vocabulary}, came {wrong}; use this model's tokenizer"
+            msg = f"custom_cuda: expected ids below {self.config.vocabulary}, got {wrong}; use this model's tokenizer"
             raise EngineError(msg)
         needed = len(token_ids) + output_tokens - 1
         if needed > self.context_tokens:
@@ -280,7 +280,7 @@ class Session:
         """Enqueue steps, and see to the pages of the tokens that they run."""
         if self._position + steps > self.context_tokens:
             msg = (
-                f"custom_cuda: expected at most {self.context_tokens} tokens, came {self._position + steps} to run; "
+                f"custom_cuda: expected at most {self.context_tokens} tokens, got {self._position + steps} to run; "
                 f"pass --context {self._position + steps}"
             )
             raise ContextOverflow(msg)

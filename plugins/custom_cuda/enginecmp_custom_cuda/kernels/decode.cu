@@ -123,7 +123,7 @@ struct Merged {
 KERNEL(THREADS, matvec::BLOCKS, qkv, QkvParams) {
     DYNAMIC_SHARED(uint4, memory);
     __shared__ float squares[BATCH][matvec::WARPS];
-    matvec::Rows rows(p.w, p.ways);
+    matvec::Rows rows(p.w, p.split_k);
     rows.begin();
     matvec::prefetch(p.norm, p.w.columns);
     take_turns();
@@ -160,7 +160,7 @@ KERNEL(attend::THREADS, 2, attention, AttentionParams) {
 
 KERNEL(THREADS, matvec::BLOCKS, output, OutputParams) {
     DYNAMIC_SHARED(uint4, memory);
-    matvec::Rows rows(p.w, p.ways);
+    matvec::Rows rows(p.w, p.split_k);
     rows.begin();
     take_turns();
     const dot::Activations activations(memory, p.w.columns);
@@ -174,7 +174,7 @@ KERNEL(THREADS, matvec::BLOCKS, output, OutputParams) {
 KERNEL(THREADS, matvec::BLOCKS, gate_up, GateUpParams) {
     DYNAMIC_SHARED(uint4, memory);
     __shared__ float squares[BATCH][matvec::WARPS];
-    matvec::Rows rows(p.w, p.ways);
+    matvec::Rows rows(p.w, p.split_k);
     rows.begin();
     matvec::prefetch(p.norm, p.w.columns);
     take_turns();
@@ -188,7 +188,7 @@ KERNEL(THREADS, matvec::BLOCKS, gate_up, GateUpParams) {
 
 KERNEL(THREADS, matvec::BLOCKS, down, DownParams) {
     DYNAMIC_SHARED(uint4, memory);
-    matvec::Rows rows(p.w, p.ways);
+    matvec::Rows rows(p.w, p.split_k);
     rows.begin();
     take_turns();
     const dot::Activations activations(memory, p.w.columns);
@@ -203,7 +203,7 @@ KERNEL(THREADS, matvec::BLOCKS, head, HeadParams) {
     DYNAMIC_SHARED(uint4, memory);
     __shared__ float squares[BATCH][matvec::WARPS];
     __shared__ unsigned long long best[matvec::WARPS][BATCH];
-    matvec::Rows rows(p.w, p.ways);
+    matvec::Rows rows(p.w, p.split_k);
     rows.begin();
     matvec::prefetch(p.norm, p.w.columns);
     take_turns();

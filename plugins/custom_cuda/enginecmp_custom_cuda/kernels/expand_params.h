@@ -1,4 +1,4 @@
-// What the host hands to expand.cu by value. Python's mirror is engine/cublaslt.py.
+// What the host hands to expand.cu by value. Python's mirror is engine/prefill/cublaslt.py.
 #pragma once
 #include "params.h"
 

@@ -1,7 +1,7 @@
 // Tensor-core GEMMs of the prefill, for one WEIGHT kind: Q8_0 and Q4_0 times int8, F16 times half, BF16 times bf16.
 //
 // Three shapes of tile: `large` for prompts, `medium` up to 64 tokens, `small` up to 16. Grid: (tiles of tokens, tiles
-// of rows, splits). Shared memory: STAGES * STAGE_BYTES of the shape; engine/gemm.py computes the same.
+// of rows, splits). Shared memory: STAGES * STAGE_BYTES of the shape; engine/prefill/gemm.py computes the same.
 #include "gemm_mma.cuh"
 
 //                              warps: rows, tokens, k; tiles of 8 tokens a warp; groups a stage; stages

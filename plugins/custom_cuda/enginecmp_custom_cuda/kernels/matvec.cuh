@@ -1,6 +1,6 @@
 // A block's share of a matrix times the activations of BATCH sequences.
 //
-// A warp takes 4 rows at a time; `ways` warps share the columns of the same 4 rows, so that narrow matrices keep all
+// A warp takes 4 rows at a time; `split_k` warps share the columns of the same 4 rows, so that narrow matrices keep all
 // multiprocessors busy too. Weights of the first rows are loaded before the launch before this one has ended, because
 // they depend on nothing; then every block makes the activations for itself, in shared memory.
 #pragma once
@@ -93,23 +93,23 @@ __device__ inline void fill(const dot::Activations &activations, int columns, co
 // This block's rows of w, piece by piece.
 struct Rows {
     const Matrix &w;
-    int ways, way;                   // warps that share rows; which of them this is
+    int split_k, part;               // warps that share rows; which of them this is
     int first, group, step, groups;  // of 4 rows: the block's first, this warp's, distance to the next, number of all
     int pieces;                      // slabs of a row that this warp takes
     dot::Piece ring[dot::STAGES];
 
-    __device__ Rows(const Matrix &w_, int ways_) : w(w_), ways(ways_) {
-        const int warp = threadIdx.x / 32, bits = 31 - __clz(ways);  // a power of two: shifts, not divisions
-        way = warp & (ways - 1);
+    __device__ Rows(const Matrix &w_, int split_k_) : w(w_), split_k(split_k_) {
+        const int warp = threadIdx.x / 32, bits = 31 - __clz(split_k);  // a power of two: shifts, not divisions
+        part = warp & (split_k - 1);
         first = blockIdx.x * (WARPS >> bits);
         group = first + (warp >> bits);
         step = gridDim.x * (WARPS >> bits);
         groups = (w.rows + dot::ROWS - 1) / dot::ROWS;
-        pieces = (dot::slabs(w.columns) - way + ways - 1) >> bits;
+        pieces = (dot::slabs(w.columns) - part + split_k - 1) >> bits;
     }
 
     __device__ void load(int slot, int of_group, int piece) {
-        if (of_group < groups && piece < pieces) ring[slot].load(w, of_group, way + piece * ways);
+        if (of_group < groups && piece < pieces) ring[slot].load(w, of_group, part + piece * split_k);
     }
 
     // Before anything that earlier launches make is read.
@@ -126,7 +126,7 @@ struct Rows {
         __shared__ float sums[2][WARPS][32];
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, value = lane % dot::ROW_LANES;
         const int row = dot::row_of(value / BATCH, lane), b = value % BATCH;  // of the sum that this lane ends with
-        const bool finishing = way == 0 && value < VALUES;
+        const bool finishing = part == 0 && value < VALUES;
         // By the block's first group, so that all its warps make as many rounds.
         for (int parity = 0; first < groups; first += step, group += step, parity ^= 1) {
             const bool real = finishing && group * dot::ROWS + row < w.rows;
@@ -142,17 +142,17 @@ struct Rows {
 #pragma unroll
                 for (int s = 0; s < dot::STAGES; ++s) {
                     if (group < groups && base + s < pieces)
-                        ring[s].multiply(sum, activations, way + (base + s) * ways, w.columns);
+                        ring[s].multiply(sum, activations, part + (base + s) * split_k, w.columns);
                     load(s, last ? group + step : group, last ? s : base + dot::STAGES + s);
                 }
             }
             float total = lanes(sum);
-            if (ways > 1) {
+            if (split_k > 1) {
                 sums[parity][warp][lane] = total;
                 // The next round writes the other half, and the one after it comes after the next barrier.
                 __syncthreads();
                 if (finishing)
-                    for (int i = 1; i < ways; ++i) total += sums[parity][warp + i][lane];
+                    for (int i = 1; i < split_k; ++i) total += sums[parity][warp + i][lane];
             }
             const float other = __shfl_xor_sync(warp::ALL, total, PARTNER);
             if (real) finish.store(group * dot::ROWS + row, b, total, other, ahead);

@@ -1,6 +1,6 @@
 // What the host hands to the decode kernels by value, and the data that all kernels share.
 //
-// Python's mirror is engine/params.py; a test holds sizes and offsets of the two together. Pointers are device
+// Python's mirror is engine/memory/params.py; a test holds sizes and offsets of the two together. Pointers are device
 // addresses. Shapes are row-major, in elements. B is the number of sequences of a step (the compile-time BATCH),
 // D the length of a head (the compile-time HEAD_DIM).
 #pragma once
@@ -35,7 +35,7 @@ struct QkvParams {
     float epsilon;
     int heads;
     int rope_dims;  // leading dimensions of a head that are rotated; the rest passes
-    int ways;       // warps of a block that share a row's columns: 1, 2, 4 or 8 (engine/geometry.py)
+    int split_k;       // warps of a block that share a row's columns: 1, 2, 4 or 8 (engine/decode/geometry.py)
 };
 
 // attention: one split of the positions 0..position of every head; scores scaled by 1 / sqrt(D).
@@ -58,7 +58,7 @@ struct OutputParams {
     float *x;             // [B][hidden]
     int heads;
     int splits;
-    int ways;
+    int split_k;
 };
 
 // gate_up: x -> RMSNorm -> h = silu(gate x) * (up x). Row 2i of W is gate's row i, row 2i + 1 is up's.
@@ -69,7 +69,7 @@ struct GateUpParams {
     const int *position;  // [B]
     float *h;             // [B][inner]
     float epsilon;
-    int ways;
+    int split_k;
 };
 
 // down: x += W h.
@@ -78,7 +78,7 @@ struct DownParams {
     const float *h;
     const int *position;  // [B]
     float *x;
-    int ways;
+    int split_k;
 };
 
 // head: x -> RMSNorm -> logits = W x; the largest one's row joins `best` by atomicMax.
@@ -90,7 +90,7 @@ struct HeadParams {
     float *logits;             // [B][vocabulary], or null
     unsigned long long *best;  // [B]: ordered bits of the logit << 32 | 0xffffffff - row: ties go to the lowest row
     float epsilon;
-    int ways;
+    int split_k;
 };
 
 // begin: put a sequence into a slot, or take it out, without waiting for the device.

@@ -20,7 +20,6 @@ namespace persistent {
 struct Scratch {
     float squares[1][matvec::WARPS];
     unsigned long long best[matvec::WARPS];
-    int halt;
 };
 
 struct Consumer {
@@ -42,12 +41,12 @@ struct Consumer {
           position(*p_.position), count(*p_.count) {}
 
     __device__ __forceinline__ void run(const int *words, int rows) {
-        for (bool going_on = true; going_on; ++token) {
+        for (; token < p.tokens; ++token) {
             for (row_number = 0; row_number < rows; ++row_number) {
                 const Row row = {words + row_number * ROW_WORDS};
                 switch (row.kind()) {
                     case ATTENTION: attention(row); break;
-                    case NEXT: going_on = next(row) && token + 1 < p.tokens; break;
+                    case NEXT: next(row); break;
                     default: matrix(row); break;
                 }
             }
@@ -56,9 +55,8 @@ struct Consumer {
     }
 
     // Everything that the counter stands for has happened before what follows, for all consumers.
-    __device__ __forceinline__ void await(const Row &row, int part) const {
-        if (threadIdx.x == 0)
-            REMOVABLE("counter", await_counter(p, token, row_number, row.counter() + part, row.target(part)));
+    __device__ __forceinline__ void await(const Row &row) const {
+        if (threadIdx.x == 0) REMOVABLE("counter", await_counter(p, token, row_number, row.counter(), row.target()));
         CONSUMERS_MEET();
     }
 
@@ -70,31 +68,24 @@ struct Consumer {
 
     // The input of a matrix, then this block's tiles of it, then what becomes of their rows.
     __device__ __forceinline__ void matrix(const Row &row) {
-        const int kind = row.kind(), columns = columns_of(p, kind), parts = kind == DOWN ? p.parts : 1;
+        const int kind = row.kind(), columns = columns_of(p, kind);
         const int chunks = (columns + packing::CHUNK_COLUMNS - 1) / packing::CHUNK_COLUMNS;
         const int warp = threadIdx.x / 32, team = warp / TEAM_WARPS, quarter = warp % TEAM_WARPS;
         const dot::Activations activations(activation, columns);
-        int stop = 0;
-        // Volatile: asked of the host's memory every time, and nothing waits for the answer before hand_in does.
-        if (kind == HEAD && blockIdx.x == 0 && threadIdx.x == 0) stop = *static_cast<const volatile int *>(p.stop);
-        int part = row.prepare() ? 0 : parts;
-        if (row.count() == 0 && row.waits() > 0) await(row, 0);  // what follows is in order all the same
+        if (row.waits()) await(row);  // without tiles, too: what follows is in order all the same
+        if (row.count() > 0) {
+            prepare(row, activations);
+            CONSUMERS_MEET();
+        }
         for (int base = 0; base < row.count(); base += p.result_tiles) {
             const int tiles = min(p.result_tiles, row.count() - base);
-            // What this thread's row is added to: on its way while the sums are made. After the first wait.
-            float before = base > 0 ? residual(row, base, tiles) : 0.0f;
+            // What this thread's row is added to: on its way while the sums are made.
+            const float before = residual(row, base, tiles);
             for (int tile = 0; tile < tiles; ++tile) {
                 float sum[dot::LOADS][BATCH];
 #pragma unroll
                 for (int i = 0; i < dot::LOADS; ++i) sum[i][0] = 0.0f;
                 for (int chunk = 0; chunk < chunks; ++chunk) {
-                    if (part < parts && chunk == part * chunks / parts) {
-                        if (part < row.waits()) await(row, part);
-                        if (part == 0) before = residual(row, base, tiles);
-                        prepare(row, activations, chunk, (part + 1) * chunks / parts);
-                        CONSUMERS_MEET();
-                        ++part;
-                    }
                     if (team_of((row.first() + base + tile) * chunks + chunk) == team)
                         take(sum, activations, columns, chunk, quarter);
                 }
@@ -106,13 +97,12 @@ struct Consumer {
             // The next tiles' sums go where these are.
             if (base + p.result_tiles < row.count()) CONSUMERS_MEET();
         }
-        if (kind == HEAD) hand_in(stop);
+        if (kind == HEAD) hand_in();
         signal(row);
     }
 
-    // Fill the activations for some chunks of columns. They are complete when the consumers have met.
-    __device__ __forceinline__ void prepare(const Row &row, const dot::Activations &activations, int first, int last) {
-        constexpr int FOURS = packing::CHUNK_COLUMNS / 4;
+    // Fill the activations. They are complete when the consumers have met.
+    __device__ __forceinline__ void prepare(const Row &row, const dot::Activations &activations) {
         if (row.kind() == OUTPUT) {
             Merged source = {p, active_splits()};
             fill(activations, 0, p.heads * HEAD_DIM / 4, source);
@@ -120,7 +110,7 @@ struct Consumer {
         }
         if (row.kind() == DOWN) {
             Plain source = {p.h};
-            fill(activations, first * FOURS, min(last * FOURS, p.inner / 4), source);
+            fill(activations, 0, p.inner / 4, source);
             return;
         }
         if (row.kind() == QKV && row.layer() == 0) {
@@ -206,8 +196,8 @@ struct Consumer {
         }
     }
 
-    // This block's best row of the head, and the host's wish.
-    __device__ __forceinline__ void hand_in(int stop) {
+    // This block's best row of the head.
+    __device__ __forceinline__ void hand_in() {
         const unsigned long long key = largest_key(best);
         best = 0;
         if (threadIdx.x % 32 == 0) scratch.best[threadIdx.x / 32] = key;
@@ -216,7 +206,6 @@ struct Consumer {
         unsigned long long top = 0;
         for (int i = 0; i < matvec::WARPS; ++i) top = max(top, scratch.best[i]);
         p.best[blockIdx.x] = top;
-        if (blockIdx.x == 0) p.best[gridDim.x] = stop != 0;
     }
 
     // How many splits have positions: no more than keep all warps of a block busy for a round.
@@ -231,7 +220,7 @@ struct Consumer {
         const int active = active_splits();
         const Cache cache = {layers[row.layer()].pages, p.table, 0, p.kv_heads};
         attend::Shared &shared = *reinterpret_cast<attend::Shared *>(activation);
-        await(row, 0);
+        await(row);
         for (int item = row.first(); item < row.first() + row.count(); ++item) {
             const int split = item % p.splits, tile = item / p.splits % tiles, kv_head = item / p.splits / tiles;
             const int head = kv_head * group + tile * attend::HEADS;
@@ -247,9 +236,9 @@ struct Consumer {
         signal(row);
     }
 
-    // The token's id, in every block alike. False: the host wants to stop.
-    __device__ __forceinline__ bool next(const Row &row) {
-        await(row, 0);
+    // The token's id, in every block alike.
+    __device__ __forceinline__ void next(const Row &row) {
+        await(row);
         unsigned long long key = 0;
         for (int i = threadIdx.x % 32; i < gridDim.x; i += 32) key = max(key, p.best[i]);
         key = largest_key(key);
@@ -259,12 +248,10 @@ struct Consumer {
         if (blockIdx.x == 0 && threadIdx.x == 0)
             ptx::store_system(p.ring + static_cast<long long>(count % p.ring_slots) * p.ring_stride, id);
         ++count;
-        return p.best[gridDim.x] == 0;
     }
 
     // Leave everything as the kernels of single steps do. Nobody reads x any more: all have handed in their best row.
     __device__ __forceinline__ void end() {
-        if (threadIdx.x == 0) *static_cast<volatile int *>(&scratch.halt) = 1;
         if (blockIdx.x > 0) return;
         embed(p, id);
         if (threadIdx.x == 0) *p.token = id, *p.position = position, *p.count = count;
@@ -284,12 +271,11 @@ KERNEL(persistent::THREADS, 1, decode_persistent, PersistentParams) {
     for (int i = threadIdx.x; i < p.layer_count * static_cast<int>(sizeof(PersistentLayer) / 8); i += THREADS)
         layers[i] = reinterpret_cast<const unsigned long long *>(p.layers)[i];
     if (threadIdx.x == 0) {
-        scratch.halt = 0;
         for (int team = 0; team < TEAMS; ++team) Ring(p, shared, team).begin();
     }
     __syncthreads();
     if (threadIdx.x >= CONSUMERS) {
-        Producer(p, shared, &scratch.halt).run(words, rows, reinterpret_cast<const PersistentLayer *>(layers));
+        Producer(p, shared).run(words, rows, reinterpret_cast<const PersistentLayer *>(layers));
     } else {
         Consumer(p, shared, scratch).run(words, rows);
     }

@@ -1,4 +1,4 @@
-// What the host hands to the resident decode kernel by value; Python's mirror is persistent/params.py.
+// What the host hands to the persistent kernel by value; Python's mirror is persistent/params.py.
 //
 // The names of params.h hold here too. S is the number of blocks. Memory that the kernel itself writes is read by
 // other multiprocessors while it runs.
@@ -6,7 +6,7 @@
 
 #include "params.h"
 
-constexpr int PERSISTENT_COUNTERS = 9;  // persistent/schedule.py: Counter
+constexpr int PERSISTENT_COUNTERS = 6;  // persistent/schedule.py: Counter
 constexpr int PERSISTENT_MATRICES = 4;
 
 // The addresses of one layer.
@@ -19,7 +19,7 @@ struct PersistentLayer {
 
 struct PersistentParams {
     // The schedule.
-    const int *rows;     // [rows][8]: persistent/schedule.py
+    const int *rows;     // [rows][5]: persistent/schedule.py
     const int *offsets;  // [S + 1]: of each block's first row
     const PersistentLayer *layers;
     unsigned *counters;  // [PERSISTENT_COUNTERS][32]: the first of each 32 counts; 0 at the launch
@@ -40,16 +40,15 @@ struct PersistentParams {
     float *partial_ml;
     float *h;
     float *logits;             // [vocabulary] of the last token, or null
-    unsigned long long *best;  // [S + 1]: every block's best row; the last one: the host wants to stop
+    unsigned long long *best;  // [S]: every block's best row
     int *token;                // at the launch the token to begin with; at the end the last one handed out
     int *position;             // of that token; at the end of the last one
     int *count;                // ids handed out so far
     int *ring;                 // [ring_slots][ring_stride], as in NextParams
-    const int *stop;           // memory of the host: not 0 asks to end after a token
     int *status;               // [S][8], memory of the host: why a block gave up
     int ring_slots, ring_stride;
-    int tokens;  // to hand out at most
-    int layer_count, hidden, heads, kv_heads, inner, vocabulary, rope_dims, splits, parts;
+    int tokens;  // to hand out
+    int layer_count, hidden, heads, kv_heads, inner, vocabulary, rope_dims, splits;
     int patience;  // polls after which a block gives up
     float epsilon;
 };

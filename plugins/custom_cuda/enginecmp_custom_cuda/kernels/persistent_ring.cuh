@@ -185,25 +185,23 @@ __device__ inline const void *matrix_of(const PersistentParams &p, const Persist
 // Which team takes a matrix's chunk; `number` counts its chunks over all tiles.
 __device__ inline int team_of(int number) { return number % TEAMS; }
 
-// The fetching warp. `halt` is set when the consumers have ended, perhaps before the last token.
+// The fetching warp.
 struct Producer {
     const PersistentParams &p;
-    const volatile int *halt;
     Fetcher fetcher;
     Ring ring, other;  // of the team whose turn it is, and of the other
     int team = 0;      // whose turn it is
 
-    __device__ Producer(const PersistentParams &p_, unsigned char *shared, const volatile int *halt_)
-        : p(p_), halt(halt_), ring(p_, shared, 0), other(p_, shared, 1) {}
+    __device__ Producer(const PersistentParams &p_, unsigned char *shared)
+        : p(p_), ring(p_, shared, 0), other(p_, shared, 1) {}
 
     __device__ __forceinline__ void run(const int *words, int rows, const PersistentLayer *layers) {
         if (threadIdx.x % 32 >= Fetcher::LANES) return;
-        bool going_on = true;
-        for (int token = 0; going_on && token < p.tokens; ++token) {
-            for (int r = 0; going_on && r < rows; ++r) {
+        for (int token = 0; token < p.tokens; ++token) {
+            for (int r = 0; r < rows; ++r) {
                 const Row row = {words + r * ROW_WORDS};
                 const void *const matrix = matrix_of(p, layers, row);
-                if (matrix) going_on = fetch(token, r, row, static_cast<const unsigned char *>(matrix));
+                if (matrix) fetch(token, r, row, static_cast<const unsigned char *>(matrix));
             }
         }
         fetcher.hand_over(ring, other, team, true);
@@ -219,8 +217,7 @@ struct Producer {
         team ^= 1;
     }
 
-    // False: the consumers have ended.
-    __device__ __forceinline__ bool fetch(int token, int r, const Row &row, const unsigned char *matrix) {
+    __device__ __forceinline__ void fetch(int token, int r, const Row &row, const unsigned char *matrix) {
         const int columns = columns_of(p, row.kind());
         const int chunks = (columns + packing::CHUNK_COLUMNS - 1) / packing::CHUNK_COLUMNS;
         const unsigned char *at = matrix + row.first() * packing::tile_bytes(columns);
@@ -228,9 +225,7 @@ struct Producer {
         for (int tile = 0; tile < row.count(); ++tile) {
             for (int column = 0; column < columns; column += packing::CHUNK_COLUMNS) {
                 const int bytes = packing::tile_bytes(min(packing::CHUNK_COLUMNS, columns - column));
-                bool going_on = true;
-                REMOVABLE("empty slot", going_on = await_empty(token, r));
-                if (!going_on) return false;
+                REMOVABLE("empty slot", await_empty(token, r));
                 fetcher.fetch(ring, team, at, bytes);
                 fetcher.hand_over(ring, other, team, false);
                 ring.advance();
@@ -238,20 +233,17 @@ struct Producer {
                 at += bytes;
             }
         }
-        return true;
     }
 
-    __device__ __forceinline__ bool await_empty(int token, int r) {
+    __device__ __forceinline__ void await_empty(int token, int r) {
         const bool first = threadIdx.x % 32 == 0;
-        if (Fetcher::agreed(first && ring.is_empty())) return true;
+        if (Fetcher::agreed(first && ring.is_empty())) return;
         fetcher.hand_over(ring, other, team, true);  // what frees the slot may wait for these
-        bool going_on = true;
-        for (long long polls = 0; first && going_on && !ring.is_empty();) {
-            going_on = !*halt;
+        for (long long polls = 0; first && !ring.is_empty();) {
             // Consumers that never come have waited for something themselves: let them say what.
             if (++polls > 64LL * p.patience) give_up(p, SLOT_NOT_EMPTY, token, r, ring.slot, ring.pass, 0);
         }
-        return Fetcher::agreed(going_on);
+        Fetcher::agreed(true);  // nobody goes on before the first lane has seen it
     }
 
     // Copies that are on their way write into this block's memory: it must not end before they have arrived. From the

@@ -12,25 +12,24 @@ constexpr int THREADS = CONSUMERS + 32;     // and a warp that fetches weights
 constexpr int TEAMS = 2;                // of the consumers; a chunk is read by one
 constexpr int TEAM_WARPS = CONSUMERS / 32 / TEAMS;  // each has 4 of a chunk's 16 rows
 static_assert(TEAM_WARPS * dot::ROWS == packing::TILE_ROWS, "a team has the rows of a tile");
-constexpr int ROW_WORDS = 8;
+constexpr int ROW_WORDS = 5;
 
 enum Kind { QKV, ATTENTION, OUTPUT, GATE_UP, DOWN, HEAD, NEXT };
-enum Counter { RESIDUAL, QKV_DONE, ATTENTION_DONE, OUTPUT_DONE, HIDDEN, BEST = 8, NO_COUNTER = 255 };
-// Why a block gave up; persistent/run.py has the words.
+enum Counter { RESIDUAL, QKV_DONE, ATTENTION_DONE, OUTPUT_DONE, HIDDEN, BEST, NO_COUNTER = 255 };
+// Why a block gave up; engine/persistent/run.py has the words.
 enum Reason { COUNTER_TOO_LOW = 1, SLOT_NOT_FULL = 2, SLOT_NOT_EMPTY = 3 };
 
 // One row of the schedule, in shared memory.
 struct Row {
     const int *words;
     __device__ int kind() const { return words[0] & 15; }
-    __device__ int waits() const { return words[0] >> 4 & 15; }
+    __device__ bool waits() const { return words[0] >> 4 & 1; }
     __device__ int counter() const { return words[0] >> 8 & 255; }
     __device__ int signal() const { return words[0] >> 16 & 255; }
-    __device__ bool prepare() const { return words[0] >> 24 & 1; }
     __device__ int layer() const { return words[1]; }
     __device__ int first() const { return words[2]; }
     __device__ int count() const { return words[3]; }
-    __device__ int target(int part) const { return words[4 + part]; }
+    __device__ int target() const { return words[4]; }
 };
 
 // Ends the kernel: the host finds in `status` what was waited for.

@@ -1,4 +1,4 @@
-// What the host hands to the prefill kernels by value. Python's mirror is engine/prefill_params.py.
+// What the host hands to the prefill kernels by value. Python's mirror is engine/prefill/params.py.
 //
 // T is the number of tokens of a call; they may belong to several sequences. position[t] is token t's place in its
 // sequence (below 0: the token is empty, nothing of it is written to the cache), slot[t] its sequence's row of the

@@ -42,15 +42,11 @@ PTX_INLINE unsigned load_acquire(const unsigned *address) {
 PTX_INLINE int load_acquire(const int *address) {
     return static_cast<int>(load_acquire(reinterpret_cast<const unsigned *>(address)));
 }
-PTX_INLINE void store_release(unsigned *address, unsigned value) {
-    asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
-}
 PTX_INLINE void add_release(unsigned *address, unsigned value) {
     asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
-// The same with the host, for pinned memory. load_system acquires, store_release_system releases; store_system orders
-// nothing but is seen by the host while the kernel runs.
+// The same with the host, for pinned memory. load_system acquires; store_system orders nothing but is seen by the host while the kernel runs.
 PTX_INLINE unsigned load_system(const unsigned *address) {
     unsigned value;
     asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
@@ -64,9 +60,6 @@ PTX_INLINE void store_system(unsigned *address, unsigned value) {
 }
 PTX_INLINE void store_system(int *address, int value) {
     store_system(reinterpret_cast<unsigned *>(address), static_cast<unsigned>(value));
-}
-PTX_INLINE void store_release_system(unsigned *address, unsigned value) {
-    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
 // ---- numbers; halves and bfloat16 as their 16 bits, pairs with the first in the low half
@@ -111,20 +104,11 @@ PTX_INLINE unsigned float2_to_bf162(float low, float high) {
     return static_cast<unsigned>(float_to_bf16(high)) << 16 | float_to_bf16(low);
 #endif
 }
-PTX_INLINE float2 half2_to_float2(unsigned bits) {
-    return make_float2(half_to_float(static_cast<unsigned short>(bits)),
-                       half_to_float(static_cast<unsigned short>(bits >> 16)));
-}
 
-// Four products of signed bytes and a sum; dp4a_unsigned: a's bytes are unsigned.
+// Four products of signed bytes and a sum.
 PTX_INLINE int dp4a(unsigned a, unsigned b, int sum) {
     int out;
     asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(sum));
-    return out;
-}
-PTX_INLINE int dp4a_unsigned(unsigned a, unsigned b, int sum) {
-    int out;
-    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(sum));
     return out;
 }
 
@@ -134,7 +118,7 @@ PTX_INLINE float exp2_approx(float x) {
     return out;
 }
 
-// ---- cp.async: 16 bytes from global to shared memory, later; zeros where not `real`. A plain copy before sm_80.
+// ---- cp.async: 16 bytes from global to shared memory, later; zeros where not `real`: sm_80 and later.
 
 PTX_INLINE void cp_async_16(void *shared, const void *global, bool real = true) {
 #ifdef PTX_AMPERE
@@ -142,7 +126,7 @@ PTX_INLINE void cp_async_16(void *shared, const void *global, bool real = true) 
                  "r"(real ? 16 : 0)
                  : "memory");
 #else
-    *static_cast<uint4 *>(shared) = real ? *static_cast<const uint4 *>(global) : make_uint4(0, 0, 0, 0);
+    trap();
 #endif
 }
 PTX_INLINE void cp_async_commit() {
@@ -210,18 +194,7 @@ PTX_INLINE bool mbarrier_try_wait(Barrier *barrier, unsigned parity) {
     return true;
 #endif
 }
-// bytes, both addresses: multiples of 16. One thread issues it. bulk_copy_stream: of data that is read once.
-PTX_INLINE void bulk_copy(void *shared, const void *global, unsigned bytes, Barrier *barrier) {
-#ifdef PTX_HOPPER
-    asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-            shared_address(shared)),
-        "l"(global), "r"(bytes), "r"(shared_address(barrier))
-        : "memory");
-#else
-    trap();
-#endif
-}
+// bytes, both addresses: multiples of 16. One thread issues it, of data that is read once.
 PTX_INLINE void bulk_copy_stream(void *shared, const void *global, unsigned bytes, Barrier *barrier) {
 #ifdef PTX_HOPPER
     asm volatile(
@@ -234,13 +207,8 @@ PTX_INLINE void bulk_copy_stream(void *shared, const void *global, unsigned byte
     trap();
 #endif
 }
-PTX_INLINE void bulk_prefetch(const void *global, unsigned bytes) {
-#ifdef PTX_HOPPER
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
-#endif
-}
 
-// ---- tensor cores; all 32 lanes together. Fragments: see ptx_cpu.h.
+// ---- tensor cores: sm_80 and later, a trap before; all 32 lanes together. Fragments: see ptx_cpu.h.
 
 PTX_INLINE void ldmatrix_x4(unsigned (&out)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -257,11 +225,6 @@ PTX_INLINE void ldmatrix_x2(unsigned (&out)[2], const void *row) {
                  : "=r"(out[0]), "=r"(out[1])
                  : "r"(shared_address(row)));
 }
-PTX_INLINE void ldmatrix_x2_trans(unsigned (&out)[2], const void *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-                 : "=r"(out[0]), "=r"(out[1])
-                 : "r"(shared_address(row)));
-}
 
 // sum (16 x 8) += a (16 x 32, row) b (32 x 8, column), signed bytes.
 PTX_INLINE void mma_s8(int (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
@@ -272,11 +235,7 @@ PTX_INLINE void mma_s8(int (&sum)[4], const unsigned (&a)[4], const unsigned (&b
         : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-#pragma unroll
-    for (int i = 0; i < 4; i++)  // rows 0..7, 8..15 of the first 16 columns, then of the last
-        asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
-                     : "+r"(sum[i % 2 * 2]), "+r"(sum[i % 2 * 2 + 1])
-                     : "r"(a[i]), "r"(b[i / 2]));
+    trap();
 #endif
 }
 
@@ -290,9 +249,7 @@ PTX_INLINE void mma_s8(int (&sum)[4], const unsigned (&a)[4], const unsigned (&b
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(start[0]), "r"(start[1]),
           "r"(start[2]), "r"(start[3]));
 #else
-#pragma unroll
-    for (int i = 0; i < 4; i++) sum[i] = start[i];
-    mma_s8(sum, a, b);
+    trap();
 #endif
 }
 
@@ -305,16 +262,11 @@ PTX_INLINE void mma_f16(float (&sum)[4], const unsigned (&a)[4], const unsigned 
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-        asm volatile(
-            "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-            : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-            : "r"(a[2 * i]), "r"(a[2 * i + 1]), "r"(b[i]));
+    trap();
 #endif
 }
 
-// The same with bfloat16: sm_80 and later, a trap before.
+// The same with bfloat16.
 PTX_INLINE void mma_bf16(float (&sum)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
 #ifdef PTX_AMPERE
     asm volatile(
@@ -357,10 +309,5 @@ PTX_INLINE int thread_index() {
 }
 
 PTX_INLINE void nanosleep(unsigned nanoseconds) { asm volatile("nanosleep.u32 %0;" ::"r"(nanoseconds)); }
-PTX_INLINE unsigned long long globaltimer() {
-    unsigned long long nanoseconds;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(nanoseconds));
-    return nanoseconds;
-}
 
 }  // namespace ptx

@@ -1,7 +1,7 @@
 // Draw an id from a row of logits: temperature, then top-k, then top-p, then the largest of score + Gumbel noise.
 //
-// oracle/sampling.py is the definition. Rank is by `code`: the score's ordered bits above, the inverted id below, so
-// codes are unique and ties go to the lowest id. Probabilities are summed as integers (2^-40 of the most likely one's),
+// tests/custom_cuda_oracle/sampling.py is the definition. Rank is by `code`: the score's ordered bits above, the inverted
+// id below, so codes are unique and ties go to the lowest id. Probabilities are summed as integers (2^-40 of the most likely one's),
 // so the sums do not depend on the order in which blocks arrive.
 //
 // Only the boundary of top-k or top-p has to be found exactly. A histogram over the scores says in which narrow bin it

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 32
-"""Weights that share a scale, and the unit in which columns are counted for every kind."""
+from ..config import BLOCK
 
 SCALE_BYTES = 2
 

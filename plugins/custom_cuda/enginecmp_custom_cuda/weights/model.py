@@ -157,23 +157,21 @@ def _arrange(plan: ModelPlan) -> tuple[dict[Item, int], int]:
 def _too_large(device: Device, plan: ModelPlan, need: int, free: int) -> OutOfMemoryError:
     """Return what is missing, and what would fit."""
     matrices = [each for each in plan.weights() if isinstance(each, MatrixPlan)]
-    mend = "use a smaller model or a larger device"
+    fix = "use a smaller model or a larger device"
     table = _padded(plan.rope.nbytes)
     room = (free - (need - table)) // ALIGNMENT * ALIGNMENT
     tokens = room // (plan.rope.nbytes // plan.rope.positions)
     if tokens > 0:
-        mend = f"pass --context {tokens} or less"
+        fix = f"pass --context {tokens} or less"
     else:
         for kind in ("Q8_0", "Q4_0"):
             saved = sum(
                 _padded(each.nbytes) - _padded(packed_bytes(each.rows, each.columns, kind)) for each in matrices
             )
             if saved > 0 and need - saved <= free:
-                mend = f"quantize the model to {kind}, which needs {size_text(need - saved)}"
+                fix = f"quantize the model to {kind}, which needs {size_text(need - saved)}"
                 break
-    msg = (
-        f"custom_cuda: expected {size_text(need)} free on {device.name} for the weights, came {size_text(free)}; {mend}"
-    )
+    msg = f"custom_cuda: expected {size_text(need)} free on {device.name} for the weights, got {size_text(free)}; {fix}"
     return OutOfMemoryError(msg, "CUDA_ERROR_OUT_OF_MEMORY")
 
 

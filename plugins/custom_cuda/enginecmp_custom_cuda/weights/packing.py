@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .kinds import BLOCK, KINDS, SCALE_BYTES, Kind, encode
+from ..config import BLOCK
+from .kinds import KINDS, SCALE_BYTES, Kind, encode
 
 TILE_ROWS = 16
 CHUNK_COLUMNS = 512

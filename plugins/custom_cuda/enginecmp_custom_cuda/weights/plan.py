@@ -12,8 +12,9 @@ from typing import Protocol
 import numpy as np
 
 from enginecmp import GGUFFile
+from enginecmp.models.decoder import RopeConfig
 
-from ..config import ROPE_TENSORS, ModelConfig, RopeConfig, refuse
+from ..config import ROPE_TENSORS, ModelConfig, refuse
 from . import order
 from .kinds import KINDS
 from .packing import PIECE_BYTES, Bytes, pack_pieces, packed_bytes
@@ -176,8 +177,8 @@ def plan_model(file: GGUFFile, config: ModelConfig, context_tokens: int) -> Mode
     qkv_order = order.qkv(
         config.heads, config.kv_heads, config.head_dim, config.rope.dimensions, config.rope.interleaved
     )
-    gate_up_order = order.gate_up(config.inner)
-    embedding = tensors.matrix([("token_embd", config.vocabulary)], config.hidden)
+    gate_up_order = order.gate_up(config.feed_forward)
+    embedding = tensors.matrix([("token_embd", config.vocabulary)], config.width)
     layers = []
     for index in range(config.layers):
         block = f"blk.{index}"
@@ -188,23 +189,23 @@ def plan_model(file: GGUFFile, config: ModelConfig, context_tokens: int) -> Mode
                 (f"{block}.attn_{name}", rows) for name, rows in zip("qkv", (width, kv_width, kv_width), strict=True)
             ]
         if config.architecture == "phi3":
-            gate_up = [(f"{block}.ffn_up", 2 * config.inner)]
+            gate_up = [(f"{block}.ffn_up", 2 * config.feed_forward)]
         else:
-            gate_up = [(f"{block}.ffn_gate", config.inner), (f"{block}.ffn_up", config.inner)]
+            gate_up = [(f"{block}.ffn_gate", config.feed_forward), (f"{block}.ffn_up", config.feed_forward)]
         layers.append(
             LayerPlan(
-                attention_norm=tensors.vector(f"{block}.attn_norm.weight", config.hidden),
-                qkv=tensors.matrix(qkv, config.hidden, qkv_order),
+                attention_norm=tensors.vector(f"{block}.attn_norm.weight", config.width),
+                qkv=tensors.matrix(qkv, config.width, qkv_order),
                 qkv_bias=tensors.biases(qkv, qkv_order),
-                output=tensors.matrix([(f"{block}.attn_output", config.hidden)], width),
-                ffn_norm=tensors.vector(f"{block}.ffn_norm.weight", config.hidden),
-                gate_up=tensors.matrix(gate_up, config.hidden, gate_up_order),
-                down=tensors.matrix([(f"{block}.ffn_down", config.hidden)], config.inner),
+                output=tensors.matrix([(f"{block}.attn_output", config.width)], width),
+                ffn_norm=tensors.vector(f"{block}.ffn_norm.weight", config.width),
+                gate_up=tensors.matrix(gate_up, config.width, gate_up_order),
+                down=tensors.matrix([(f"{block}.ffn_down", config.width)], config.feed_forward),
             )
         )
-    output_norm = tensors.vector("output_norm.weight", config.hidden)
+    output_norm = tensors.vector("output_norm.weight", config.width)
     tied = "output.weight" not in file.tensors
-    head = embedding if tied else tensors.matrix([("output", config.vocabulary)], config.hidden)
+    head = embedding if tied else tensors.matrix([("output", config.vocabulary)], config.width)
     if config.rope.factors is not None:
         tensors.vector(config.rope.factors, config.rope.dimensions // 2)
     tensors.refuse_others()
@@ -226,8 +227,8 @@ class _Tensors:
         names = tuple(f"{name}.weight" for name, _ in parts)
         kinds = [self._kind(name, (rows, columns), tuple(KINDS)) for name, (_, rows) in zip(names, parts, strict=True)]
         if len(set(kinds)) > 1:
-            came = ", ".join(f"{name} {kind}" for name, kind in zip(names, kinds, strict=True))
-            refuse("expected one kind for matrices that are fused", came, "quantize the model to one kind")
+            got = ", ".join(f"{name} {kind}" for name, kind in zip(names, kinds, strict=True))
+            refuse("expected one kind for matrices that are fused", got, "quantize the model to one kind")
         return MatrixPlan(names, sum(rows for _, rows in parts), columns, kinds[0], row_order)
 
     def vector(self, name: str, length: int) -> VectorPlan:
@@ -264,6 +265,6 @@ class _Tensors:
         if tensor.shape != shape:
             refuse(f"expected {name} of shape {shape} by the metadata", f"{tensor.shape}", "convert the model again")
         if tensor.type not in kinds:
-            mend = f"quantize the model to one of {', '.join(kinds)}" if len(shape) > 1 else "convert the model again"
-            refuse(f"expected {name} as one of {', '.join(kinds)}", tensor.type, mend)
+            fix = f"quantize the model to one of {', '.join(kinds)}" if len(shape) > 1 else "convert the model again"
+            refuse(f"expected {name} as one of {', '.join(kinds)}", tensor.type, fix)
         return tensor.type

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import RopeConfig
+from enginecmp.models.decoder import RopeConfig
 
 
 def rope_table(rope: RopeConfig, factors: NDArray[np.float32] | None, first: int, last: int) -> NDArray[np.float32]:

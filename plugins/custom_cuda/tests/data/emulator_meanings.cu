@@ -19,8 +19,6 @@ KERNEL(32, 1, shuffles, Params) {
     int row = 0;
     for (int width = 32; width >= 4; width /= 2) {
         out[32 * row++] = __shfl_sync(0xffffffffu, value, p.n, width);
-        out[32 * row++] = __shfl_up_sync(0xffffffffu, value, p.n, width);
-        out[32 * row++] = __shfl_down_sync(0xffffffffu, value, p.n, width);
         out[32 * row++] = __shfl_xor_sync(0xffffffffu, value, p.n, width);
     }
 }
@@ -28,42 +26,17 @@ KERNEL(32, 1, shuffles, Params) {
 KERNEL(32, 1, wide_shuffles, Params) {
     const int lane = threadIdx.x;
     at<double>(p.out)[lane] = __shfl_xor_sync(0xffffffffu, 0.5 + lane, 1);
-    at<long long>(p.out)[32 + lane] = __shfl_down_sync(0xffffffffu, (1ll << 40) + lane, 1);
-    at<float>(p.out)[128 + lane] = __shfl_up_sync(0xffffffffu, 0.25f + lane, 1);
+    at<long long>(p.out)[32 + lane] = __shfl_xor_sync(0xffffffffu, (1ll << 40) + lane, 2);
+    at<float>(p.out)[128 + lane] = __shfl_xor_sync(0xffffffffu, 0.25f + lane, 4);
     at<unsigned>(p.out)[160 + lane] =
         lane % 2 ? __shfl_sync(0xaaaaaaaau, 7u + lane, 3) : __shfl_sync(0x55555555u, 7u + lane, 3);
 }
 
-// Even and odd lanes vote apart; lanes below m have left.
-KERNEL(32, 1, votes, Params) {
-    const int lane = threadIdx.x;
-    if (lane < p.m) return;
-    const unsigned mask = lane % 2 ? 0xaaaaaaaau : 0x55555555u;
-    const int mine = at<const int>(p.a)[lane];
-    at<unsigned>(p.out)[lane] = __ballot_sync(mask, mine);
-    at<unsigned>(p.out)[32 + lane] = __any_sync(mask, mine);
-    at<unsigned>(p.out)[64 + lane] = __all_sync(mask, mine);
-}
-
-template <class T>
-static __device__ void extremes_of(T *out, T value) {
-    atomicMax(out + 0, value);
-    atomicMin(out + 1, value);
-}
-
 template <class T>
 static __device__ void atomics_of(T *out, T value) {
-    extremes_of(out, value);
-    atomicAdd(out + 2, value);
-    atomicOr(out + 3, value);
-    atomicAnd(out + 4, value);
-    atomicXor(out + 5, value);
-    for (T seen = out[6];;) {  // out[6] += value by compare and swap
-        const T old = atomicCAS(out + 6, seen, (T)(seen + value));
-        if (old == seen) break;
-        seen = old;
-    }
-    atomicAdd(out + 8, atomicExch(out + 7, value));
+    atomicMax(out + 0, value);
+    atomicAdd(out + 1, value);
+    atomicAdd(out + 3, atomicExch(out + 2, value));
 }
 
 KERNEL(64, 1, atomics, Params) {
@@ -71,11 +44,8 @@ KERNEL(64, 1, atomics, Params) {
     const int small = at<const int>(p.a)[i];
     const long long large = at<const long long>(p.b)[i];
     atomics_of(at<int>(p.out), small);
-    atomicSub(at<int>(p.out) + 9, small);
-    atomics_of(at<unsigned>(p.out) + 10, static_cast<unsigned>(small));
-    atomicSub(at<unsigned>(p.out) + 19, static_cast<unsigned>(small));
-    atomics_of(at<unsigned long long>(p.out) + 10, static_cast<unsigned long long>(large));
-    extremes_of(at<long long>(p.out) + 20, large);
+    atomics_of(at<unsigned>(p.out) + 4, static_cast<unsigned>(small));
+    atomics_of(at<unsigned long long>(p.out) + 4, static_cast<unsigned long long>(large));
 }
 
 KERNEL(256, 1, to_half, Params) {
@@ -92,9 +62,6 @@ KERNEL(256, 1, from_half, Params) {
     const unsigned i = blockIdx.x * 256 + threadIdx.x;
     at<float>(p.out)[i] = ptx::half_to_float(static_cast<unsigned short>(i));
     at<float>(p.out)[65536 + i] = ptx::bf16_to_float(static_cast<unsigned short>(i));
-    const float2 pair = ptx::half2_to_float2(i << 16 | 0x3c00u);
-    at<float>(p.out)[131072 + i] = pair.x;
-    at<float>(p.out)[196608 + i] = pair.y;
 }
 
 KERNEL(256, 1, to_integer, Params) {
@@ -103,23 +70,15 @@ KERNEL(256, 1, to_integer, Params) {
     const float x = at<const float>(p.a)[i];
     int *const out = at<int>(p.out) + i;
     out[0] = __float2int_rn(x);
-    out[p.n] = __float2int_rz(x);
-    out[2 * p.n] = __float2int_rd(x);
-    out[3 * p.n] = __float2int_ru(x);
-    out[4 * p.n] = static_cast<int>(__float2uint_rn(x));
-    out[5 * p.n] = __float_as_int(min(x, 3.0f));
-    out[6 * p.n] = __float_as_int(max(x, 3.0f));
+    out[p.n] = static_cast<int>(__float_as_uint(min(x, 3.0f)));
+    out[2 * p.n] = static_cast<int>(__float_as_uint(max(x, 3.0f)));
 }
 
 KERNEL(256, 1, bits, Params) {
     const int i = threadIdx.x;
     const unsigned x = at<const unsigned>(p.a)[i], y = at<const unsigned>(p.b)[i];
     unsigned *const out = at<unsigned>(p.out) + i;
-    out[0] = __popc(x), out[256] = __clz(x), out[512] = __ffs(x), out[768] = __brev(x);
-    out[1024] = __umulhi(x, y), out[1280] = __byte_perm(x, y, y & 0x7777u);
-    out[1536] = __funnelshift_r(x, y, y), out[1792] = __funnelshift_l(x, y, y);
-    out[2048] = ptx::dp4a(x, y, 5), out[2304] = ptx::dp4a_unsigned(x, y, 5);
-    out[2560] = __vsubss4(x, y);
+    out[0] = __clz(x), out[256] = ptx::dp4a(x, y, 5);
 }
 
 // a[lane][4], b[lane][2], c[lane][4] -> out[lane][4]
@@ -157,8 +116,6 @@ KERNEL(32, 1, matrices, Params) {
     ptx::ldmatrix_x4_trans(four, rows[lane]);
     for (int i = 0; i < 4; i++, out += 32) *out = four[i];
     ptx::ldmatrix_x2(two, rows[lane % 16]);
-    for (int i = 0; i < 2; i++, out += 32) *out = two[i];
-    ptx::ldmatrix_x2_trans(two, rows[lane % 16]);
     for (int i = 0; i < 2; i++, out += 32) *out = two[i];
 }
 
@@ -201,7 +158,7 @@ KERNEL(96, 1, ring, Params) {
             const int slot = i % p.m;
             REMOVABLE("empty", while (!ptx::mbarrier_try_wait(empty + slot, (i / p.m & 1) ^ 1)) {});
             ptx::mbarrier_arrive_expect(full + slot, 1024);
-            ptx::bulk_copy(slots + 256 * slot, at<const unsigned>(p.a) + 256 * i, 512, full + slot);
+            ptx::bulk_copy_stream(slots + 256 * slot, at<const unsigned>(p.a) + 256 * i, 512, full + slot);
             ptx::bulk_copy_stream(slots + 256 * slot + 128, at<const unsigned>(p.a) + 256 * i + 128, 512, full + slot);
         }
         return;

@@ -168,15 +168,22 @@ KERNEL(64, 1, wrong, Params) {
             if (p.n) ptx::fence_mbarrier_init();
             ptx::mbarrier_arrive_expect(at<ptx::Barrier>(shared), 16);
             shared[4] = 7;
-            ptx::bulk_copy(shared + 4, p.a, 16, at<ptx::Barrier>(shared));
+            ptx::bulk_copy_stream(shared + 4, p.a, 16, at<ptx::Barrier>(shared));
             out[1] = shared[4];  // neither what was there nor what comes
             while (!ptx::mbarrier_try_wait(at<ptx::Barrier>(shared), 0)) {}
             out[0] = shared[4] + 1;
             break;
-        case 14: ptx::bulk_copy(shared + 1, p.a, 16, at<ptx::Barrier>(shared)); break;
+        case 14: ptx::bulk_copy_stream(shared + 1, p.a, 16, at<ptx::Barrier>(shared)); break;
         case 9: if (i == 0) ptx::mbarrier_arrive(at<ptx::Barrier>(shared)); break;
         case 10: if (i < 16) __shfl_sync(0xffff0000u, i, 0); break;
-        case 12: if (i % 32 < 16) __any_sync(0xffffffffu, 1); else __shfl_sync(0xffffffffu, i, 0); break;
+        case 12:
+            if (i % 32 < 16) {
+                unsigned two[2];
+                ptx::ldmatrix_x2(two, shared);
+            } else {
+                __shfl_sync(0xffffffffu, i, 0);
+            }
+            break;
         case 11: if (i < 31) __syncwarp(); else __syncthreads(); break;
     }
     if (p.m == 1) out[i] = 0;

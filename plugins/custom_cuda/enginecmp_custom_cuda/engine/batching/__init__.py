@@ -1,0 +1,1 @@
+"""Many sequences: which tokens are computed next, and by which kernels."""

@@ -1,0 +1,1 @@
+"""Steps: one token of each of a few sequences."""

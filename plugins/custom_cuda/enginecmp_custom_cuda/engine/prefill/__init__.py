@@ -1,0 +1,1 @@
+"""Prompts: chunks of them through every layer."""

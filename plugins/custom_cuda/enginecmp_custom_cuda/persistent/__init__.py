@@ -1,1 +1,0 @@
-"""Decode at batch 1 by one resident kernel: its schedule, the schedule's proof, and its launches."""

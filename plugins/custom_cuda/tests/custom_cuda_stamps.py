@@ -1,0 +1,160 @@
+"""Which test files passed as they are: a file whose inputs are the same as then need not run again.
+
+A file's inputs are this plugin, the modules of enginecmp that the plugin and its tests import, and the versions of what
+compiles and computes. A stamp is written where every test of the file ran and none failed.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import enginecmp
+from enginecmp_custom_cuda.compiling import cache
+
+PLUGIN = Path(__file__).resolve().parent.parent
+CORE = PLUGIN.parent.parent / "core" / "enginecmp"
+CODE = {".py", ".cu", ".cuh", ".h", ".cpp", ".toml"}
+WHOLE_CORE = {"test_custom_cuda_conformance.py"}
+"""Files whose tests go through the host and its workers, too."""
+
+DISTRIBUTIONS = (
+    *("numpy", "hypothesis", "gguf", "cuda-bindings", "cuda-core", "nvidia-cuda-nvrtc", "nvidia-cublas"),
+    *("nvidia-cuda-cuobjdump", "nvidia-cuda-nvdisasm"),
+)
+
+
+class Passes:
+    """Which files passed as a whole: a test that was left out by a choice of names is never seen to end."""
+
+    def __init__(self) -> None:
+        self._left: dict[Path, set[str]] = {}
+        self._failed: set[str] = set()
+
+    def expect(self, file: Path, test: str) -> None:
+        """Take a test of a file in, by its node id."""
+        self._left.setdefault(file, set()).add(test)
+
+    def saw(self, report: pytest.TestReport) -> None:
+        """Strike a test that ended without a failure off the list; one that was skipped has said why."""
+        if report.failed:
+            self._failed.add(report.nodeid)
+        elif report.when == "teardown" and report.nodeid not in self._failed:
+            for left in self._left.values():
+                left.discard(report.nodeid)
+
+    def whole(self) -> list[Path]:
+        """Return the files of which nothing is left."""
+        return [file for file, left in self._left.items() if not left]
+
+
+def stamped(file: Path) -> bool:
+    """Return whether a test file passed with the inputs that it has now."""
+    return _path(file).is_file()
+
+
+def stamp(file: Path) -> None:
+    """Note that all tests of a file passed."""
+    _path(file).parent.mkdir(parents=True, exist_ok=True)
+    _path(file).touch()
+
+
+def _path(file: Path) -> Path:
+    return _folder() / f"{file.stem}-{_key(file)[:32]}"
+
+
+@functools.cache
+def _folder() -> Path:
+    """Return the user's folder, found before any test changes ENGINECMP_CACHE."""
+    return cache.folder().parent / "stamps"
+
+
+@functools.cache
+def _key(file: Path) -> str:
+    whole = file.name in WHOLE_CORE
+    sources = sorted(CORE.rglob("*.py")) if whole else core_modules()
+    digest = hashlib.sha256(_own().encode())
+    for path in sources:
+        digest.update(f"{path.relative_to(CORE)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _own() -> str:
+    """Return a hash of this plugin and of what it runs on."""
+    digest = hashlib.sha256(f"{sys.version} {os.uname().machine} {_compiler()}\n".encode())
+    for name in DISTRIBUTIONS:
+        digest.update(f"{name} {_version(name)}\n".encode())
+    for path in sorted(path for path in PLUGIN.rglob("*") if path.suffix in CODE):
+        digest.update(f"{path.relative_to(PLUGIN)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _compiler() -> str:
+    found = shutil.which("g++")
+    return subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout if found else "none"
+
+
+@functools.cache
+def core_modules() -> list[Path]:
+    """Return the files of enginecmp that this plugin and its tests import, and those that these import."""
+    found: set[Path] = set()
+    waiting = [name for file in PLUGIN.rglob("*.py") for name in _imported(file)]
+    while waiting:
+        for path in _files_of(waiting.pop()):
+            if path not in found:
+                found.add(path)
+                waiting += _imported(path, ".".join(path.relative_to(CORE.parent).parts[:-1]))
+    return sorted(found)
+
+
+def _run(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield what may run in a module; what is there for types alone is left out."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+            yield node
+            yield from _run(node)
+
+
+def _imported(file: Path, package: str = "") -> Iterator[str]:
+    """Yield names of modules of enginecmp, and of what is taken from them, which may be modules too."""
+    for node in _run(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "enginecmp")
+        elif isinstance(node, ast.ImportFrom):
+            levels = package.split(".")
+            base = ".".join(levels[: len(levels) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, (base, node.module)))
+            if module.split(".")[0] == "enginecmp":
+                yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def _files_of(name: str) -> Iterator[Path]:
+    """Yield the files that importing a dotted name runs: packages on the way, and the module."""
+    top, _, last = name.rpartition(".")
+    if top == "enginecmp" and last in enginecmp._HOME_OF:  # a public name, loaded when it is asked for
+        name = enginecmp._HOME_OF[last]
+    place = CORE.parent
+    for part in name.split("."):
+        place = place / part
+        if place.with_suffix(".py").is_file():
+            yield place.with_suffix(".py")
+        elif (place / "__init__.py").is_file():
+            yield place / "__init__.py"
