@@ -7,14 +7,13 @@ This module holds the hooks and nothing native: `cmp_engine` runs in the host fo
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from enginecmp import EngineInfo, LoadOptions, ModelInfo, Probe, Request, hookimpl
+
+from .library import library_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +50,8 @@ def cmp_engine() -> EngineInfo:
         version = metadata.version("llama-cpp-python")
     except metadata.PackageNotFoundError:
         version = "not installed"
+    from .options import Settings
+
     return EngineInfo(
         name="llamacpp",
         version=version,
@@ -65,6 +66,7 @@ def cmp_engine() -> EngineInfo:
             "what a llama.cpp user gets: a build for this CPU, repacked weights, F16 KV cache, flash attention "
             "where it applies, logical batches of 2048 tokens computed in pieces of 512"
         ),
+        option_names=Settings.__struct_fields__,
         tunables={
             "cpu:threads": ("auto", "{cores}", "{half_cores}"),
             "flash_attn": ("auto", "on", "off"),
@@ -73,19 +75,9 @@ def cmp_engine() -> EngineInfo:
             "cpu:repack": ("1", "0"),
         },
         operations=("tokenize", "sampling", "matmul", "profile"),
+        reads_split_models=True,
         homepage="https://github.com/ggml-org/llama.cpp",
     )
-
-
-def library_folder() -> Path | None:
-    """Return where llama-cpp-python looks for its shared libraries, or None where it is not installed."""
-    override = os.environ.get("LLAMA_CPP_LIB_PATH")
-    if override:
-        return Path(override)
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
-        return None
-    return Path(spec.origin).parent / "lib"
 
 
 @hookimpl
@@ -93,19 +85,19 @@ def cmp_probe(options: LoadOptions) -> Probe:
     """Look for the library's files; only for CUDA is the library opened, to ask it for a GPU."""
     folder = library_folder()
     if folder is None:
-        return Probe(ok=False, reason="llama-cpp-python is not installed", mend=INSTALL)
+        return Probe(ok=False, reason="llama-cpp-python is not installed", fix=INSTALL)
     if not any(folder.glob("libllama.*")):
-        return Probe(ok=False, reason=f"llama-cpp-python has no libllama in {folder}", mend=INSTALL)
+        return Probe(ok=False, reason=f"llama-cpp-python has no libllama in {folder}", fix=INSTALL)
     if options.device == "cpu":
         return Probe(ok=True)
     if options.device != "cuda":
         return Probe(ok=False, reason=f"runs on cpu and cuda, not on {options.device}")
     if not any(folder.glob("libggml-cuda.*")):
-        return Probe(ok=False, reason="llama-cpp-python was built without CUDA", mend=INSTALL_CUDA)
+        return Probe(ok=False, reason="llama-cpp-python was built without CUDA", fix=INSTALL_CUDA)
     from . import native
 
     if not native.supports_gpu_offload():
-        return Probe(ok=False, reason="llama.cpp finds no CUDA device", mend="check nvidia-smi and the driver")
+        return Probe(ok=False, reason="llama.cpp finds no CUDA device", fix="check nvidia-smi and the driver")
     return Probe(ok=True)
 
 

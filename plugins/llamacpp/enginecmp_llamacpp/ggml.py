@@ -14,6 +14,8 @@ import numpy as np
 
 from enginecmp import EngineError, matrices
 
+from .library import library_folder
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -49,8 +51,6 @@ _FUNCTIONS: dict[str, tuple[str, Any, tuple[Any, ...]]] = {
 @lru_cache(maxsize=1)
 def functions() -> dict[str, Callable[..., Any]] | None:
     """Return ggml's functions by name, or None where this build does not let them be reached."""
-    from . import library_folder
-
     folder = library_folder() or Path(llama_cpp.__file__).parent / "lib"
     found: dict[str, Callable[..., Any]] = {}
     for name, (library, result, arguments) in _FUNCTIONS.items():

@@ -41,7 +41,7 @@ def _encode(session: Session, text: str) -> Callable[[], list[int]]:
     def call() -> list[int]:
         count = tokenize(vocabulary, raw, len(raw), ids, capacity, False, True)
         if count < 0:
-            msg = f"llamacpp: expected at most {capacity} tokens from {len(raw)} bytes, came {-count}; report this"
+            msg = f"llamacpp: expected at most {capacity} tokens from {len(raw)} bytes, got {-count}; report this"
             raise EngineError(msg)
         return ids[:count]
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
-from enginecmp import EngineError, LoadOptions, UnknownOption, did_you_mean
+from enginecmp import EngineError, LoadOptions
+from enginecmp.plugin_tools.engine_options import EngineOptions
 
 KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 FLASH_ATTENTION = ("auto", "on", "off")
-SWITCH = ("0", "1")
-LARGEST = 2**31 - 1
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +24,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         n_gpu_layers: layers on the GPU; -1 is all of them.
         kv_unified: with several sequences, one cache for all of them instead of one each.
         repack: let ggml store weights in the order that this CPU's kernels want.
+        draft: path of a smaller GGUF model with the same vocabulary that guesses ahead; empty for none.
+        lookup: guess ahead what followed the last time that the last so many tokens were there; 0 for off.
+        draft_tokens: most guesses that are checked at once.
         verbose: pass llama.cpp's whole log on to stderr, not only warnings and errors.
     """
 
@@ -33,6 +37,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     n_gpu_layers: int = 0
     kv_unified: bool = True
     repack: bool = True
+    draft: str = ""
+    lookup: int = 0
+    draft_tokens: int = 4
     verbose: bool = False
 
 
@@ -46,26 +53,24 @@ def read_settings(options: LoadOptions) -> Settings:
         UnknownOption: a key that does not exist.
         EngineError: a value that is not allowed, or two that exclude each other.
     """
-    extra = options.extra
-    for key in extra:
-        if key not in Settings.__struct_fields__:
-            msg = f"llamacpp: unknown option '{key}'{did_you_mean(key, Settings.__struct_fields__)}"
-            raise UnknownOption(msg)
+    given = EngineOptions("llamacpp", options, Settings.__struct_fields__)
     cuda = options.device == "cuda"
     exact = options.numerics == "exact"
-    n_batch = _whole(extra.get("n_batch", "2048"), "n_batch", 1)
-    n_ubatch = _whole(extra["n_ubatch"], "n_ubatch", 1) if "n_ubatch" in extra else min(512, n_batch)
-    kv_type = _one_of(extra.get("kv_type", "f16"), "kv_type", KV_TYPES)
-    flash_attn = _one_of(extra.get("flash_attn", "auto"), "flash_attn", FLASH_ATTENTION)
+    n_batch = given.whole("n_batch", 2048)
+    n_ubatch = given.whole("n_ubatch", min(512, n_batch))
+    kv_type, flash_attn = given.choice("kv_type", KV_TYPES, "f16"), given.choice("flash_attn", FLASH_ATTENTION)
     settings = Settings(
         n_batch=n_batch,
         n_ubatch=n_ubatch,
         kv_type="f32" if exact else kv_type,
         flash_attn="off" if exact else flash_attn,
-        n_gpu_layers=_whole(extra.get("n_gpu_layers", "-1" if cuda else "0"), "n_gpu_layers", -1),
-        kv_unified=_one_of(extra.get("kv_unified", "1"), "kv_unified", SWITCH) == "1",
-        repack=_one_of(extra.get("repack", "1"), "repack", SWITCH) == "1",
-        verbose=_one_of(extra.get("verbose", "0"), "verbose", SWITCH) == "1",
+        n_gpu_layers=given.whole("n_gpu_layers", -1 if cuda else 0, least=-1),
+        kv_unified=given.switch("kv_unified", True),
+        repack=given.switch("repack", True),
+        draft=options.extra.get("draft", ""),
+        lookup=given.whole("lookup", 0, least=0, most=64),
+        draft_tokens=given.whole("draft_tokens", 4, most=64),
+        verbose=given.switch("verbose", False),
     )
     if settings.n_ubatch > settings.n_batch:
         msg = f"llamacpp: expected n_ubatch <= n_batch ({n_batch}), got {n_ubatch}; lower it or raise n_batch"
@@ -79,6 +84,12 @@ def read_settings(options: LoadOptions) -> Settings:
             "pass --device cuda"
         )
         raise EngineError(msg)
+    if settings.draft and settings.lookup:
+        msg = "llamacpp: options draft and lookup are two ways to guess the same tokens, got both; leave out one"
+        raise EngineError(msg)
+    if settings.draft and not Path(settings.draft).is_file():
+        msg = f"llamacpp: option draft expects a GGUF file, got '{settings.draft}', which is none; name a path"
+        raise EngineError(msg)
     if options.max_sequences > n_batch:
         msg = (
             f"llamacpp: {options.max_sequences} sequences need a batch of as many tokens, n_batch is {n_batch}; "
@@ -86,23 +97,3 @@ def read_settings(options: LoadOptions) -> Settings:
         )
         raise EngineError(msg)
     return settings
-
-
-def _whole(text: str, key: str, least: int) -> int:
-    """Return a whole number of at least `least`."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = least - 1
-    if not least <= number <= LARGEST:
-        msg = f"llamacpp: option {key} expects a whole number >= {least}, got '{text}'"
-        raise EngineError(msg)
-    return number
-
-
-def _one_of(text: str, key: str, allowed: tuple[str, ...]) -> str:
-    """Return the value if it is allowed."""
-    if text not in allowed:
-        msg = f"llamacpp: option {key} expects one of {', '.join(allowed)}, got '{text}'"
-        raise EngineError(msg)
-    return text

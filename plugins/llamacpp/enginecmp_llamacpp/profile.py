@@ -10,16 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from . import ggml
 from .native import Batch, decode_failure, lib
-
-if TYPE_CHECKING:
-    from .session import Session
 
 _BY_NAME = (
     (re.compile(r"result_output|output"), "lm_head"),
@@ -75,11 +72,17 @@ class Profiler:
         self._batch = Batch(min(batch_tokens, lib.llama_n_batch(self._context)))
         self._plans: dict[tuple[int, int], _Plan] = {}
 
-    def profile(self, session: Session, token_ids: Sequence[int], n_tokens: int) -> dict[str, float]:
-        """Return seconds per component of a prompt and `n_tokens` steps after it."""
+    def profile(self, vocabulary: int, token_ids: Sequence[int], n_tokens: int) -> dict[str, float]:
+        """Return seconds per component of a prompt and `n_tokens` steps after it.
+
+        Args:
+            vocabulary: number of token ids.
+            token_ids: the prompt.
+            n_tokens: greedy steps after it.
+        """
         key = (len(token_ids), n_tokens)
         if key not in self._plans:
-            self._plans[key] = self._learn(session, token_ids, n_tokens)
+            self._plans[key] = self._learn(vocabulary, token_ids, n_tokens)
         plan = self._plans[key]
         seconds_ns = dict.fromkeys((*plan.components, "sampling"), 0)
         node = stop = 0
@@ -100,14 +103,14 @@ class Profiler:
             return True
 
         self._observe = observe
-        seconds_ns["sampling"] += self._run(session, token_ids, n_tokens)
+        seconds_ns["sampling"] += self._run(vocabulary, token_ids, n_tokens)
         return {component: spent_ns / 1e9 for component, spent_ns in seconds_ns.items()}
 
     def close(self) -> None:
         """Free the context."""
         lib.llama_free(self._context)
 
-    def _learn(self, session: Session, token_ids: Sequence[int], n_tokens: int) -> _Plan:
+    def _learn(self, vocabulary: int, token_ids: Sequence[int], n_tokens: int) -> _Plan:
         """Run once without stopping and note which component each node belongs to."""
         nodes: list[str] = []
         name_of, operation_of = self._names["ggml_get_name"], self._names["ggml_op_desc"]
@@ -118,13 +121,13 @@ class Profiler:
             return False
 
         self._observe = observe
-        self._run(session, token_ids, n_tokens)
+        self._run(vocabulary, token_ids, n_tokens)
         # The last node of a graph is its output and the first of the next its embedding, so no stop spans two graphs.
         following = [*nodes[1:], ""]
         stops = [component != after for component, after in zip(nodes, following, strict=True)]
         return _Plan(stops, [component for component, ends in zip(nodes, stops, strict=True) if ends])
 
-    def _run(self, session: Session, token_ids: Sequence[int], n_tokens: int) -> int:
+    def _run(self, vocabulary: int, token_ids: Sequence[int], n_tokens: int) -> int:
         """Run prompt and steps, greedy; return the nanoseconds that choosing took."""
         lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
         batch, chosen_ns = self._batch, 0
@@ -140,7 +143,7 @@ class Profiler:
                     raise decode_failure(code)
             lib.llama_synchronize(self._context)
             begin_ns = perf_counter_ns()
-            row = np.ctypeslib.as_array(lib.llama_get_logits(self._context), (session.vocabulary,))
+            row = np.ctypeslib.as_array(lib.llama_get_logits(self._context), (vocabulary,))
             ids = np.array([row.argmax()], np.int32)
             chosen_ns += perf_counter_ns() - begin_ns
         return chosen_ns

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from enginecmp import LoadOptions, ModelInfo
 from enginecmp.models.synth import write_synth
 from enginecmp_llamacpp import cmp_load, cmp_unload
+
+sys.path.append(str(Path(__file__).parent))
 
 
 class Load(Protocol):

@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from enginecmp import EngineError, LoadOptions, ModelInfo, UnknownOption, UnsupportedModel
-from enginecmp_llamacpp import cmp_engine, cmp_load, cmp_probe, library_folder
+from enginecmp_llamacpp import cmp_engine, cmp_load, cmp_probe
+from enginecmp_llamacpp.library import library_folder
 
 LOAD = """
 import sys
@@ -67,7 +68,7 @@ def test_probe_names_the_build_command_where_cuda_is_missing() -> None:
     probe = cmp_probe(LoadOptions(device="cuda"))
     assert not probe.ok
     assert probe.reason == "llama-cpp-python was built without CUDA"
-    assert 'CMAKE_ARGS="-DGGML_CUDA=on" pip install' in probe.mend
+    assert 'CMAKE_ARGS="-DGGML_CUDA=on" pip install' in probe.fix
 
 
 def test_probe_refuses_other_devices() -> None:
@@ -80,7 +81,7 @@ def test_probe_notices_a_missing_library(tmp_path: Path, monkeypatch: pytest.Mon
     probe = cmp_probe(LoadOptions())
     assert not probe.ok
     assert str(tmp_path) in probe.reason
-    assert probe.mend == "pip install llama-cpp-python"
+    assert probe.fix == "pip install llama-cpp-python"
 
 
 def test_a_misspelt_option_is_refused_with_the_right_name(tiny: ModelInfo) -> None:

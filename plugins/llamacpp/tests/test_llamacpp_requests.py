@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,17 @@ def test_weights_bytes_are_those_of_the_file_without_its_header(
     model = tiny_model("llama", quantization)
     tensors = read_gguf(model.path).tensors.values()
     assert cmp_metrics(load(model))["weights_bytes"] == sum(tensor.nbytes for tensor in tensors)
+
+
+def test_phases_of_the_load_are_told_once_after_it(tiny: ModelInfo, load: Any) -> None:
+    began = time.perf_counter()
+    session = load(tiny)
+    took = time.perf_counter() - began
+    told = {name: value for name, value in cmp_metrics(session).items() if name.startswith("load_")}
+    assert set(told) == {"load_map_seconds", "load_init_seconds"}
+    assert min(told.values()) > 0
+    assert sum(told.values()) <= took
+    assert not [name for name in cmp_metrics(session) if name.startswith("load_")]
 
 
 def test_engine_timers_cover_the_last_request_only(tiny: ModelInfo, load: Any, token_ids: list[int]) -> None:

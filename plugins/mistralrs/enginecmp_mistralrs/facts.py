@@ -6,6 +6,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import os
+from collections.abc import Mapping
 
 from enginecmp import EngineInfo, LoadOptions, Probe, hookimpl
 
@@ -74,6 +75,13 @@ def installed_version() -> str:
         return ""
 
 
+CHOICES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "cpu": {"dtype": ("auto", "f32", "f16", "bf16"), "kv": ("auto", "f32")},
+    "cuda": {"dtype": ("auto", "f32", "f16", "bf16"), "paged_attn": ("auto", "off")},
+}
+"""Engine options by device, the default of each first."""
+
+
 @hookimpl
 def cmp_engine() -> EngineInfo:
     """Return the static facts of mistral.rs."""
@@ -85,6 +93,7 @@ def cmp_engine() -> EngineInfo:
         architectures=ARCHITECTURES,
         quantizations=QUANTIZATIONS,
         max_concurrency=1,
+        option_names=tuple(dict.fromkeys(key for choices in CHOICES.values() for key in choices)),
         environment={
             # The first sets the pool of Candle's kernels, the second every other loop's (rayon).
             **dict.fromkeys(THREAD_VARIABLES, "{threads}"),
@@ -112,30 +121,30 @@ def cmp_probe(options: LoadOptions) -> Probe:
     """Say whether an installed wheel fits the asked-for device."""
     version = installed_version()
     if not version or importlib.util.find_spec("mistralrs") is None:
-        return Probe(ok=False, reason="the mistralrs wheel is not installed", mend=INSTALL)
+        return Probe(ok=False, reason="the mistralrs wheel is not installed", fix=INSTALL)
     has_cuda = "+cuda" in version
     if options.device == "cuda":
         if not has_cuda:
             return Probe(
                 ok=False,
                 reason=f"mistralrs {version} is the CPU wheel, and a wheel's device is fixed",
-                mend=cuda_install(version),
+                fix=cuda_install(version),
             )
         if cuda_devices() == 0:
             return Probe(
                 ok=False,
                 reason=f"mistralrs {version} sees no CUDA device and would fall back to the CPU silently",
-                mend="check the driver with nvidia-smi and that CUDA_VISIBLE_DEVICES is unset or names a device",
+                fix="check the driver with nvidia-smi and that CUDA_VISIBLE_DEVICES is unset or names a device",
             )
     elif options.device == "cpu":
         if has_cuda and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
             return Probe(
                 ok=False,
                 reason=f"mistralrs {version} is a CUDA wheel and runs on device 0 whatever is asked",
-                mend="set CUDA_VISIBLE_DEVICES= (empty), or use an environment with the CPU wheel",
+                fix="set CUDA_VISIBLE_DEVICES= (empty), or use an environment with the CPU wheel",
             )
     else:
-        return Probe(ok=False, reason=f"device '{options.device}' is not one of cpu, cuda", mend="pass --device cpu")
+        return Probe(ok=False, reason=f"device '{options.device}' is not one of cpu, cuda", fix="pass --device cpu")
     return Probe(ok=True)
 
 

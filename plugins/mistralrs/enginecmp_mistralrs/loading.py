@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,13 @@ from enginecmp import (
     did_you_mean,
     hookimpl,
 )
+from enginecmp.plugin_tools.engine_options import check_thread_variables, nearest
 
-from .facts import KV_F32_VARIABLE, THREAD_VARIABLES, cmp_probe
+from .facts import CHOICES, KV_F32_VARIABLE, THREAD_VARIABLES, cmp_probe
 from .panics import Native
 
 # A chat template that is the message itself: streaming and log-probabilities exist for chat requests only.
 RAW_TEMPLATE = "{{ messages[0]['content'] }}"
-
-CHOICES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "cpu": {"dtype": ("auto", "f32", "f16", "bf16"), "kv": ("auto", "f32")},
-    "cuda": {"dtype": ("auto", "f32", "f16", "bf16"), "paged_attn": ("auto", "off")},
-}
-"""Engine options by device, the default of each first."""
 
 _kv_of_process: list[str] = []
 """KV cache type of this process: mistral.rs reads it once, when the first model is loaded."""
@@ -95,13 +90,13 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
     chosen = read_extra(options)
     probe = cmp_probe(options)
     if not probe.ok:
-        msg = f"mistralrs: {probe.reason}; {probe.mend}"
+        msg = f"mistralrs: {probe.reason}; {probe.fix}"
         raise EngineError(msg)
     path = Path(model.path)
     if not path.is_file():
         msg = f"mistralrs: expected a GGUF file at {path}, found none; fetch or name another model"
         raise ModelError(msg)
-    check_threads(options.threads)
+    check_thread_variables("mistralrs", THREAD_VARIABLES, options.threads)
     if options.device == "cpu":
         fix_kv(chosen["kv"])
 
@@ -166,33 +161,13 @@ def read_extra(options: LoadOptions) -> dict[str, str]:
             msg = f"mistralrs: no option '{key}' on device {options.device}{where}"
             raise UnknownOption(msg)
         if value not in known[key]:
-            msg = (
-                f"mistralrs: option {key} is one of {', '.join(known[key])}, not '{value}'{_nearest(value, known[key])}"
-            )
+            expected = f"one of {', '.join(known[key])}"
+            msg = f"mistralrs: option {key} expects {expected}, got '{value}'{nearest(value, known[key])}"
             raise UnknownOption(msg)
     chosen = {key: options.extra.get(key, values[0]) for key, values in known.items()}
     if options.numerics == "exact":
         chosen |= {"dtype": "f32"} | ({"kv": "f32"} if "kv" in known else {"paged_attn": "off"})
     return chosen
-
-
-def _nearest(value: str, known: Iterable[str]) -> str:
-    hint = did_you_mean(value, known)
-    return hint if hint.startswith("; did") else ""
-
-
-def check_threads(threads: int) -> None:
-    """Refuse to load when the environment, which the engine reads once, says another number of threads.
-
-    Raises:
-        EngineError: with the line that mends it.
-    """
-    wrong = [name for name in THREAD_VARIABLES if os.environ.get(name) != str(threads)]
-    if wrong:
-        found = ", ".join(f"{name}={os.environ.get(name, '(unset)')}" for name in wrong)
-        wanted = " ".join(f"{name}={threads}" for name in THREAD_VARIABLES)
-        msg = f"mistralrs: expected an environment for {threads} threads, got {found}; start Python with {wanted}"
-        raise EngineError(msg)
 
 
 def fix_kv(kv: str) -> None:

@@ -85,7 +85,7 @@ def cmp_score(session: Session, token_ids: Sequence[int]) -> NDArray[np.float32]
         # Entries come most likely first.
         went = [step[0].token for step in steps[:-1]]
         if went != forced:
-            msg = f"mistralrs: position {position}: tokens {forced} were forced, {went} came; use another prompt"
+            msg = f"mistralrs: position {position}: expected the forced tokens {forced}, got {went}; use another prompt"
             raise EngineError(msg)
         rows[position] = _row(steps[-1], session.vocabulary, biases, position)
     return rows

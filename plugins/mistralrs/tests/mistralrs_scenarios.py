@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from enginecmp import EngineError, LoadOptions, ModelInfo
-from enginecmp.plugins import load_object, manager_with
+from enginecmp.plugins.manager import load_object, manager_with
 
 HOOK = manager_with(load_object("enginecmp_mistralrs")).hook
 
@@ -36,7 +36,7 @@ def error_of(call: Callable[[], Any]) -> list[str]:
         call()
     except EngineError as error:
         return [type(error).__name__, str(error)]
-    msg = "expected an error, came none"
+    msg = "expected an error, got none"
     raise AssertionError(msg)
 
 

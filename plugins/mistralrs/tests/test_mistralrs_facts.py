@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from enginecmp import EngineError, LoadOptions, ModelError, ModelInfo, UnknownOption
-from enginecmp.plugins import load_object, manager_with
+from enginecmp.plugins.manager import load_object, manager_with
 from enginecmp_mistralrs import cmp_engine, cmp_load, cmp_probe, facts
 
 THREADS = {"CANDLE_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
@@ -51,8 +51,8 @@ def test_probe_refuses_cuda_on_the_cpu_wheel_and_gives_the_install_line() -> Non
     found = cmp_probe(LoadOptions(device="cuda"))
     assert not found.ok
     assert "CPU wheel" in found.reason
-    assert f"mistralrs=={version('mistralrs')}+cuda" in found.mend
-    assert "--find-links" in found.mend
+    assert f"mistralrs=={version('mistralrs')}+cuda" in found.fix
+    assert "--find-links" in found.fix
 
 
 def test_probe_of_a_cuda_wheel_without_a_device_warns_of_the_silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,7 @@ def test_probe_of_a_cuda_wheel_without_a_device_warns_of_the_silent_fallback(mon
 def test_probe_of_a_cuda_wheel_refuses_the_cpu_unless_devices_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(facts, "installed_version", lambda: "0.9.5+cuda130.sm90")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert "CUDA_VISIBLE_DEVICES=" in cmp_probe(LoadOptions(device="cpu")).mend
+    assert "CUDA_VISIBLE_DEVICES=" in cmp_probe(LoadOptions(device="cpu")).fix
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert cmp_probe(LoadOptions(device="cpu")).ok
 
@@ -76,14 +76,17 @@ def test_probe_without_the_wheel_gives_the_install_line(monkeypatch: pytest.Monk
     monkeypatch.setattr(facts, "installed_version", lambda: "")
     found = cmp_probe(LoadOptions())
     assert not found.ok
-    assert found.mend == "pip install 'mistralrs>=0.9.5'"
+    assert found.fix == "pip install 'mistralrs>=0.9.5'"
 
 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         ({"dtyp": "f32"}, "mistralrs: no option 'dtyp' on device cpu; did you mean 'dtype'?"),
-        ({"dtype": "f23"}, "mistralrs: option dtype is one of auto, f32, f16, bf16, not 'f23'; did you mean 'f32'?"),
+        (
+            {"dtype": "f23"},
+            "mistralrs: option dtype expects one of auto, f32, f16, bf16, got 'f23'; did you mean 'f32'?",
+        ),
         ({"paged_attn": "off"}, "mistralrs: no option 'paged_attn' on device cpu (on cuda only)"),
         ({"prefix_cache_n": "16"}, "mistralrs: no option 'prefix_cache_n' on device cpu; known: dtype, kv"),
     ],
@@ -98,7 +101,7 @@ def test_an_unknown_option_names_the_nearest(
 
 @pytest.mark.parametrize("name", list(THREADS))
 @pytest.mark.parametrize("found", ["2", None])
-def test_an_environment_for_other_threads_is_refused_with_the_mend(
+def test_an_environment_for_other_threads_is_refused_with_the_fix(
     one_thread: pytest.MonkeyPatch, tiny: Callable[..., ModelInfo], name: str, found: str | None
 ) -> None:
     if found is None:

@@ -1,10 +1,13 @@
 """enginecmp engine `openai_server`: any server with an OpenAI-compatible endpoint.
 
 This module holds the hooks and imports next to nothing, because the host imports it for every command. What they do is
-in `loading` (find or start the server, learn what it can do), `requests` (one request or many at once) and `scoring`
-(teacher-forced distributions where the server names token ids). Below them: `options` and `address` (what the user
-says), `servers` (what each kind of server needs to be told), `process` (a server of our own), `http` (HTTP/1.1 over
-h11), `sse` and `answer` (a streamed answer, piece by piece), `prompts` (ids as text, and the proof of it).
+in `probing` (is there a server, and which), `loading` (find or start it, learn what it can do), `requests` (one request
+or many at once) and `scoring` (teacher-forced distributions where the server names token ids). Below them: `options`
+and `address` (what the user says), `kinds` (what each kind of server needs to be told), `identity` (which kind and
+version one is), `process` (a server of our own), `http` (HTTP/1.1 over h11), `client` (a question and its whole
+answer), `server` (a request as this server wants it), `sse`, `answer` and `flight` (a streamed answer, piece by
+piece), `prompts` (ids as text, and the proof of it), `words` (what JSON of a server says) and `redaction` (what leaves
+the plugin is rid of the API key; `log_filter`: a started server's log too).
 """
 
 from __future__ import annotations
@@ -35,11 +38,18 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
 
 
 @hookimpl
+def cmp_version(session: Session) -> str:
+    """Return kind and version of the server."""
+    return session.version
+
+
+@hookimpl
 def cmp_prepare(session: Session, token_ids: Sequence[int], output_tokens: int) -> None:
     """Prove the prompt, empty the server's prefix cache as far as it can be, and have a connection open."""
     from . import requests
 
-    requests.prepare(session, token_ids, output_tokens)
+    with session.exits():
+        requests.prepare(session, token_ids, output_tokens)
 
 
 @hookimpl
@@ -47,7 +57,8 @@ def cmp_prefill(session: Session, token_ids: Sequence[int], output_tokens: int) 
     """Send the request; return when the first chunk with content is there."""
     from . import requests
 
-    return requests.prefill(session, token_ids, output_tokens)
+    with session.exits():
+        return requests.prefill(session, token_ids, output_tokens)
 
 
 @hookimpl
@@ -55,7 +66,8 @@ def cmp_decode(session: Session, n_tokens: int) -> Iterator[int]:
     """Yield once for every further chunk with content; the iterator returns the number of tokens after the first."""
     from . import requests
 
-    return requests.decode(session, n_tokens)
+    with session.exits():
+        return requests.decode(session, n_tokens)
 
 
 @hookimpl
@@ -63,7 +75,8 @@ def cmp_submit(session: Session, request: Request) -> bool:
     """Send a request at once, its connection watched from then on."""
     from . import requests
 
-    return requests.submit(session, request)
+    with session.exits():
+        return requests.submit(session, request)
 
 
 @hookimpl
@@ -71,7 +84,8 @@ def cmp_step(session: Session) -> Sequence[tuple[str, int]]:
     """Return as soon as any stream has a new chunk with content, at most one pair for each."""
     from . import requests
 
-    return requests.step(session)
+    with session.exits():
+        return requests.step(session)
 
 
 @hookimpl
@@ -79,7 +93,8 @@ def cmp_score(session: Session, token_ids: Sequence[int]) -> NDArray[np.float32]
     """Return log-probabilities at every position, from the servers that name the whole vocabulary by id."""
     from . import scoring
 
-    return scoring.score(session, token_ids)
+    with session.exits():
+        return scoring.score(session, token_ids)
 
 
 @hookimpl
@@ -87,7 +102,8 @@ def cmp_metrics(session: Session) -> Mapping[str, float]:
     """Return what is known of the way to the last answer and of the server's own work."""
     from . import requests
 
-    return requests.metrics(session)
+    with session.exits():
+        return requests.metrics(session)
 
 
 @hookimpl
@@ -95,7 +111,8 @@ def cmp_reset(session: Session) -> None:
     """Forget the last request; one whose caller stopped early is hung up on and waited for."""
     from . import requests
 
-    requests.reset(session)
+    with session.exits():
+        requests.reset(session)
 
 
 @hookimpl
@@ -103,4 +120,5 @@ def cmp_unload(session: Session) -> None:
     """Hang up, and stop a server that was started here."""
     from . import loading
 
-    loading.unload(session)
+    with session.exits():
+        loading.unload(session)

@@ -46,10 +46,11 @@ def read_address(url: str) -> Address:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
-        msg = f"openai_server: expected url={EXAMPLE}, got one that cannot be read ({error}); correct it"
+    except ValueError:
+        # What is wrong is not repeated: the end of a password reads like a port.
+        msg = f"openai_server: expected url={EXAMPLE}, got one that cannot be read; correct it"
         raise EngineError(msg) from None
-    if parts.username or parts.password or parts.query or parts.fragment:
+    if "@" in url or parts.query or parts.fragment:
         msg = (
             f"openai_server: expected a plain address such as {EXAMPLE}, got one with a user, a query or a fragment; "
             "it would be written into the results: take it out, and name a variable with api_key_env"

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import msgspec
 
 from enginecmp import NO_ID, EngineError, RoundTripError
 
-from .sse import EventParser
+from .sse import Event, EventParser
+from .words import decoded, is_error, words_in, words_of
 
-SHOWN = 160
-"""Characters of a server's words that a message repeats."""
+Count = Annotated[int, msgspec.Meta(ge=0, lt=2**48)]
+"""Of tokens; whatever a server says, it fits into what is written."""
+
+_LONGEST_SECONDS = 1e9
 
 
 class Cached(msgspec.Struct, frozen=True):
     """How much of a prompt came from a cache."""
 
-    cached_tokens: int | None = None
+    cached_tokens: Count | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
     """The server's own count."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
     prompt_tokens_details: Cached | None = None
 
 
@@ -59,7 +62,7 @@ class Chunk(msgspec.Struct, frozen=True):
     choices: list[Choice] | None = None
     usage: Usage | None = None
     error: Any = None
-    timings: dict[str, Any] | None = None
+    timings: Any = None
 
 
 _CHUNK = msgspec.json.Decoder(Chunk)
@@ -72,8 +75,10 @@ class Answer:
     Args:
         prompt_tokens: ids that were sent.
         output_tokens: tokens that were asked for.
+        vocabulary: ids are below it.
         expects_usage: the server counts its streams.
-        clean: takes secrets out of what a server said.
+        most_chunks: with content that may come.
+        said: makes a server's words fit for a message.
 
     Attributes:
         tokens: one entry per chunk with content that is not handed out yet: its id, or `NO_ID`.
@@ -86,18 +91,27 @@ class Answer:
     """
 
     def __init__(
-        self, prompt_tokens: int, output_tokens: int, *, expects_usage: bool, clean: Callable[[str], str]
+        self,
+        prompt_tokens: int,
+        output_tokens: int,
+        *,
+        vocabulary: int,
+        expects_usage: bool,
+        most_chunks: int,
+        said: Callable[[str | bytes], str],
     ) -> None:
         self._prompt_tokens = prompt_tokens
         self._output_tokens = output_tokens
         self._expects_usage = expects_usage
-        self._clean = clean
+        self._vocabulary = vocabulary
+        self._most_chunks = most_chunks
+        self._said = said
         self._parser = EventParser()
         self.tokens: deque[int] = deque()
         self.chunks = 0
         self.ids = 0
         self.usage: Usage | None = None
-        self.timings: Mapping[str, Any] = {}
+        self.timings: Any = None
         self.finish_reason = ""
         self.done = False
         self.proven = False
@@ -120,36 +134,57 @@ class Answer:
         for event in self._parser.finish():
             self._take(event)
 
-    def _take(self, event: bytes) -> None:
-        if self.done:
+    def _take(self, event: Event) -> None:
+        data = event.data.strip()
+        if self.done or not data:
             return
-        if event == _DONE:
+        if event.kind == "error":
+            raise self._error(words_in(data))
+        if data == _DONE:
             self.done = True
             return
         try:
-            chunk = _CHUNK.decode(event)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            said = self._clean(event[:SHOWN].decode("utf-8", "replace"))
+            chunk = _CHUNK.decode(data)
+        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+            if event.kind not in ("", "message"):
+                return  # an event of another name is for somebody else
             msg = (
-                f"openai_server: expected a chunk of a completion after {self.chunks} others, got '{said}' "
-                f"({str(error)[:80]}); see the server's log"
+                f"openai_server: expected a chunk of a completion after {self.chunks} others, got "
+                f"'{self._said(data)}' ({self._said(str(error))}); see the server's log"
             )
             raise EngineError(msg) from None
         if chunk.error is not None:
-            said = self._clean(str(chunk.error))[:SHOWN]
-            msg = (
-                f"openai_server: expected {self._output_tokens} tokens, got an error after {self.chunks} chunks: "
-                f"{said}; see the server's log"
-            )
-            raise EngineError(msg)
+            raise self._error(words_of(chunk.error))
+        if not chunk.choices and chunk.usage is None and is_error(found := decoded(data)):
+            raise self._error(words_of(found))
         self.usage = chunk.usage or self.usage
         self.timings = chunk.timings or self.timings
         for choice in chunk.choices or ():
             self.finish_reason = choice.finish_reason or self.finish_reason
+            ids = choice.token_ids or ()
+            if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:
+                msg = (
+                    f"openai_server: expected token ids in [0, {self._vocabulary}), the server named another one after "
+                    f"{self.chunks} chunks; does it serve this model?"
+                )
+                raise EngineError(msg)
             if choice.has_content():
                 self.chunks += 1
-                self.ids += len(choice.token_ids or ())
-                self.tokens.append(choice.token_ids[0] if choice.token_ids else NO_ID)
+                self.ids += len(ids)
+                self.tokens.append(ids[0] if ids else NO_ID)
+        if max(self.chunks, self.ids) > self._most_chunks:
+            # No chunk has less than one token: there is nothing to wait for.
+            got = f"the stream went on after {max(self.chunks, self.ids)} of them"
+            raise self._unlike(got)
+
+    def _error(self, words: str) -> EngineError:
+        return EngineError(
+            f"openai_server: expected {self._output_tokens} tokens, got an error after {self.chunks} chunks: "
+            f"{self._said(words)}; see the server's log"
+        )
+
+    def _unlike(self, got: str) -> EngineError:
+        return unlike(self._output_tokens, got, self._said(self.finish_reason))
 
     def check(self) -> None:
         """Hold the finished stream to what was asked.
@@ -162,6 +197,8 @@ class Answer:
             RoundTripError: the server read another number of prompt tokens.
         """
         wanted = self._output_tokens
+        if not self.done and not self.chunks and self._parser.stray:
+            raise self._error(words_in(self._parser.stray))
         if not self.done:
             msg = (
                 f"openai_server: expected the stream to end with [DONE], it ended without after {self.chunks} chunks; "
@@ -181,7 +218,8 @@ class Answer:
             )
             raise EngineError(msg)
         if counted != wanted:
-            raise unlike(wanted, f"the server counted {counted}", self.finish_reason)
+            got = f"the server counted {counted}"
+            raise self._unlike(got)
         self.proven = True
 
     def _check_uncounted(self) -> None:
@@ -192,7 +230,8 @@ class Answer:
             )
             raise EngineError(msg)
         if self.chunks > self._output_tokens or self.finish_reason != "length":
-            raise unlike(self._output_tokens, f"the stream ended after {self.chunks} chunks", self.finish_reason)
+            got = f"the stream ended after {self.chunks} chunks"
+            raise self._unlike(got)
         self.proven = self.chunks == self._output_tokens
 
     def unproven(self) -> EngineError:
@@ -209,8 +248,9 @@ class Answer:
         if details is not None and details.cached_tokens is not None:
             found["cached_prompt_tokens"] = float(details.cached_tokens)
         for name, key in (("engine_prefill_seconds", "prompt_ms"), ("engine_decode_seconds", "predicted_ms")):
-            if isinstance(self.timings.get(key), int | float):
-                found[name] = self.timings[key] / 1e3
+            spent = self.timings.get(key) if isinstance(self.timings, dict) else None
+            if isinstance(spent, int | float) and 0 <= spent < _LONGEST_SECONDS:
+                found[name] = spent / 1e3
         return found
 
 
@@ -230,10 +270,10 @@ def check_prompt(usage: Usage, prompt_tokens: int) -> None:
     raise RoundTripError(msg)
 
 
-def unlike(wanted: int, came: str, reason: str) -> EngineError:
+def unlike(wanted: int, got: str, reason: str) -> EngineError:
     """Return the error of an answer with another number of tokens."""
     why = f", finish_reason '{reason}'" if reason else ""
     return EngineError(
-        f"openai_server: expected {wanted} tokens, {came}{why}; a server must be made to ignore end-of-sequence "
+        f"openai_server: expected {wanted} tokens, {got}{why}; a server must be made to ignore end-of-sequence "
         "(options server and body), have room in its context, and keep to max_tokens"
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib import metadata
 
-from enginecmp import EngineError, EngineInfo, LoadOptions, Probe, hookimpl
+from enginecmp import EngineInfo, LoadOptions, Probe, hookimpl
 
-from .address import EXAMPLE, read_address
+from .address import EXAMPLE
 
 # A server may serve anything; these are the architectures and tensor types of GGUF that people meet.
 ARCHITECTURES = (
@@ -43,11 +43,13 @@ LIMITS = (
 
 @hookimpl
 def cmp_engine() -> EngineInfo:
-    """Return the static facts; the server's own name and version go to the launch's log when it is loaded."""
+    """Return the static facts; the server's own name and version are told by `cmp_probe` and `cmp_version`."""
     try:
         version = metadata.version("enginecmp-openai-server")
     except metadata.PackageNotFoundError:
         version = "not installed"
+    from .options import KEYS
+
     return EngineInfo(
         name="openai_server",
         version=f"client {version}",
@@ -58,20 +60,20 @@ def cmp_engine() -> EngineInfo:
         max_concurrency=MAX_CONCURRENCY,
         tuned="whatever the server was started with; say it in the start command, so that the manifest has it",
         limits=LIMITS,
+        reads_split_models=True,
+        option_names=KEYS,
+        remote=True,
     )
 
 
 @hookimpl
 def cmp_probe(options: LoadOptions) -> Probe:
-    """Say whether there is an address; whether a server answers there is for `cmp_load`, which may have to start it.
+    """Say whether the options lead to a server that answers, or to one that can be started.
 
-    One that carries a secret is refused here, before anything is written into a manifest.
+    Options that carry a secret are refused here, before anything is written into a manifest.
     """
-    url = options.extra.get("url")
-    if not url:
-        return Probe(ok=False, reason="it has no server's address", mend=f"--engines openai:{EXAMPLE}")
-    try:
-        read_address(url)
-    except EngineError as error:
-        return Probe(ok=False, reason=str(error).removeprefix("openai_server: "))
-    return Probe(ok=True)
+    if not options.extra.get("url"):
+        return Probe(ok=False, reason="it has no server's address", fix=f"--engines openai:{EXAMPLE}")
+    from . import probing
+
+    return probing.probe(options)

@@ -9,18 +9,24 @@ import time
 from enginecmp import EngineError
 
 from .answer import Answer
-from .http import Connection, Dropped
-from .session import TURNED_AWAY, Reply, Session
+from .client import ANSWER_BYTES, TURNED_AWAY, Reply
+from .http import REFUSAL_BYTES, Connection, Dropped
+from .server import Server
+from .words import Unreadable, decoded, is_error, words_of
 
 _RETRY_SECONDS = 1.0
 """Between two attempts where the server does not say how long to wait."""
+_SPARE_CHUNKS = 64
+_TOKEN_BYTES = 1 << 16
+_PROMPT_TOKEN_BYTES = 64
+"""Most that a stream may take for each token, and for each token of the prompt that it repeats."""
 
 
 class Flight:
     """A request and its answer.
 
     Args:
-        session: the server.
+        server: where to.
         body: the request, JSON.
         prompt_tokens: ids in its prompt.
         output_tokens: tokens asked for.
@@ -37,7 +43,7 @@ class Flight:
 
     def __init__(
         self,
-        session: Session,
+        server: Server,
         body: bytes,
         prompt_tokens: int,
         output_tokens: int,
@@ -46,21 +52,29 @@ class Flight:
         selector: selectors.BaseSelector | None = None,
         verify: bool = True,
     ) -> None:
-        self._session = session
+        self._server = server
         self._body = body
         self._selector = selector
         self._verify = verify
         self._connection: Connection | None = None
         self._fresh = False
-        self._refused: list[bytes] = []
-        self._heard = 0.0
+        self._words: list[bytes] = []
+        self._progress = 0.0
         self._sent_ns = 0
         self._headers_ns = 0
         self._retries = 0
         self._reconnects = 0
         self.name = name
         self.output_tokens = output_tokens
-        self.answer = Answer(prompt_tokens, output_tokens, expects_usage=session.counts_streams, clean=session.clean)
+        self.answer = Answer(
+            prompt_tokens,
+            output_tokens,
+            vocabulary=server.model.vocabulary,
+            expects_usage=server.counts_streams,
+            most_chunks=output_tokens if verify else output_tokens + _SPARE_CHUNKS,
+            said=server.client.redaction.said,
+        )
+        self._most_bytes = ANSWER_BYTES + _TOKEN_BYTES * output_tokens + _PROMPT_TOKEN_BYTES * prompt_tokens
         self.over = False
         self.handed = 0
         self.resume_at = 0.0
@@ -75,7 +89,7 @@ class Flight:
         """Take in what has arrived; returns at once.
 
         Raises:
-            EngineError: the answer is none, is cut, or is refused.
+            EngineError: the answer is none, is cut, is refused, or does not go on.
         """
         connection = self._connection
         if connection is None:
@@ -84,6 +98,8 @@ class Flight:
             return
         try:
             self._take_in(connection)
+            # Bytes alone are no progress: a server that sends one now and then would never end.
+            self.require_progress()
         except Dropped as dropped:
             self._dropped(dropped)
         except BaseException:
@@ -94,50 +110,60 @@ class Flight:
         pieces = connection.receive()
         if not connection.status:
             return
-        self._heard = time.monotonic()
         if not self._headers_ns:
             self._headers_ns = time.perf_counter_ns()
         if connection.status != 200:
-            self._refused += pieces
+            self._words += pieces
             if connection.over:
                 self._turned_away(connection)
             return
-        self._require_events(connection)
+        self._server.client.require_uncompressed(connection.headers, self._what)
+        if not connection.headers.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
+            self._words += pieces
+            if connection.over or connection.received_bytes > REFUSAL_BYTES:
+                raise self._no_events(connection)
+            return
+        chunks = self.answer.chunks
         for piece in pieces:
             self.answer.feed(piece)
+        if connection.cut:
+            raise self._too_long()
         if connection.over:
             self.answer.finish()
+        if self.answer.chunks > chunks:
+            self._progress = time.monotonic()
         if connection.over or self.answer.done:
             self._release(keep=True)
             if self._verify:
                 self.answer.check()
             self.over = True
 
-    def wait(self, seconds: float | None = None) -> None:
+    def wait(self) -> None:
         """Sleep until something arrives, then take it in.
 
         Raises:
-            EngineError: as `pump`, or the server has been silent for too long.
+            EngineError: as `pump`.
         """
         connection = self._connection
         if connection is None:
             time.sleep(max(0.0, self.resume_at - time.monotonic()))
         else:
-            left = self._heard + self._session.settings.timeout_seconds - time.monotonic()
-            if not connection.wait(left if seconds is None else min(left, seconds)):
-                self.require_sound()
-                return
+            connection.wait(self._progress + self._server.settings.timeout_seconds - time.monotonic())
         self.pump()
 
-    def require_sound(self) -> None:
-        """Raise if the server has said nothing for too long.
+    def require_progress(self) -> None:
+        """Raise if no token has come for too long.
 
         Raises:
             EngineError: it has.
         """
-        if self._connection and time.monotonic() - self._heard >= self._session.settings.timeout_seconds:
+        if self._connection and time.monotonic() - self._progress >= self._server.settings.timeout_seconds:
+            received = self._connection.received_bytes
             self.abandon()
-            raise self._session.silence()
+            raise self._server.client.late(
+                "the next token" if self.answer.chunks else "the first token",
+                f"{received} bytes without one" if received else "nothing",
+            )
 
     def abandon(self) -> None:
         """Hang up, so that the server notices that nobody listens."""
@@ -156,11 +182,11 @@ class Flight:
 
     def _send(self) -> None:
         """Send the request on an idle connection, or on a new one."""
-        session = self._session
+        server, client = self._server, self._server.client
         self.resume_at = 0.0
         while True:
             try:
-                connection, self._fresh = session.take_connection()
+                connection, self._fresh = client.take_connection()
             except EngineError:
                 if self._retry_later(_RETRY_SECONDS):
                     return
@@ -168,8 +194,8 @@ class Flight:
             if not self._sent_ns:
                 self._sent_ns = time.perf_counter_ns()
             try:
-                target = session.settings.address.base + session.path
-                connection.send("POST", target, session.headers(self._body), self._body)
+                target = server.settings.address.base + server.path
+                connection.send("POST", target, client.headers(self._body), self._body, self._most_bytes)
             except Dropped as dropped:
                 connection.close()
                 if self._fresh:
@@ -178,7 +204,7 @@ class Flight:
                 continue
             break
         self._connection = connection
-        self._heard = time.monotonic()
+        self._progress = time.monotonic()
         if self._selector is not None:
             self._selector.register(connection, selectors.EVENT_READ, self)
 
@@ -193,34 +219,49 @@ class Flight:
             raise self._unanswered(dropped)
 
     def _turned_away(self, connection: Connection) -> None:
-        reply = Reply(connection.status, connection.headers, b"".join(self._refused))
-        self._refused = []
+        reply = Reply(connection.status, connection.headers, b"".join(self._words))
+        self._words = []
         self._release(keep=True)
         if reply.status in TURNED_AWAY and self._retry_later(_retry_after(reply)):
             return
-        raise self._session.refusal(reply, f"POST {self._session.path}")
+        raise self._server.client.refusal(reply, self._what)
 
     def _retry_later(self, seconds: float) -> bool:
-        if self._retries >= self._session.settings.retries:
+        if self._retries >= self._server.settings.retries:
             return False
         self._retries += 1
         self._headers_ns = 0
-        self.resume_at = time.monotonic() + min(seconds, self._session.settings.timeout_seconds)
+        self.resume_at = time.monotonic() + min(seconds, self._server.settings.timeout_seconds)
         return True
 
     def _unanswered(self, dropped: Dropped) -> EngineError:
         return EngineError(
-            f"openai_server: expected an answer to POST {self._session.path}, {dropped} before the first byte; see the "
-            "server's log"
+            f"openai_server: expected an answer to {self._what}, {dropped} before the first byte; see the server's log"
         )
 
-    def _require_events(self, connection: Connection) -> None:
-        kind = connection.headers.get(b"content-type", b"")
-        if kind.startswith(b"text/event-stream"):
-            return
-        came = self._session.clean(kind.decode("latin-1"))[:60] or "no content type"
-        msg = f"openai_server: expected a stream of events (text/event-stream), got {came}; does this server stream?"
-        raise EngineError(msg)
+    @property
+    def _what(self) -> str:
+        return f"POST {self._server.path}"
+
+    def _no_events(self, connection: Connection) -> EngineError:
+        """Return the error of a good answer that is no stream: the server's own words, where it says what is wrong."""
+        client = self._server.client
+        try:
+            found = decoded(b"".join(self._words))
+        except Unreadable:
+            found = None
+        if is_error(found):
+            return client.excuse(words_of(found), self._what)
+        got = client.redaction.said(connection.headers.get(b"content-type", b""), 60) or "no content type"
+        return EngineError(
+            f"openai_server: expected a stream of events (text/event-stream), got {got}; does this server stream?"
+        )
+
+    def _too_long(self) -> EngineError:
+        return EngineError(
+            f"openai_server: expected a stream of {self.output_tokens} tokens, got more than {self._most_bytes >> 20} "
+            f"MiB with {self.answer.chunks} chunks of content; is this a stream of completions?"
+        )
 
     def _release(self, *, keep: bool) -> None:
         connection, self._connection = self._connection, None
@@ -230,7 +271,7 @@ class Flight:
             with contextlib.suppress(KeyError, ValueError):
                 self._selector.unregister(connection)
         if keep:
-            self._session.give_back(connection)
+            self._server.client.give_back(connection)
         else:
             connection.close()
 

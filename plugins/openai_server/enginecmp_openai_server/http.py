@@ -18,10 +18,13 @@ import h11
 from enginecmp import EngineError
 
 from .address import Address
+from .redaction import Redaction
 
 CONNECT_SECONDS = 10.0
-_PIECE_BYTES = 1 << 18
-_LONGEST_HEAD_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 16
+_LONGEST_HEAD_BYTES = 1 << 16
+REFUSAL_BYTES = 1 << 16
+"""So much is read of an answer that refuses: its first words are shown."""
 _QUIET = (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError, InterruptedError)
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -39,24 +42,31 @@ class Connection:
 
     Args:
         address: where to.
+        redaction: takes the API key out of what a message repeats.
 
     Attributes:
         status: of the answer, 0 before it.
         headers: of the answer, names in lower case.
-        over: the answer is complete.
+        over: the answer is complete, or more of it than was allowed has come.
+        cut: more of it came than was allowed; the connection is closed.
+        received_bytes: of the body, so far.
         served: requests answered on this connection.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, redaction: Redaction) -> None:
         self._address = address
+        self._redaction = redaction
         self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LONGEST_HEAD_BYTES)
-        self._socket = _open(address)
+        self._socket = _open(address, redaction)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self.over = False
+        self.cut = False
+        self.received_bytes = 0
         self.served = 0
+        self._most_bytes = 0
 
     def fileno(self) -> int:
         """Return the descriptor, for selectors; -1 when closed."""
@@ -71,13 +81,21 @@ class Connection:
         # Anything to read from a silent connection is its end.
         return self._h11.our_state is h11.IDLE and not self._poll.poll(0)
 
-    def send(self, method: str, target: str, headers: Headers, body: bytes = b"") -> None:
+    def send(self, method: str, target: str, headers: Headers, body: bytes, most_bytes: int) -> None:
         """Send one request.
+
+        Args:
+            method: "GET" or "POST".
+            target: path.
+            headers: of the request.
+            body: of the request.
+            most_bytes: longest body of an answer that does not refuse.
 
         Raises:
             Dropped: the other end is gone.
         """
-        self.status, self.headers, self.over = 0, {}, False
+        self.status, self.headers, self.over, self.received_bytes = 0, {}, False, 0
+        self._most_bytes = most_bytes
         request = h11.Request(method=method, target=target, headers=list(headers))
         pieces = [self._h11.send(request), self._h11.send(h11.Data(data=body)), self._h11.send(h11.EndOfMessage())]
         self._write(b"".join(piece for piece in pieces if piece))
@@ -98,7 +116,7 @@ class Connection:
             got = self._socket.recv(_PIECE_BYTES)
             self._feed(got, pieces)
             # TLS may hold more than the kernel tells.
-            while got and isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+            while got and not self.over and isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
                 got = self._socket.recv(_PIECE_BYTES)
                 self._feed(got, pieces)
         except _QUIET:
@@ -108,6 +126,10 @@ class Connection:
         except OSError as error:
             if not self.status:
                 raise Dropped(_reason(error)) from None
+            if self.status != 200:
+                self.over = True
+                self.close()
+                return pieces
             raise self._broken(_reason(error), "the connection broke") from None
         return pieces
 
@@ -124,10 +146,17 @@ class Connection:
             while True:
                 event = self._h11.next_event()
                 if isinstance(event, h11.Data):
+                    self.received_bytes += len(event.data)
                     pieces.append(bytes(event.data))
+                    if self.received_bytes > self._most_bytes:
+                        self.over = self.cut = True
+                        self.close()
+                        return
                 elif isinstance(event, h11.Response):
                     self.status = event.status_code
                     self.headers = dict(event.headers)
+                    if self.status != 200:
+                        self._most_bytes = REFUSAL_BYTES
                 elif isinstance(event, h11.EndOfMessage):
                     self.over = True
                     self.served += 1
@@ -135,6 +164,11 @@ class Connection:
                 elif event in (h11.NEED_DATA, h11.PAUSED) or isinstance(event, h11.ConnectionClosed):
                     return
         except h11.RemoteProtocolError as error:
+            if self.status not in (0, 200):
+                # What it says of itself is worth more than how it ended.
+                self.over = True
+                self.close()
+                return
             if not got:
                 raise self._broken(None, "the connection closed early") from None
             raise self._broken(str(error), "broken HTTP came") from None
@@ -143,7 +177,7 @@ class Connection:
         where = "in the middle of its answer" if self.status else "in front of its answer"
         return EngineError(
             f"openai_server: expected a whole HTTP/1.1 answer from {self._address}, {what} {where}"
-            f"{f' ({why})' if why else ''}; see the server's log"
+            f"{f' ({self._redaction.said(why)})' if why else ''}; see the server's log"
         )
 
     def _write(self, content: bytes) -> None:
@@ -161,7 +195,7 @@ class Connection:
                 raise Dropped(_reason(error)) from None
 
 
-def _open(address: Address) -> socket.socket:
+def _open(address: Address, redaction: Redaction) -> socket.socket:
     """Return a connected, non-blocking socket.
 
     Raises:
@@ -177,8 +211,8 @@ def _open(address: Address) -> socket.socket:
         connected.setblocking(False)
     except OSError as error:
         msg = (
-            f"openai_server: expected a server at {address}, got: {_reason(error)}; start it, correct the address, or "
-            "let -o LABEL.start=COMMAND start it"
+            f"openai_server: expected a server at {address}, got: {redaction.said(_reason(error))}; start it, "
+            "correct the address, or let -o LABEL.start=COMMAND start it"
         )
         raise EngineError(msg) from None
     return connected

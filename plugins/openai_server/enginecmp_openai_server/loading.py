@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
 import msgspec
 
-from enginecmp import EngineError, LoadOptions, ModelInfo, UnsupportedModel, did_you_mean
+from enginecmp import EngineError, LoadOptions, ModelInfo, UnsupportedModel
 
 from . import process
+from .client import Client, Refused
 from .flight import Flight
+from .identity import identify
 from .options import Settings, read_settings
 from .prompts import Reader, end_tokens, usage_of
-from .servers import KINDS, recognize
-from .session import Refused, Session
+from .redaction import redaction_of
+from .server import Server
+from .session import Session
 
 _NOT_ABOUT_IDS = (401, 403, 404, 429, 503)
 """Refusals that say nothing of whether a server takes ids."""
@@ -32,22 +36,27 @@ def load(model: ModelInfo, options: LoadOptions) -> Session:
         UnsupportedModel: the server serves another model.
         EngineError: there is no server, or none that can be compared.
     """
+    with redaction_of(options.extra).exits():
+        return _load(model, options)
+
+
+def _load(model: ModelInfo, options: LoadOptions) -> Session:
     settings = read_settings(options)
     session = Session(
-        settings=settings,
-        model=model,
+        server=Server(Client(settings), model),
         context_tokens=options.context_tokens,
         max_sequences=options.max_sequences,
     )
     try:
         if settings.start:
-            session.process = process.start(process.arguments_of(settings.start, places(settings, model, options)))
-            process.wait_until(lambda: _answers(session), session.process, settings.start_seconds)
+            arguments = process.arguments_of(settings.start, places(settings, model, options))
+            session.process = process.start(arguments, settings.api_key_env)
+            process.wait_until(partial(_answers, session.server.client), session.process, settings.start_seconds)
         _learn(session)
     except BaseException:
         unload(session)
         raise
-    print(_introduction(session), file=sys.stderr, flush=True)
+    print(session.server.client.redaction.clean(_introduction(session)), file=sys.stderr, flush=True)
     return session
 
 
@@ -55,15 +64,15 @@ def unload(session: Session) -> None:
     """Hang up, and stop a server that was started here."""
     for flight in [*session.flights.values(), *([session.active] if session.active else [])]:
         flight.abandon()
-    for connection in session.idle:
-        connection.close()
-    session.idle.clear()
+    session.server.client.close()
     session.selector.close()
     started, session.process = session.process, None
-    stop = session.settings.stop
+    settings = session.server.settings
+    stop = settings.stop
     try:
         if stop:
-            process.run_once(process.arguments_of(stop, {"port": str(session.settings.address.port)}))
+            named = {"port": str(settings.address.port), "api_key": settings.secret}
+            process.run_once(process.arguments_of(stop, named), settings.api_key_env)
     finally:
         if started is not None:
             process.end(started)
@@ -73,6 +82,7 @@ def places(settings: Settings, model: ModelInfo, options: LoadOptions) -> Mappin
     """Return what a start command may name in braces."""
     return {
         "model": model.path,
+        "hf_model": model.hf_folder,
         "threads": str(options.threads),
         "context": str(options.context_tokens),
         "sequences": str(options.max_sequences),
@@ -80,70 +90,38 @@ def places(settings: Settings, model: ModelInfo, options: LoadOptions) -> Mappin
         "device": options.device,
         "host": settings.address.host,
         "port": str(settings.address.port),
+        "api_key": settings.secret,
     }
 
 
-def _answers(session: Session) -> bool:
-    """Say whether a server that was just started is ready."""
+def _answers(client: Client, seconds: float) -> bool:
+    """Say whether a server that was just started is ready, within so many seconds."""
     with contextlib.suppress(EngineError):
-        return session.call("GET", "/models").status not in (404, 502, 503)
+        return client.call("GET", "/models", seconds=seconds).status not in (404, 502, 503)
     return False
 
 
 def _learn(session: Session) -> None:
-    settings = session.settings
-    reply = session.call("GET", "/models")
-    if reply.status != 200:
-        raise session.refusal(reply, "GET /models")
-    served = _served(session, reply.body)
-    session.served_model = str(served.get("id", settings.served_model))
-
-    def ask(path: str) -> Any:
-        with contextlib.suppress(EngineError, msgspec.MsgspecError):
-            found = session.call("GET", path, root=True)
-            return msgspec.json.decode(found.body) if found.status == 200 else None
-        return None
-
-    found = recognize(served, reply.headers, ask) if settings.server == "auto" else settings.server
-    session.kind = KINDS[found]
-    _compare_model(session, ask("/props") if found == "llama_server" else None, served)
-    if session.kind.alone:
+    server, client = session.server, session.server.client
+    settings = server.settings
+    found = identify(client)
+    server.served_model = str(found.served.get("id", settings.served_model))
+    server.kind, session.version = found.kind, found.version
+    props = None
+    if found.name == "llama_server":
+        with contextlib.suppress(EngineError):
+            props = client.ask("GET", "/props", root=True)
+    _compare_model(session, props, found.served)
+    if server.kind.alone:
         session.max_sequences = 1
-    session.takes_ids = _takes_ids(session)
-    if not session.takes_ids:
-        if session.kind.control_bias:
-            session.control_ids = end_tokens(session.model.path)
-        session.reader = Reader(session)
+    server.takes_ids = _takes_ids(server)
+    if not server.takes_ids:
+        if server.kind.control_bias:
+            server.control_ids = end_tokens(server.model.path)
+        session.reader = Reader(server)
         session.reader.learn()
-    _learn_streaming(session)
+    _learn_streaming(server)
     session.family = process.computing(session.process, settings.address)
-
-
-def _served(session: Session, body: bytes) -> dict[str, Any]:
-    """Return the entry of the one model that is served, or of the one that was named."""
-    try:
-        entries = [entry for entry in msgspec.json.decode(body)["data"] if isinstance(entry, dict)]
-    except (msgspec.MsgspecError, KeyError, TypeError):
-        said = session.clean(body[:120].decode("utf-8", "replace"))
-        msg = f"openai_server: expected a list of models from GET /models, got '{said}'; is the address right?"
-        raise EngineError(msg) from None
-    names = [str(entry.get("id")) for entry in entries]
-    wanted = session.settings.served_model
-    if wanted:
-        if wanted in names:
-            return entries[names.index(wanted)]
-        msg = (
-            f"openai_server: the server has no model '{wanted}'{did_you_mean(wanted, names)}; pass one as served_model"
-        )
-        raise EngineError(msg)
-    if len(entries) != 1:
-        listed = ", ".join(names[:8]) or "none"
-        msg = (
-            f"openai_server: expected one served model, got {len(names)} ({listed}); choose with -o "
-            "LABEL.served_model=NAME"
-        )
-        raise EngineError(msg)
-    return entries[0]
 
 
 def _compare_model(session: Session, props: Any, served: Mapping[str, Any]) -> None:
@@ -154,40 +132,43 @@ def _compare_model(session: Session, props: Any, served: Mapping[str, Any]) -> N
     """
     meta = served.get("meta")
     for holder, key in ((served, "max_model_len"), (meta, "n_ctx")):
-        if isinstance(holder, dict) and isinstance(holder.get(key), int):
-            session.context_tokens = min(session.context_tokens, holder[key])
-    if session.settings.trust_model:
+        told = holder.get(key) if isinstance(holder, dict) else None
+        if isinstance(told, int) and told > 0:
+            session.context_tokens = min(session.context_tokens, told)
+    server, said = session.server, session.server.client.redaction.said
+    if server.settings.trust_model:
         return
     vocabulary = meta.get("n_vocab") if isinstance(meta, dict) else None
-    if isinstance(vocabulary, int) and vocabulary != session.model.vocabulary:
+    if isinstance(vocabulary, int) and vocabulary != server.model.vocabulary:
         msg = (
-            f"openai_server: expected a model of {session.model.vocabulary} token ids, the server's has {vocabulary}; "
-            f"serve {session.model.path}"
+            f"openai_server: expected a model of {server.model.vocabulary} token ids, the server's has "
+            f"{said(str(vocabulary), 40)}; "
+            f"serve {server.model.path}"
         )
         raise UnsupportedModel(msg)
     told = props.get("model_path") if isinstance(props, dict) else None
-    name = PurePath(str(told or session.served_model)).name
-    if name.endswith(".gguf") and name != PurePath(session.model.path).name:
+    name = PurePath(str(told or server.served_model)).name
+    if name.endswith(".gguf") and name != PurePath(server.model.path).name:
         msg = (
-            f"openai_server: expected a server of {PurePath(session.model.path).name}, it serves {name}; serve that "
-            "file, or say trust_model=yes if both are the same"
+            f"openai_server: expected a server of {PurePath(server.model.path).name}, it serves {said(name)}; serve "
+            "that file, or say trust_model=yes if both are the same"
         )
         raise UnsupportedModel(msg)
 
 
-def _takes_ids(session: Session) -> bool:
+def _takes_ids(server: Server) -> bool:
     """Find out whether the server takes a list of ids as a prompt, and reads it as that many tokens."""
-    settings = session.settings
+    settings = server.settings
     if settings.api == "chat" or settings.prompt == "text":
         if settings.prompt == "ids":
             msg = "openai_server: expected prompt=text with api=chat, which has no place for ids; use api=completions"
             raise EngineError(msg)
         return False
-    half = session.model.vocabulary // 2
+    half = server.model.vocabulary // 2
     ids = (half, half // 2, half)
-    session.takes_ids = True
+    server.takes_ids = True
     try:
-        usage = usage_of(session, ids, 1)
+        usage = usage_of(server, ids, 1)
     except Refused as refused:
         if settings.prompt == "ids" or refused.status in _NOT_ABOUT_IDS:
             raise
@@ -203,32 +184,34 @@ def _takes_ids(session: Session) -> bool:
     return False
 
 
-def _learn_streaming(session: Session) -> None:
+def _learn_streaming(server: Server) -> None:
     """Find out whether streams end with a usage, and whether the field that asks for it is accepted."""
-    half = session.model.vocabulary // 2
-    prompt: Any = (half, half // 2, half) if session.takes_ids else "the end of the river"
+    half = server.model.vocabulary // 2
+    prompt: Any = (half, half // 2, half) if server.takes_ids else "the end of the river"
     while True:
-        body = msgspec.json.encode(session.request(prompt, 2, stream=True))
+        body = msgspec.json.encode(server.request(prompt, 2, stream=True))
         try:
-            flight = Flight(session, body, 0, 2, verify=False)
+            flight = Flight(server, body, 0, 2, verify=False)
             while not flight.over:
                 flight.wait()
         except Refused as refused:
-            if not session.stream_options or refused.status not in _FIELD_REFUSED:
+            if not server.stream_options or refused.status not in _FIELD_REFUSED:
                 raise
-            session.stream_options = False
+            server.stream_options = False
             continue
         break
     usage = flight.answer.usage
-    session.counts_streams = usage is not None and usage.completion_tokens is not None
+    server.counts_streams = usage is not None and usage.completion_tokens is not None
 
 
 def _introduction(session: Session) -> str:
     """Return what the launch's log keeps of a server."""
-    prompts = "token ids" if session.takes_ids else "proven text"
-    counts = "counts its streams" if session.counts_streams else "does not count its streams"
+    server = session.server
+    name = server.client.redaction.said(server.served_model)
+    prompts = "token ids" if server.takes_ids else "proven text"
+    counts = "counts its streams" if server.counts_streams else "does not count its streams"
     return (
-        f"openai_server: {session.kind.title} at {session.settings.address}, model {session.served_model}, prompts as "
+        f"openai_server: {session.version} at {server.settings.address}, model {name}, prompts as "
         f"{prompts}, {counts}; weights by "
-        f"{'the word of the user' if session.settings.trust_model else 'the gate alone'}"
+        f"{'the word of the user' if server.settings.trust_model else 'the gate alone'}"
     )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from enginecmp import EngineError, LoadOptions, UnknownOption, did_you_mean
+from enginecmp import EngineError, LoadOptions
+from enginecmp.plugin_tools.engine_options import EngineOptions
 
 from .address import EXAMPLE, Address, read_address
-from .servers import KINDS
+from .kinds import KINDS
+from .redaction import redaction_of
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,14 +24,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         address: where it is.
         served_model: the model's name there; empty where the server serves one only.
         api: "completions" or "chat".
+        api_key_env: the variable that holds the API key; empty without one.
         secret: the API key's value, for the Authorization header and for nothing else; empty without one.
         start: command that starts the server, placeholders not yet replaced; empty for one that runs already.
         stop: command that stops it.
         start_seconds: longest time until a started server answers.
         retries: how often a request that the server turned away before its first byte of an answer is sent again.
         prompt: "ids", "text" or "auto".
-        server: its kind, one of `servers.KINDS`; "auto" finds it out.
-        timeout_seconds: longest silence of a server in the middle of a request.
+        server: its kind, one of `kinds.KINDS`; "auto" finds it out.
+        timeout_seconds: longest time to the next token, and to a whole answer that is not streamed.
         trust_model: the user's word that the server serves this run's file.
         body: further fields of every request.
     """
@@ -36,6 +40,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     address: Address
     served_model: str = ""
     api: str = "completions"
+    api_key_env: str = ""
     secret: str = ""
     start: str = ""
     stop: str = ""
@@ -51,20 +56,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return f"Settings({self.address})"  # the generated one would show the secret
 
 
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}|[a-z_][a-z_]{0,31}")
+"""How people name variables; keys have small letters and digits, or are longer."""
+_SECRET = re.compile(
+    r"""(?i:-(?:api-?key|(?:(?:api|auth|hf|access)[-_])?token|password|secret)(?:=|\s+))["']?(?![-$"'\s]|\{api_key\})\S
+    | \b(?:(?i:\w*(?:api_?key|password|secret))|\w*_TOKEN)=["']?(?![$"'\s]|\{api_key\})\S
+    | (?i:\bbearer\s+)(?![$]|\{api_key\})\S | (?i:["'](?:api_?key|authorization|token|password|secret)["']\s*:)""",
+    re.VERBOSE,
+)
+"""What gives a secret to a command or a server, by the names that they are given by."""
+
 KEYS = (
-    *(
-        "url",
-        "served_model",
-        "api",
-        "api_key_env",
-        "start",
-        "start_exact",
-        "stop",
-        "start_seconds",
-        "retries",
-        "prompt",
-    ),
-    *("server", "timeout_seconds", "trust_model", "body"),
+    *("url", "served_model", "api", "api_key_env", "start", "start_exact", "stop", "start_seconds"),
+    *("retries", "prompt", "server", "timeout_seconds", "trust_model", "body"),
 )
 
 
@@ -78,10 +82,8 @@ def read_settings(options: LoadOptions) -> Settings:
         EngineError: a value that is not allowed, or no address.
     """
     extra = options.extra
-    for key in extra:
-        if key not in KEYS:
-            msg = f"openai_server: unknown option '{key}'{did_you_mean(key, KEYS)}"
-            raise UnknownOption(msg)
+    require_no_secrets(extra)
+    given = EngineOptions("openai_server", options, KEYS)
     if not extra.get("url"):
         msg = f"openai_server: expected the server's address, got none; pass --engines openai:{EXAMPLE}"
         raise EngineError(msg)
@@ -91,31 +93,52 @@ def read_settings(options: LoadOptions) -> Settings:
     return Settings(
         address=read_address(extra["url"]),
         served_model=extra.get("served_model", ""),
-        api=_one_of(extra, "api", ("completions", "chat")),
+        api=given.choice("api", ("completions", "chat")),
+        api_key_env=extra.get("api_key_env", ""),
         secret=_secret(extra.get("api_key_env", "")),
         start=start,
         stop=extra.get("stop", ""),
-        start_seconds=_number(extra, "start_seconds", 240.0),
-        retries=_retries(extra),
-        prompt=_one_of(extra, "prompt", ("auto", "ids", "text")),
-        server=_one_of(extra, "server", ("auto", *KINDS)),
-        timeout_seconds=_number(extra, "timeout_seconds", 100.0),
-        trust_model=_one_of(extra, "trust_model", ("no", "yes")) == "yes",
+        start_seconds=given.seconds("start_seconds", 240.0),
+        retries=given.whole("retries", 0, least=0, most=100),
+        prompt=given.choice("prompt", ("auto", "ids", "text")),
+        server=given.choice("server", ("auto", *KINDS)),
+        timeout_seconds=given.seconds("timeout_seconds", 100.0),
+        trust_model=given.choice("trust_model", ("no", "yes")) == "yes",
         body=_body(extra.get("body", "{}")),
     )
+
+
+def require_no_secrets(extra: Mapping[str, str]) -> None:
+    """Refuse options that hold a secret: all of them are written into the manifest.
+
+    Raises:
+        EngineError: one does; the message repeats no part of it.
+    """
+    name = extra.get("api_key_env", "")
+    if name and not _VARIABLE.fullmatch(name):
+        # Whoever pastes the key itself must not find it in a log.
+        msg = (
+            "openai_server: expected api_key_env to name an environment variable in capitals, got no such name; "
+            "export the key in one, and name it"
+        )
+        raise EngineError(msg)
+    redaction = redaction_of(extra)
+    for key, value in extra.items():
+        if redaction.is_in(value) or (key in ("start", "start_exact", "stop", "body") and _SECRET.search(value)):
+            msg = (
+                f"openai_server: expected option {key} without a secret, got one with it; it would be written into the "
+                "results: name a variable with api_key_env, which a started server inherits, and write {api_key} where "
+                "a command needs the key itself"
+            )
+            raise EngineError(msg)
+    if extra.get("url"):
+        read_address(extra["url"])
 
 
 def _secret(name: str) -> str:
     """Return the API key that a variable holds; its value appears in no message."""
     if not name:
         return ""
-    if not name.isidentifier():
-        # Whoever pastes the key itself must not find it in a log.
-        msg = (
-            "openai_server: expected api_key_env to name an environment variable, got no name; the key itself is no "
-            "name"
-        )
-        raise EngineError(msg)
     secret = os.environ.get(name, "").strip()
     if not secret:
         msg = f"openai_server: expected an API key in the environment variable {name}, it is empty; export it"
@@ -124,33 +147,6 @@ def _secret(name: str) -> str:
         msg = f"openai_server: expected an API key of printable ASCII in {name}, it has other characters; set it again"
         raise EngineError(msg)
     return secret
-
-
-def _one_of(extra: Mapping[str, str], key: str, allowed: tuple[str, ...]) -> str:
-    value = extra.get(key, allowed[0])
-    if value not in allowed:
-        msg = f"openai_server: option {key} expects one of {', '.join(allowed)}, got '{value}'; choose one"
-        raise EngineError(msg)
-    return value
-
-
-def _number(extra: Mapping[str, str], key: str, default: float) -> float:
-    try:
-        value = float(extra.get(key, default))
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e6:
-        msg = f"openai_server: option {key} expects seconds above 0, got '{extra[key]}'; pass a number"
-        raise EngineError(msg)
-    return value
-
-
-def _retries(extra: Mapping[str, str]) -> int:
-    text = extra.get("retries", "0")
-    if not text.isdecimal() or int(text) > 100:
-        msg = f"openai_server: option retries expects a whole number from 0 to 100, got '{text}'; pass one"
-        raise EngineError(msg)
-    return int(text)
 
 
 def _body(text: str) -> dict[str, Any]:

@@ -6,8 +6,10 @@ import contextlib
 import os
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import psutil
 
@@ -37,37 +39,90 @@ def arguments_of(command: str, places: Mapping[str, str]) -> list[str]:
     return parts
 
 
-def start(arguments: list[str]) -> subprocess.Popen[bytes]:
+class Started(NamedTuple):
+    """A server that was started here.
+
+    Attributes:
+        server: its process.
+        log_filter: takes the API key out of what the server says; None where there is no key.
+    """
+
+    server: subprocess.Popen[bytes]
+    log_filter: subprocess.Popen[bytes] | None
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self.server.pid
+
+
+def start(arguments: list[str], key_variable: str) -> Started:
     """Start a server; it writes into the launch's log.
 
     It stays in the worker's process group, which the host kills as a whole, whatever becomes of the worker.
 
+    Args:
+        arguments: of the command.
+        key_variable: holds the API key, which the server inherits and may repeat; empty without one.
+
     Raises:
         EngineError: there is no such command.
     """
+    log_filter = _start_filter(key_variable)
+    output = None if log_filter is None else log_filter.stdin
     try:
-        return subprocess.Popen(arguments, stdin=subprocess.DEVNULL)
-    except OSError as error:
+        server = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    except (OSError, ValueError, IndexError) as error:
+        _finish(log_filter)
         msg = (
-            f"openai_server: expected a command that starts the server, got '{arguments[0]}': {error.strerror}; "
-            "correct it"
+            f"openai_server: expected a command that starts the server, got '{' '.join(arguments[:1])}': "
+            f"{getattr(error, 'strerror', None) or error}; correct it"
         )
-        raise EngineError(msg) from error
+        raise EngineError(msg) from None
+    if log_filter is not None and log_filter.stdin is not None:
+        log_filter.stdin.close()
+    return Started(server, log_filter)
 
 
-def wait_until(answers: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float) -> None:
+def _start_filter(key_variable: str) -> subprocess.Popen[bytes] | None:
+    if not key_variable:
+        return None
+    command = [sys.executable, "-P", "-m", "enginecmp_openai_server.log_filter", key_variable]
+    return subprocess.Popen(command, stdin=subprocess.PIPE)
+
+
+def _finish(log_filter: subprocess.Popen[bytes] | None) -> None:
+    """Let the filter write the rest; a process that keeps the server's output open is not waited for."""
+    if log_filter is None:
+        return
+    if log_filter.stdin is not None:
+        log_filter.stdin.close()
+    try:
+        log_filter.wait(_TERMINATE_SECONDS)
+    except subprocess.TimeoutExpired:
+        log_filter.kill()
+        log_filter.wait()
+
+
+def wait_until(answers: Callable[[float], bool], started: Started, seconds: float) -> None:
     """Wait until a started server answers.
+
+    Args:
+        answers: asks it once, for so many seconds at most.
+        started: the server.
+        seconds: longest time in all.
 
     Raises:
         EngineError: it ended, or did not answer in that time.
     """
     until = time.monotonic() + seconds
-    while not answers():
-        if (code := process.poll()) is not None:
+    while not answers(max(_POLL_SECONDS, until - time.monotonic())):
+        if (code := started.server.poll()) is not None:
+            _finish(started.log_filter)
             msg = f"openai_server: expected the started server to run, it ended with code {code}; see the launch's log"
             raise EngineError(msg)
         if time.monotonic() > until:
-            end(process)
+            end(started)
             msg = (
                 f"openai_server: expected the started server to answer within {seconds:g} s, it did not; see the "
                 "launch's log, or raise start_seconds"
@@ -76,10 +131,10 @@ def wait_until(answers: Callable[[], bool], process: subprocess.Popen[bytes], se
         time.sleep(_POLL_SECONDS)
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(started: Started) -> None:
     """Stop a server and all that it started: politely, then not."""
     try:
-        top = psutil.Process(process.pid)
+        top = psutil.Process(started.pid)
         family = [*top.children(recursive=True), top]
     except psutil.NoSuchProcess:
         family = []
@@ -88,15 +143,16 @@ def end(process: subprocess.Popen[bytes]) -> None:
     _, left = psutil.wait_procs(family, timeout=_TERMINATE_SECONDS)
     for member in left:
         _signal(member.kill)
-    process.wait()
+    started.server.wait()
+    _finish(started.log_filter)
 
 
-def computing(process: subprocess.Popen[bytes] | None, address: Address) -> list[psutil.Process]:
+def computing(started: Started | None, address: Address) -> list[psutil.Process]:
     """Return the processes of a server on this machine: the one that was started, whoever listens, and their children.
 
     A server elsewhere has none, and neither has one that this user may not see (another user's, a container's).
     """
-    roots = [process.pid] if process is not None else []
+    roots = [started.pid] if started is not None else []
     if address.host in ("localhost", "127.0.0.1", "::1"):
         with contextlib.suppress(psutil.Error, OSError):
             roots += [
@@ -123,13 +179,19 @@ def cpu_seconds(family: Sequence[psutil.Process]) -> float:
     return total
 
 
-def run_once(arguments: list[str]) -> None:
-    """Run the command that stops a server; what it says goes to the launch's log."""
+def run_once(arguments: list[str], key_variable: str) -> None:
+    """Run the command that stops a server; what it says goes to the launch's log, as a server's own words do."""
+    log_filter = _start_filter(key_variable)
+    output = None if log_filter is None else log_filter.stdin
     try:
-        subprocess.run(arguments, stdin=subprocess.DEVNULL, timeout=_TERMINATE_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
+        subprocess.run(
+            arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=_TERMINATE_SECONDS, check=True
+        )
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         msg = f"openai_server: expected the stop command to succeed, got: {error}; stop the server by hand"
-        raise EngineError(msg) from error
+        raise EngineError(msg) from None
+    finally:
+        _finish(log_filter)
 
 
 def _signal(send: Callable[[], None]) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from enginecmp import EngineError, RoundTripError, load_tokenizer, read_gguf
 
-from .answer import SHOWN, Usage, check_prompt
-from .session import Session
+from .answer import Usage, check_prompt
+from .server import Server
+from .words import words_of
 
 _END_KEYS = ("eos", "eot", "eom")
 _END_NAMES = frozenset(
@@ -22,12 +23,12 @@ class Reader:
     """Turns ids into text with the model file's tokenizer, and proves that the server turns it back.
 
     Args:
-        session: whose server reads the text.
+        server: reads the text.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._tokenizer = load_tokenizer(session.model.path)
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._tokenizer = load_tokenizer(server.model.path)
         self._texts: dict[tuple[int, ...], str] = {}
         self._adds_bos = False
 
@@ -37,11 +38,11 @@ class Reader:
         Raises:
             RoundTripError: its count fits neither way.
         """
-        if self._session.kind.tokenize is not None:
+        if self._server.kind.tokenize is not None:
             return
         text = "the end of the river"
         tokens = len(self._tokenizer.encode(text))
-        usage = usage_of(self._session, text, 1)
+        usage = usage_of(self._server, text, 1)
         self._adds_bos = self._tokenizer.bos_id is not None and usage.prompt_tokens == tokens + 1
         check_prompt(usage, tokens + self._adds_bos)
 
@@ -73,17 +74,17 @@ class Reader:
 
     def _reading(self, text: str) -> list[int]:
         """Return the ids as which the server reads a text."""
-        session = self._session
-        tokenize = session.kind.tokenize
+        server = self._server
+        tokenize = server.kind.tokenize
         if tokenize is None:
             bos = [self._tokenizer.bos_id] if self._adds_bos and self._tokenizer.bos_id is not None else []
             return bos + self._tokenizer.encode(text)
-        answer: Any = session.ask("POST", tokenize.path, tokenize.fields(text, session.served_model), root=True)
+        answer: Any = server.client.ask("POST", tokenize.path, tokenize.fields(text, server.served_model), root=True)
         try:
             return [int(token) for token in tokenize.ids(answer)]
-        except (KeyError, TypeError, ValueError):
-            said = session.clean(str(answer))[:SHOWN]
-            msg = f"openai_server: expected token ids from {tokenize.path}, got '{said}'; is it {session.kind.title}?"
+        except (KeyError, TypeError, ValueError, OverflowError):
+            said = server.client.redaction.said(words_of(answer))
+            msg = f"openai_server: expected token ids from {tokenize.path}, got '{said}'; is it {server.kind.title}?"
             raise EngineError(msg) from None
 
 
@@ -96,7 +97,7 @@ def end_tokens(path: str) -> tuple[int, ...]:
     return tuple(sorted(token for token in found if isinstance(token, int)))
 
 
-def usage_of(session: Session, prompt: str | tuple[int, ...], output_tokens: int) -> Usage:
+def usage_of(server: Server, prompt: str | tuple[int, ...], output_tokens: int) -> Usage:
     """Return the server's count of an unstreamed request.
 
     Raises:
@@ -104,32 +105,32 @@ def usage_of(session: Session, prompt: str | tuple[int, ...], output_tokens: int
     """
     import msgspec
 
-    answer = session.ask("POST", session.path, session.request(prompt, output_tokens, stream=False))
+    answer = server.client.ask("POST", server.path, server.request(prompt, output_tokens, stream=False))
     try:
         usage = msgspec.convert(answer["usage"], Usage)
     except (KeyError, TypeError, msgspec.ValidationError):
         usage = Usage()
     if usage.prompt_tokens is None or usage.completion_tokens is None:
         msg = (
-            f"openai_server: expected the numbers of tokens in the usage of POST {session.path}, got none; without "
+            f"openai_server: expected the numbers of tokens in the usage of POST {server.path}, got none; without "
             "them nothing can be compared: use a server that counts"
         )
         raise EngineError(msg)
     return usage
 
 
-def settle(session: Session, before: str | Sequence[int] = "") -> None:
+def settle(server: Server, before: str | Sequence[int] = "") -> None:
     """Run one token of a prompt that shares nothing with what comes: the server is then free, and its cache evicted.
 
     Args:
-        session: the server.
+        server: the server.
         before: the prompt that comes next.
     """
-    if session.takes_ids:
+    if server.takes_ids:
         token = 1 + (bool(before) and before[0] == 1)
-        usage_of(session, (int(token),), 1)
+        usage_of(server, (int(token),), 1)
     else:
-        usage_of(session, next(text for text in _EVICTORS if not str(before).startswith(text)), 1)
+        usage_of(server, next(text for text in _EVICTORS if not str(before).startswith(text)), 1)
 
 
 def _difference(wanted: Sequence[int], read: Sequence[int]) -> str:

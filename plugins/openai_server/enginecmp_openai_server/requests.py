@@ -18,6 +18,8 @@ from .session import Session
 
 STEP_SECONDS = 1e-3
 """Longest that cmp_step sleeps: whoever waits to be submitted waits so long."""
+_LOOK_SECONDS = 1e-2
+"""How often requests are looked at for which nothing arrives."""
 
 
 def prepare(session: Session, token_ids: Sequence[int], output_tokens: int) -> None:
@@ -28,13 +30,14 @@ def prepare(session: Session, token_ids: Sequence[int], output_tokens: int) -> N
         ContextOverflow: T + output_tokens - 1 does not fit, in tokens.
     """
     ids = tuple(token_ids)
+    client = session.server.client
     body = _body(session, ids, output_tokens)
-    if session.kind.flush:
-        session.call("POST", session.kind.flush, root=True)
-    if session.kind.evict:
-        settle(session, _prompt(session, ids))
+    if session.server.kind.flush:
+        session.server.client.call("POST", session.server.kind.flush, root=True)
+    if session.server.kind.evict:
+        settle(session.server, _prompt(session, ids))
     # The connection is the client's affair: it is open before the clock starts, unless the server will not keep it.
-    session.give_back(session.take_connection()[0])
+    client.give_back(client.take_connection()[0])
     session.prepared = (ids, output_tokens, body)
     session.cpu_seconds = cpu_seconds(session.family)
 
@@ -58,7 +61,7 @@ def prefill(session: Session, token_ids: Sequence[int], output_tokens: int) -> i
         assert prepared is not None
     session.prepared = None
     session.last = (prepared[0], output_tokens)
-    flight = session.active = Flight(session, prepared[2], len(prepared[0]), output_tokens)
+    flight = session.active = Flight(session.server, prepared[2], len(prepared[0]), output_tokens)
     while not flight.started:
         flight.wait()
     return flight.answer.tokens.popleft() if flight.answer.tokens else NO_ID
@@ -81,7 +84,12 @@ def decode(session: Session, n_tokens: int) -> Iterator[int]:
             f"cmp_decode asks for {n_tokens} more; ask for {flight.output_tokens - 1}"
         )
         raise EngineError(msg)
-    return _chunks(session, flight)
+    return _guarded(session, flight)
+
+
+def _guarded(session: Session, flight: Flight) -> Generator[int, None, int]:
+    with session.exits():
+        return (yield from _chunks(session, flight))
 
 
 def _chunks(session: Session, flight: Flight) -> Generator[int, None, int]:
@@ -132,7 +140,7 @@ def submit(session: Session, request: Request) -> bool:
     ids = tuple(request.token_ids)
     body = _body(session, ids, request.output_tokens)
     session.flights[request.id] = Flight(
-        session, body, len(ids), request.output_tokens, name=request.id, selector=session.selector
+        session.server, body, len(ids), request.output_tokens, name=request.id, selector=session.selector
     )
     return True
 
@@ -148,16 +156,17 @@ def step(session: Session) -> Sequence[tuple[str, int]]:
     """
     pairs = _hand_out(session)
     until = time.monotonic() + STEP_SECONDS
+    if session.looked + _LOOK_SECONDS < until:
+        # The busy ones must not hide those that wait: for a token, or to be sent again.
+        session.looked = until
+        for flight in list(session.flights.values()):
+            _advance(session, flight, idle=True)
     while not pairs and session.flights:
         left = until - time.monotonic()
         if left <= 0:
             break
-        arrived = session.selector.select(left)
-        for key, _ in arrived:
+        for key, _ in session.selector.select(left):
             _advance(session, key.data)
-        if not arrived:
-            for flight in list(session.flights.values()):
-                _advance(session, flight, idle=True)
         pairs = _hand_out(session)
     return pairs
 
@@ -167,7 +176,7 @@ def _advance(session: Session, flight: Flight, *, idle: bool = False) -> None:
         if not idle or flight.resume_at:
             flight.pump()
         else:
-            flight.require_sound()
+            flight.require_progress()
         if flight.over and not flight.answer.proven:
             raise flight.answer.unproven()
     except EngineError as error:
@@ -218,7 +227,7 @@ def reset(session: Session) -> None:
         flight.abandon()
     if cut:
         # A server notices a caller that is gone at its next token; an answered request says that it has.
-        settle(session)
+        settle(session.server)
     session.cpu_seconds = cpu_seconds(session.family)
 
 
@@ -231,10 +240,10 @@ def _body(session: Session, ids: tuple[int, ...], output_tokens: int) -> bytes:
     """Return the body of a streamed request whose prompt is proven."""
     check_request(session, ids, output_tokens)
     prompt = _prompt(session, ids)
-    if not session.counts_streams and not session.takes_ids and session.kind.tokenize is None:
+    if not session.server.counts_streams and not session.server.takes_ids and session.server.kind.tokenize is None:
         _prove(session, ids, 1)
     salt = os.urandom(16).hex()
-    return msgspec.json.encode(session.request(prompt, output_tokens, stream=True, salt=salt))
+    return msgspec.json.encode(session.server.request(prompt, output_tokens, stream=True, salt=salt))
 
 
 def _prove(session: Session, ids: tuple[int, ...], output_tokens: int) -> None:
@@ -246,7 +255,7 @@ def _prove(session: Session, ids: tuple[int, ...], output_tokens: int) -> None:
     """
     if (ids, output_tokens) in session.counted:
         return
-    usage = usage_of(session, _prompt(session, ids), output_tokens)
+    usage = usage_of(session.server, _prompt(session, ids), output_tokens)
     check_prompt(usage, len(ids))
     if usage.completion_tokens != output_tokens:
         raise unlike(output_tokens, f"the server counted {usage.completion_tokens}", "")
@@ -265,7 +274,7 @@ def check_request(session: Session, ids: Sequence[int], output_tokens: int) -> N
         EngineError: nothing to do, or an id outside the vocabulary.
         ContextOverflow: T + output_tokens - 1 is more than the context holds.
     """
-    prompt_tokens, vocabulary = len(ids), session.model.vocabulary
+    prompt_tokens, vocabulary = len(ids), session.server.model.vocabulary
     if prompt_tokens < 1 or output_tokens < 1:
         msg = (
             f"openai_server: expected at least 1 token in and out, got {prompt_tokens} and {output_tokens}; ask for "

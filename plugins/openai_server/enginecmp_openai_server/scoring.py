@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from enginecmp import EngineError
 
+from .client import ANSWER_BYTES, Refused
 from .requests import check_request
+from .server import Server
 from .session import Session
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_ENTRY_BYTES = 256
+"""Longest entry of one token id: its text, its bytes, its log-probability."""
 SUM_TOLERANCE = 1e-2
 """How far a row's probabilities may sum from 1; llama-server's float32 sums over 49152 ids are off by 1e-4."""
 
@@ -34,66 +38,76 @@ def score(session: Session, token_ids: Sequence[int]) -> NDArray[np.float32]:
     """
     ids = list(token_ids)
     check_request(session, ids, 1)
-    read = _READERS.get(session.kind.score)
-    if read is None or not session.takes_ids:
+    server = session.server
+    read = _READERS.get(server.kind.score)
+    if read is None or not server.takes_ids:
         msg = (
-            f"openai_server: expected log-probabilities of all {session.model.vocabulary} token ids, "
-            f"{session.kind.title} names the most likely ones only, by text that several ids share, so nothing can be "
-            "proven; use llama-server, vLLM or SGLang to have it proven"
+            f"openai_server: expected log-probabilities of all {server.model.vocabulary} token ids, "
+            f"{server.kind.title} names the most likely ones only, by text that several ids share, so nothing "
+            "can be proven; use llama-server, vLLM or SGLang to have it proven"
         )
         raise EngineError(msg)
-    return read(session, ids)
+    return read(server, ids)
 
 
-def _llama_server(session: Session, ids: list[int]) -> NDArray[np.float32]:
+def _llama_server(server: Server, ids: list[int]) -> NDArray[np.float32]:
     """Ask for one token after every prefix; the answer's probabilities are those before any sampler."""
     import numpy as np
 
     # Where the token that it draws is part of a character, the answer has no probabilities; so it draws a letter. They
     # are read from the logits themselves, which a bias leaves alone.
-    letter = _at(session.ask("POST", "/tokenize", {"content": "a"}, root=True), "tokens", -1)
-    rows = np.empty((len(ids), session.model.vocabulary), np.float32)  # (T, vocabulary)
+    letter = _at(server.client.ask("POST", "/tokenize", {"content": "a"}, root=True), "tokens", -1)
+    rows = np.empty((len(ids), server.model.vocabulary), np.float32)  # (T, vocabulary)
     for position in range(len(ids)):
         fields = {
             "prompt": ids[: position + 1],
             "n_predict": 1,
-            "n_probs": session.model.vocabulary,
+            "n_probs": server.model.vocabulary,
             "temperature": 0,
             "logit_bias": [[letter, 1e4]],
             "post_sampling_probs": False,
             # Every prefix goes on where the last one ended; what it computes is the same, for a T-th of the work.
             "cache_prompt": True,
         }
-        answer = session.ask("POST", "/completion", fields, root=True)
-        entries = _at(answer, "completion_probabilities", 0, "top_logprobs")
-        rows[position] = _row(session, [(_at(entry, "id"), _at(entry, "logprob")) for entry in entries], position)
+        answer = server.client.ask("POST", "/completion", fields, root=True, most_bytes=_most_bytes(server, 1))
+        entries = _entries(_at(answer, "completion_probabilities", 0, "top_logprobs"), position)
+        rows[position] = _row(server, [(_at(entry, "id"), _at(entry, "logprob")) for entry in entries], position)
     return rows
 
 
-def _vllm(session: Session, ids: list[int]) -> NDArray[np.float32]:
+def _vllm(server: Server, ids: list[int]) -> NDArray[np.float32]:
     """Ask once for the whole prompt; distributions stand one place behind their prefix, so one more token is added."""
     import numpy as np
 
     fields = {
-        "model": session.served_model,
+        "model": server.served_model,
         "prompt": [*ids, ids[0]],
         "max_tokens": 1,
         "temperature": 0,
         "prompt_logprobs": -1,
     }
-    answer = session.ask("POST", "/completions", fields)
+    try:
+        answer = server.client.ask("POST", "/completions", fields, most_bytes=_most_bytes(server, len(ids) + 1))
+    except Refused as refused:
+        if refused.status != 400 or "logprobs" not in str(refused):
+            raise
+        msg = (
+            f"openai_server: expected log-probabilities of all {server.model.vocabulary} token ids, the server gives "
+            "fewer; start vLLM with --max-logprobs -1 (or run with --no-gate)"
+        )
+        raise EngineError(msg) from None
     places = _at(answer, "choices", 0, "prompt_logprobs")
-    rows = np.empty((len(ids), session.model.vocabulary), np.float32)  # (T, vocabulary)
+    rows = np.empty((len(ids), server.model.vocabulary), np.float32)  # (T, vocabulary)
     for position in range(len(ids)):
         named = _at(places, position + 1)
         if not isinstance(named, dict):
             raise _unreadable(position, "no distribution")
-        entries = [(int(token), _at(entry, "logprob")) for token, entry in named.items()]
-        rows[position] = _row(session, entries, position)
+        entries = [(_id(token), _at(entry, "logprob")) for token, entry in named.items()]
+        rows[position] = _row(server, entries, position)
     return rows
 
 
-def _sglang(session: Session, ids: list[int]) -> NDArray[np.float32]:
+def _sglang(server: Server, ids: list[int]) -> NDArray[np.float32]:
     """Ask once for the whole prompt, one token more than it has, as above."""
     import numpy as np
 
@@ -102,21 +116,26 @@ def _sglang(session: Session, ids: list[int]) -> NDArray[np.float32]:
         "sampling_params": {"max_new_tokens": 1, "temperature": 0},
         "return_logprob": True,
         "logprob_start_len": 0,
-        "top_logprobs_num": session.model.vocabulary,
+        "top_logprobs_num": server.model.vocabulary,
     }
-    answer = session.ask("POST", "/generate", fields, root=True)
+    answer = server.client.ask("POST", "/generate", fields, root=True, most_bytes=_most_bytes(server, len(ids) + 1))
     places = _at(answer, "meta_info", "input_top_logprobs")
-    rows = np.empty((len(ids), session.model.vocabulary), np.float32)  # (T, vocabulary)
+    rows = np.empty((len(ids), server.model.vocabulary), np.float32)  # (T, vocabulary)
     for position in range(len(ids)):
-        entries = [(_at(entry, 1), _at(entry, 0)) for entry in _at(places, position + 1) or ()]
-        rows[position] = _row(session, entries, position)
+        entries = [(_at(entry, 1), _at(entry, 0)) for entry in _entries(_at(places, position + 1), position)]
+        rows[position] = _row(server, entries, position)
     return rows
 
 
 _READERS = {"completion": _llama_server, "prompt_logprobs": _vllm, "generate": _sglang}
 
 
-def _row(session: Session, entries: Iterable[tuple[Any, Any]], position: int) -> NDArray[np.float32]:
+def _most_bytes(server: Server, positions: int) -> int:
+    """Return the longest answer that names the whole vocabulary at so many positions."""
+    return ANSWER_BYTES + positions * server.model.vocabulary * _ENTRY_BYTES
+
+
+def _row(server: Server, entries: Iterable[tuple[Any, Any]], position: int) -> NDArray[np.float32]:
     """Return one row, shape (vocabulary,), from (token id, log-probability) pairs in any order.
 
     Raises:
@@ -124,18 +143,18 @@ def _row(session: Session, entries: Iterable[tuple[Any, Any]], position: int) ->
     """
     import numpy as np
 
-    vocabulary = session.model.vocabulary
+    vocabulary = server.model.vocabulary
     pairs = list(entries)
     try:
         ids = np.array([token for token, _ in pairs], np.int64)
         values = np.array([value for _, value in pairs], np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise _unreadable(position, "no numbers") from None
     named = ids[(ids >= 0) & (ids < vocabulary)]
     if len(ids) != vocabulary or len(np.unique(named)) != vocabulary:
         msg = (
             f"openai_server: expected log-probabilities of all {vocabulary} token ids at position {position}, "
-            f"{session.kind.title} named {len(np.unique(ids))}; start it so that it gives all (vLLM: --max-logprobs -1)"
+            f"{server.kind.title} named {len(np.unique(ids))}; start it so that it gives all (vLLM: --max-logprobs -1)"
         )
         raise EngineError(msg)
     row = np.empty(vocabulary, np.float64)
@@ -148,6 +167,22 @@ def _row(session: Session, entries: Iterable[tuple[Any, Any]], position: int) ->
         )
         raise EngineError(msg)
     return row.astype(np.float32)
+
+
+def _id(name: str) -> int:
+    """Return the token id that a key of an answer is; -1 for one that is none."""
+    return int(name) if name.isdecimal() and len(name) < 20 else -1
+
+
+def _entries(found: Any, position: int) -> list[Any]:
+    """Return what must be a list of an answer.
+
+    Raises:
+        EngineError: it is none.
+    """
+    if not isinstance(found, list):
+        raise _unreadable(position, type(found).__name__)
+    return found
 
 
 def _at(holder: Any, *keys: str | int) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,23 +10,14 @@ from typing import Any
 import pytest
 
 from enginecmp import LoadOptions, ModelInfo
-from enginecmp.generate import generate
 from enginecmp.models.synth import write_synth
-from enginecmp.plugins import load_object, manager_with
+from enginecmp.plugins.manager import load_object, manager_with
+from enginecmp.worker.generate import generate
 
+# Helpers beside the tests, openai_*.py, are modules of their own.
+sys.path.append(str(Path(__file__).parent))
 
-def _stub_module() -> Any:
-    """Load the stub, which is a script of its own too."""
-    spec = importlib.util.spec_from_file_location("openai_stub", Path(__file__).with_name("openai_stub.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["openai_stub"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-openai_stub = _stub_module()
+import openai_stub
 
 
 class Driver:

@@ -112,11 +112,11 @@ def test_the_server_generates_what_the_library_generates(on: Any, prompt: tuple[
     wanted: Any = library.create_completion(list(prompt), max_tokens=40, temperature=0, repeat_penalty=1.0)
     library.close()
     text = on.session.reader.text_of(prompt)
-    answer = on.session.ask("POST", "/completions", on.session.request(text, 40, stream=False))
+    answer = on.session.server.client.ask("POST", "/completions", on.session.server.request(text, 40, stream=False))
     # With the server's own default, a repeat penalty of 1.1, the two part ways within these tokens.
     assert answer["choices"][0]["text"] == wanted["choices"][0]["text"]
-    penalized = on.session.ask(
-        "POST", "/completions", on.session.request(text, 40, stream=False) | {"repeat_penalty": 1.1}
+    penalized = on.session.server.client.ask(
+        "POST", "/completions", on.session.server.request(text, 40, stream=False) | {"repeat_penalty": 1.1}
     )
     assert penalized["choices"][0]["text"] != wanted["choices"][0]["text"]
 

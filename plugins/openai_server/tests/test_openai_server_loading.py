@@ -101,7 +101,7 @@ def test_the_key_goes_into_one_header_and_nowhere_else(
     stub.behaviours.append(lambda talk, body: talk.reply(401, {"error": {"message": f"Incorrect API key: {SECRET}"}}))
     with pytest.raises(EngineError, match=r"got 401: Incorrect API key: \*\*\*; name a variable") as raised:
         driver.request([5, 6, 7], 3)
-    everything = f"{raised.value}{driver.session}{driver.session.settings}{metrics}{capfd.readouterr()}"
+    everything = f"{raised.value}{driver.session}{driver.session.server.settings}{metrics}{capfd.readouterr()}"
     assert SECRET not in everything
     assert SECRET not in json.dumps(stub.requests + stub.plain)
 
@@ -313,19 +313,18 @@ def test_the_stop_command_runs_at_the_end(stub: Any, drive: Any, tmp_path: Path)
     assert not mark.exists()
     driver.close()
     assert mark.exists()
-    driver.session.settings = read_settings(load_options())
+    driver.session.server.client.settings = read_settings(load_options())
 
 
 def test_without_an_address_it_is_left_out_and_says_what_to_write() -> None:
-    assert cmp_probe(load_options()).ok
     found = cmp_probe(LoadOptions())
     assert not found.ok
-    assert found.mend == "--engines openai:http://127.0.0.1:8000/v1"
+    assert found.fix == "--engines openai:http://127.0.0.1:8000/v1"
 
 
 def test_discovery_imports_neither_sockets_nor_parsers() -> None:
     code = (
-        "import sys; from enginecmp.plugins import load_object, manager_with;"
+        "import sys; from enginecmp.plugins.manager import load_object, manager_with;"
         "manager_with(load_object('enginecmp_openai_server')).hook.cmp_engine();"
         "print([name for name in ('h11', 'psutil', 'ssl', 'numpy') if name in sys.modules])"
     )

@@ -158,7 +158,9 @@ def test_a_server_that_is_silent_is_given_up_in_time(stub: Any, drive: Any) -> N
     driver = drive(timeout_seconds="0.3")
     over = threading.Event()
     stub.behaviours.append(lambda talk, body: over.wait(20))
-    with pytest.raises(EngineError, match=r"expected something from .* within 0\.3 s, got nothing; .*timeout_seconds"):
+    with pytest.raises(
+        EngineError, match=r"expected the first token from .* within 0\.3 s, got nothing; .*raise timeout"
+    ):
         driver.request(PROMPT, 4)
     over.set()
 

@@ -4,19 +4,16 @@ Only the hooks live at this level; importing them costs no native library (torch
 The README lists the decisions this engine makes.
 """
 
-from .hooks import (
+from enginecmp.plugin_tools.python_plugin import (
     cmp_decode,
-    cmp_engine,
-    cmp_load,
     cmp_metrics,
-    cmp_operation,
     cmp_prefill,
-    cmp_probe,
-    cmp_profile,
     cmp_reset,
     cmp_score,
     cmp_unload,
 )
+
+from .hooks import cmp_engine, cmp_load, cmp_operation, cmp_probe, cmp_profile
 
 __all__ = [
     "cmp_decode",

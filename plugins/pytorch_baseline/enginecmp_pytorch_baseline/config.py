@@ -124,13 +124,13 @@ class ModelConfig:
         Args:
             context_tokens: what the session was asked to hold.
         """
-        limit, mend = context_tokens, "pass --context {needed}"
+        limit, fix = context_tokens, "pass --context {needed}"
         if self.rope is None and self.context_length < limit:
-            limit, mend = self.context_length, "the model has no more learned positions, so use a shorter prompt"
+            limit, fix = self.context_length, "the model has no more learned positions, so use a shorter prompt"
         if 0 < self.sliding_window < limit:
             limit = self.sliding_window
-            mend = "attention beyond the model's sliding window is not implemented, so use a shorter prompt"
-        return limit, mend
+            fix = "attention beyond the model's sliding window is not implemented, so use a shorter prompt"
+        return limit, fix
 
 
 def read_config(file: GGUFFile, context_tokens: int) -> ModelConfig:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from enginecmp import EngineError, EngineInfo, LoadOptions, ModelInfo, Probe, UnknownOption, did_you_mean, hookimpl
+from enginecmp import EngineError, EngineInfo, LoadOptions, ModelInfo, Probe, hookimpl
+from enginecmp.plugin_tools.engine_options import EngineOptions
 
 from .config import ARCHITECTURES, ENGINE, QUANTIZATIONS, read_config
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from .session import Session
 
 DEVICES = ("cpu", "cuda")
@@ -41,12 +40,14 @@ def cmp_engine() -> EngineInfo:
         environment={"OMP_NUM_THREADS": "{threads}", "MKL_NUM_THREADS": "{threads}"},
         tuned="threads, and reduced precision with -o pytorch_baseline.dtype=bfloat16; nothing else on purpose",
         tunables={"cpu:threads": ("auto", "{cores}", "{half_cores}"), "dtype": ("float32", "bfloat16")},
-        operations=("tokenize", "sampling", "matmul", "profile"),
+        operations=("tokenize", "sampling", "matmul", "elementwise", "layer", "profile"),
+        option_names=("dtype",),
         limits=(
             "every weight is dequantized to the compute dtype: a float32 run reads 4 bytes a weight at each token, "
             "whatever the file holds",
             "no batching of its own: requests run one after the other",
         ),
+        reads_split_models=True,
         homepage="https://pytorch.org",
     )
 
@@ -55,19 +56,19 @@ def cmp_engine() -> EngineInfo:
 def cmp_probe(options: LoadOptions) -> Probe:
     """Say whether torch and the device are here; torch is imported only when a CUDA device answers."""
     if importlib.util.find_spec("torch") is None:
-        return Probe(ok=False, reason="the Python package torch is not installed", mend=_INSTALL)
+        return Probe(ok=False, reason="the Python package torch is not installed", fix=_INSTALL)
     if options.device not in DEVICES:
         return Probe(ok=False, reason=f"device '{options.device}' is not one of {', '.join(DEVICES)}")
     if options.device == "cpu":
         return Probe(ok=True)
     reason = _no_cuda_device()
     if reason is not None:
-        return Probe(ok=False, reason=reason, mend="run with --device cpu")
+        return Probe(ok=False, reason=reason, fix="run with --device cpu")
     import torch
 
     if not torch.cuda.is_available():
         reason = f"torch {torch.__version__} cannot use this CUDA device (built for CUDA {torch.version.cuda})"
-        return Probe(ok=False, reason=reason, mend="install a torch built for this driver: https://pytorch.org")
+        return Probe(ok=False, reason=reason, fix="install a torch built for this driver: https://pytorch.org")
     return Probe(ok=True)
 
 
@@ -76,13 +77,15 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
     """Dequantize a model into an eager module and return a session."""
     dtype_name = _read_dtype(options)
     if options.device not in DEVICES:
-        msg = f"{ENGINE}: expected a device among {', '.join(DEVICES)}, came '{options.device}'; pass --device cpu"
+        msg = f"{ENGINE}: expected a device among {', '.join(DEVICES)}, got '{options.device}'; pass --device cpu"
         raise EngineError(msg)
 
     from enginecmp import read_gguf
 
+    begun = time.perf_counter()
     file = read_gguf(model.path)
     config = read_config(file, options.context_tokens)
+    parsed = time.perf_counter()
 
     import torch
 
@@ -102,38 +105,20 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
     torch.set_float32_matmul_precision("highest")
 
     device = torch.device(options.device)
-    limit, mend = config.position_limit(options.context_tokens)
+    limit, fix = config.position_limit(options.context_tokens)
+    ready = time.perf_counter()
     loaded = load_model(file, config, limit, device, getattr(torch, dtype_name))
-    session = Session(loaded, device, limit, mend, model.path, options.threads)
+    mapped = time.perf_counter()
+    session = Session(loaded, device, limit, fix, model.path, options.threads)
     session.synchronize()
+    # What is neither header nor weights: importing torch above all.
+    init = (ready - parsed) + (time.perf_counter() - mapped)
+    session.load_phases = {
+        "load_parse_seconds": parsed - begun,
+        "load_map_seconds": mapped - ready,
+        "load_init_seconds": init,
+    }
     return session
-
-
-@hookimpl
-def cmp_prefill(session: Session, token_ids: Sequence[int], output_tokens: int) -> int:
-    """Run the prompt in one forward pass and return the first greedy id, the device done."""
-    session.check_prompt(token_ids, len(token_ids) + output_tokens - 1)
-    return session.prefill(token_ids)
-
-
-@hookimpl
-def cmp_decode(session: Session, n_tokens: int) -> Iterator[int]:
-    """Yield the next greedy ids, one forward pass each, the device done at every yield."""
-    for _ in range(n_tokens):
-        yield session.step()
-
-
-@hookimpl
-def cmp_score(session: Session, token_ids: Sequence[int]) -> NDArray[np.float32]:
-    """Return raw logits at every position from one forward pass, (T, vocabulary), float32."""
-    session.check_prompt(token_ids, len(token_ids))
-    return session.score(token_ids)
-
-
-@hookimpl
-def cmp_metrics(session: Session) -> Mapping[str, float]:
-    """Return weights_bytes and kv_cache_bytes; with cuda also what the allocator holds and event times."""
-    return session.metrics()
 
 
 @hookimpl
@@ -153,28 +138,9 @@ def cmp_profile(session: Session, token_ids: Sequence[int], n_tokens: int) -> Ma
     return profile(session, token_ids, n_tokens)
 
 
-@hookimpl
-def cmp_reset(session: Session) -> None:
-    """Empty the KV cache."""
-    session.reset()
-
-
-@hookimpl
-def cmp_unload(session: Session) -> None:
-    """Free weights and cache."""
-    session.close()
-
-
 def _read_dtype(options: LoadOptions) -> str:
     """Return the compute dtype: the option's, or float32 where numerics are exact."""
-    for key in options.extra:
-        if key != "dtype":
-            msg = f"{ENGINE}: expected the option dtype, came '{key}'{did_you_mean(key, ['dtype'])}"
-            raise UnknownOption(msg)
-    dtype = options.extra.get("dtype", "float32")
-    if dtype not in DTYPES:
-        msg = f"{ENGINE}: expected dtype {', '.join(DTYPES)}, came '{dtype}'{did_you_mean(dtype, DTYPES)}"
-        raise UnknownOption(msg)
+    dtype = EngineOptions(ENGINE, options, ["dtype"]).choice("dtype", DTYPES)
     return "float32" if options.numerics == "exact" else dtype
 
 

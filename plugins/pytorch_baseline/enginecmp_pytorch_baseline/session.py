@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from enginecmp import ContextOverflow, EngineError
+from enginecmp.plugin_tools.python_plugin import check_prompt, check_step
 
 from .config import ENGINE
 from .model import KVCache, Transformer
@@ -23,22 +23,21 @@ class Session:
         model: with its weights resident.
         device: where they are.
         limit: most tokens that the cache may hold.
-        mend: what to do when that is not enough; "{needed}" becomes the number of tokens.
+        fix: what to do when that is not enough; "{needed}" becomes the number of tokens.
         path: of the weights file.
         threads: that compute.
     """
 
-    def __init__(
-        self, model: Transformer, device: torch.device, limit: int, mend: str, path: str, threads: int
-    ) -> None:
+    def __init__(self, model: Transformer, device: torch.device, limit: int, fix: str, path: str, threads: int) -> None:
         self.model: Transformer | None = model
         self.device = device
         self.limit = limit
         self.path = path
         self.threads = threads
-        self._mend = mend
+        self._fix = fix
         self._vocabulary = model.config.vocabulary
         self._layers = model.config.layers
+        self.load_phases: dict[str, float] = {}
         # Tied weights are one tensor under two names: `parameters` names it once.
         self._weights_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         self.reset()
@@ -52,35 +51,13 @@ class Session:
         self._decode_events: list[tuple[Any, Any]] = []
 
     def check_prompt(self, token_ids: Sequence[int], needed: int) -> None:
-        """Refuse a prompt that is empty, names ids that do not exist, or does not fit.
-
-        Args:
-            token_ids: the prompt.
-            needed: tokens that the cache will hold in the end.
-
-        Raises:
-            ContextOverflow: `needed` is more than the session's limit.
-            EngineError: no ids, or ids outside the vocabulary.
-        """
-        if not token_ids:
-            msg = f"{ENGINE}: expected a prompt of at least 1 token, came an empty one; pass token ids"
-            raise EngineError(msg)
-        # Out of range, CUDA's embedding would stop the whole process at some later call.
-        if min(token_ids) < 0 or max(token_ids) >= self._vocabulary:
-            msg = (
-                f"{ENGINE}: expected token ids in [0, {self._vocabulary}), came {min(token_ids)} to {max(token_ids)}; "
-                "tokenize the prompt with this model's own tokenizer"
-            )
-            raise EngineError(msg)
-        if needed > self.limit:
-            msg = (
-                f"{ENGINE}: prompt has {len(token_ids)} tokens and the request needs {needed}, the context holds "
-                f"{self.limit}; {self._mend.format(needed=needed)}"
-            )
-            raise ContextOverflow(msg)
+        """Refuse a prompt that cannot run, or after which the cache would not hold `needed` tokens."""
+        check_prompt(ENGINE, token_ids, needed, vocabulary=self._vocabulary, limit=self.limit, fix=self._fix)
 
     def prefill(self, token_ids: Sequence[int]) -> int:
         """Run a prompt into the empty cache and return the first greedy id, the device done."""
+        # The load is told before the first request, or never.
+        self.load_phases = {}
         return self._greedy(torch.tensor([token_ids], device=self.device), self._prefill_events)
 
     def step(self) -> int:
@@ -90,16 +67,8 @@ class Session:
             EngineError: there was no prefill.
             ContextOverflow: the cache is full.
         """
-        if self._next is None:
-            msg = f"{ENGINE}: expected a prefilled prompt, the KV cache is empty; call cmp_prefill before cmp_decode"
-            raise EngineError(msg)
-        if self.past >= self.limit:
-            needed = self.past + 1
-            msg = (
-                f"{ENGINE}: the next token would be number {needed}, the context holds {self.limit}; "
-                f"{self._mend.format(needed=needed)}"
-            )
-            raise ContextOverflow(msg)
+        check_step(ENGINE, prefilled=self._next is not None, past=self.past, limit=self.limit, fix=self._fix)
+        assert self._next is not None
         return self._greedy(self._next, self._decode_events)
 
     def forward(self, ids: Tensor, *, last_only: bool = True) -> Tensor:
@@ -138,6 +107,9 @@ class Session:
         if self.device.type == "cuda":
             found["allocated_bytes"] = float(torch.cuda.memory_allocated(self.device))
             found["reserved_bytes"] = float(torch.cuda.memory_reserved(self.device))
+        # Of the load, told once.
+        found |= self.load_phases
+        self.load_phases = {}
         if self._prefill_events:
             found["device_prefill_seconds"] = _seconds(self._prefill_events)
         if self._decode_events:

@@ -61,14 +61,14 @@ def _check_tensors(file: GGUFFile, config: ModelConfig, expected: dict[str, tupl
     for name, shape in expected.items():
         if name in file.tensors and file.tensors[name].shape != shape:
             msg = (
-                f"{ENGINE}: expected {name} of shape {shape} by the metadata, came {file.tensors[name].shape}; "
+                f"{ENGINE}: expected {name} of shape {shape} by the metadata, got {file.tensors[name].shape}; "
                 "convert the model again"
             )
             raise UnsupportedModel(msg)
     if missing or unknown:
-        came = [f"no {name}" for name in missing[:3]] + [f"also {name}" for name in unknown[:3]]
+        got = [f"no {name}" for name in missing[:3]] + [f"also {name}" for name in unknown[:3]]
         msg = (
-            f"{ENGINE}: expected the tensors of a dense {config.architecture} model, came "
-            f"{', '.join(came)}; this engine would compute something else, leave it out with --engines"
+            f"{ENGINE}: expected the tensors of a dense {config.architecture} model, got "
+            f"{', '.join(got)}; this engine would compute something else, leave it out with --engines"
         )
         raise UnsupportedModel(msg)

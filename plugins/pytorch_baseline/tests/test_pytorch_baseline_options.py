@@ -12,7 +12,7 @@ import pytest
 
 import enginecmp_pytorch_baseline
 from enginecmp import EngineError, LoadOptions, UnknownOption, UnsupportedModel
-from enginecmp.plugins import manager_with
+from enginecmp.plugins.manager import manager_with
 from enginecmp.testing.tiny_models import changed_model
 from enginecmp_pytorch_baseline import cmp_decode, cmp_engine, cmp_metrics, cmp_prefill, cmp_probe, cmp_score
 
@@ -62,14 +62,14 @@ def test_probe_and_load_agree_on_whether_cuda_is_here(tiny: Any, load: Any) -> N
     if probe.ok:
         load(tiny("llama"), device="cuda")
         return
-    assert probe.mend == "run with --device cpu"
+    assert probe.fix == "run with --device cpu"
     with pytest.raises(EngineError, match=r"expected a CUDA device.*pass --device cpu"):
         load(tiny("llama"), device="cuda")
 
 
 def test_probe_without_torch_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert cmp_probe(LoadOptions()).mend == "pip install torch"
+    assert cmp_probe(LoadOptions()).fix == "pip install torch"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_load_sets_threads_and_full_float32_precision(tiny: Any, load: Any) -> N
 
 
 def test_an_unknown_device_is_refused(tiny: Any, load: Any) -> None:
-    with pytest.raises(EngineError, match="expected a device among cpu, cuda, came 'metal'"):
+    with pytest.raises(EngineError, match="expected a device among cpu, cuda, got 'metal'"):
         load(tiny("llama"), device="metal")
 
 
@@ -125,22 +125,22 @@ def test_an_unknown_device_is_refused(tiny: Any, load: Any) -> None:
     [
         (
             {"general.architecture": ("STRING", "mamba"), "mamba.context_length": ("UINT32", 256)},
-            "llama, qwen2, phi3, gpt2, came 'mamba'",
+            "llama, qwen2, phi3, gpt2, got 'mamba'",
         ),
-        ({"llama.rope.scaling.type": ("STRING", "yarn")}, "none, linear or longrope, came 'yarn'"),
+        ({"llama.rope.scaling.type": ("STRING", "yarn")}, "none, linear or longrope, got 'yarn'"),
         ({"llama.rope.scaling.type": ("STRING", "longrope")}, "rope_factors_long.weight and rope_factors_short.weight"),
-        ({"llama.rope.scaling.yarn_beta_fast": ("FLOAT32", 32.0)}, "came llama.rope.scaling.yarn_beta_fast = 32.0"),
-        ({"llama.expert_count": ("UINT32", 8)}, "came llama.expert_count = 8"),
+        ({"llama.rope.scaling.yarn_beta_fast": ("FLOAT32", 32.0)}, "got llama.rope.scaling.yarn_beta_fast = 32.0"),
+        ({"llama.expert_count": ("UINT32", 8)}, "got llama.expert_count = 8"),
         ({"llama.attention.causal": ("BOOL", False)}, "expected causal attention"),
         ({"llama.attention.value_length": ("UINT32", 8)}, "value_length to equal key_length"),
         ({"llama.attention.head_count_kv": ("UINT32", [2, 4])}, "expected one llama.attention.head_count_kv"),
         ({"llama.attention.head_count": ("STRING", "four")}, "positive whole number in llama.attention.head_count"),
         ({"llama.attention.head_count": ("UINT32", 0)}, "positive whole number in llama.attention.head_count"),
         ({"llama.attention.layer_norm_rms_epsilon": ("STRING", "x")}, "expected a number in"),
-        ({"llama.rope.freq_base": ("FLOAT32", 0.0)}, "expected a number above 0 in llama.rope.freq_base, came 0.0"),
-        ({"llama.rope.dimension_count": ("UINT32", 18)}, "expected an even rope.dimension_count up to 16, came 18"),
+        ({"llama.rope.freq_base": ("FLOAT32", 0.0)}, "expected a number above 0 in llama.rope.freq_base, got 0.0"),
+        ({"llama.rope.dimension_count": ("UINT32", 18)}, "expected an even rope.dimension_count up to 16, got 18"),
         ({"llama.embedding_length": ("UINT32", 96)}, "expected token_embd.weight of shape (314, 96)"),
-        ({"llama.block_count": ("UINT32", 3)}, "came no blk.2.attn_norm.weight"),
+        ({"llama.block_count": ("UINT32", 3)}, "got no blk.2.attn_norm.weight"),
     ],
 )
 def test_metadata_that_is_not_implemented_is_refused_not_guessed(
@@ -177,13 +177,13 @@ def test_a_missing_tensor_is_named(name: str, tiny: Any, load: Any) -> None:
 
 
 def test_missing_metadata_is_named(tiny: Any, load: Any) -> None:
-    with pytest.raises(UnsupportedModel, match=r"expected metadata llama\.block_count, came none"):
+    with pytest.raises(UnsupportedModel, match=r"expected metadata llama\.block_count, got none"):
         load(changed_model(tiny("llama"), without={"llama.block_count"}))
 
 
 @pytest.mark.parametrize("kept", ["rope_factors_long.weight", "rope_factors_short.weight"])
 def test_longrope_with_only_one_set_of_factors_is_refused(kept: str, tiny: Any, load: Any) -> None:
-    with pytest.raises(UnsupportedModel, match=f"came only {re.escape(kept)}"):
+    with pytest.raises(UnsupportedModel, match=f"got only {re.escape(kept)}"):
         load(changed_model(tiny("phi3"), tensors={kept: np.ones(8, np.float32)}))
 
 

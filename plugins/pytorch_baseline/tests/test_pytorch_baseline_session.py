@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,17 @@ def test_kv_cache_bytes_are_two_float32_vectors_a_head_layer_and_token(architect
         # The last id handed out has not been through the model yet.
         held = len(PROMPT) + decoded
         assert cmp_metrics(session)["kv_cache_bytes"] == LAYERS * 2 * KV_HEADS[architecture] * HEAD_DIM * 4 * held
+
+
+def test_phases_of_the_load_are_told_once_after_it(tiny: Any, load: Any) -> None:
+    began = time.perf_counter()
+    session = load(tiny("llama"))
+    took = time.perf_counter() - began
+    told = {name: value for name, value in cmp_metrics(session).items() if name.startswith("load_")}
+    assert set(told) == {"load_parse_seconds", "load_map_seconds", "load_init_seconds"}
+    assert min(told.values()) > 0
+    assert sum(told.values()) <= took
+    assert not [name for name in cmp_metrics(session) if name.startswith("load_")]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,7 +1,7 @@
 """What each kind of server needs to be told, and how to tell which one it is.
 
 Unknown fields are refused by some servers and ignored by others, so nothing beyond the API's own fields is sent to a
-server whose kind is not known. Every one of these fields keeps the promise that all engines get the same work: exactly
+server whose kind is not known. Every one of these fields sees to it that all engines get the same work: exactly
 the tokens asked for, the most likely one each time, nothing left over from the last request.
 """
 
@@ -41,6 +41,9 @@ class Kind(NamedTuple):
         evict: its cache holds the last prompt only, and another prompt evicts it.
         tokenize: its own tokenizer, where it offers one.
         score: how its whole distributions are had; empty where they are not.
+        version: endpoint under the root that tells its version, and the keys to it; empty where none does.
+        start: command that starts one with a run's file, such that it can be scored; empty where none can.
+        exact: what is added to it for exact numerics.
     """
 
     title: str
@@ -53,6 +56,9 @@ class Kind(NamedTuple):
     evict: bool = False
     tokenize: Tokenize | None = None
     score: str = ""
+    version: tuple[str, ...] = ()
+    start: str = ""
+    exact: str = ""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -66,6 +72,9 @@ KINDS: Mapping[str, Kind] = {
             "/tokenize", lambda text, model: {"model": model, "prompt": text}, lambda answer: answer["tokens"]
         ),
         score="prompt_logprobs",
+        version=("/version", "version"),
+        start="vllm serve {hf_model} --host {host} --port {port} --max-logprobs -1",
+        exact="--dtype float32",
     ),
     "sglang": Kind(
         title="SGLang",
@@ -73,14 +82,19 @@ KINDS: Mapping[str, Kind] = {
         least_field="min_tokens",
         flush="/flush_cache",
         score="generate",
+        version=("/get_server_info", "version"),
+        start="python -m sglang.launch_server --model-path {hf_model} --host {host} --port {port}",
+        exact="--dtype float32",
     ),
     "tensorrt_llm": Kind(
         title="TensorRT-LLM",
         fields={"ignore_eos": True, "repetition_penalty": 1.0},
         least_field="min_tokens",
+        version=("/version", "version"),
     ),
     "tgi": Kind(
         title="Text Generation Inference",
+        version=("/info", "version"),
         tokenize=Tokenize(
             "/tokenize", lambda text, _: {"inputs": text}, lambda answer: [token["id"] for token in answer]
         ),
@@ -94,6 +108,9 @@ KINDS: Mapping[str, Kind] = {
             lambda answer: answer["tokens"],
         ),
         score="completion",
+        version=("/props", "build_info"),
+        start="llama-server -m {model} -c {all_contexts} -np {sequences} -t {threads} --host {host} --port {port}",
+        exact="-ctk f32 -ctv f32 -fa off",
     ),
     "llama_cpp_python": Kind(
         title="llama-cpp-python",
@@ -102,9 +119,11 @@ KINDS: Mapping[str, Kind] = {
         control_bias=True,
         alone=True,
         evict=True,
+        version=("/openapi.json", "info", "version"),
         tokenize=Tokenize("/extras/tokenize", lambda text, _: {"input": text}, lambda answer: answer["tokens"]),
     ),
     "mistralrs": Kind(title="mistral.rs"),
+    "ollama": Kind(title="Ollama", version=("/api/version", "version")),
     "openai": Kind(title="an OpenAI-compatible server"),
 }
 """The kinds that are known, by the value of the option `server`."""
@@ -115,6 +134,7 @@ _OWNERS = {
     "tensorrt_llm": "tensorrt_llm",
     "llamacpp": "llama_server",
     "local": "mistralrs",
+    "library": "ollama",
 }
 
 
@@ -135,7 +155,8 @@ def recognize(model: Mapping[str, Any], headers: Mapping[bytes, bytes], ask: Cal
     if owner in _OWNERS:
         return _OWNERS[owner]
     described = ask("/openapi.json")
-    title = str(described.get("info", {}).get("title", "")) if isinstance(described, dict) else ""
+    info = described.get("info") if isinstance(described, dict) else None
+    title = str(info.get("title", "")) if isinstance(info, dict) else ""
     if "llama.cpp Python" in title:
         return "llama_cpp_python"
     told = ask("/info")
