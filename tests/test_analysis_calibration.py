@@ -6,9 +6,18 @@ import math
 
 import pytest
 
-from enginecmp_analysis.calibrate import DESIGNS, Row, calibrate, main, pooled_rank_false_alarms, to_markdown
-from enginecmp_analysis.report import Options, analyse
-from enginecmp_analysis.simulate import Design, simulate_run
+from enginecmp_analysis.analyse import analyse
+from enginecmp_analysis.calibrate import (
+    DESIGNS,
+    Row,
+    calibrate,
+    main,
+    pooled_launch_false_alarms,
+    pooled_rank_false_alarms,
+    to_markdown,
+)
+from enginecmp_analysis.data.simulate import Design, simulate_run
+from enginecmp_analysis.judge.judge import Options
 
 REPETITIONS = 300
 
@@ -26,13 +35,14 @@ def test_every_required_kind_of_data_is_calibrated() -> None:
     designs = DESIGNS.values()
     assert {d.noise for d in designs} == {"normal", "lognormal", "pareto", "bimodal"}
     assert {d.rho for d in designs} == {0.0, 0.5, 0.9}
-    for trait in ("slow_launches", "drift", "tick_seconds", "fewer_requests", "missing_launch"):
+    for trait in ("slow_launches", "drift", "tick_seconds", "fewer_requests", "missing_launch", "run_spread"):
         assert any(getattr(d, trait) for d in designs), trait
 
 
 def test_negative_control_pooled_requests_fail_the_same_check() -> None:
     # If this were quiet, the simulation above would prove nothing.
     assert pooled_rank_false_alarms(REPETITIONS) > 0.3
+    assert pooled_launch_false_alarms(REPETITIONS) > 0.25
 
 
 def test_a_broken_promise_is_named_and_the_command_fails(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,7 +50,7 @@ def test_a_broken_promise_is_named_and_the_command_fails(capsys: pytest.CaptureF
     bad = Row("y", 10, 0.07, 0.92, 0.95, 0.07, 0.75, 0.07)
     assert good.broken() == []
     assert len(bad.broken()) == 5
-    assert "**broken: false alarms 0.070" in to_markdown([good, bad], 0.5, 10)
+    assert "**broken: false alarms 0.070" in to_markdown([good, bad], 0.5, 0.4, 10)
     # So few repetitions cannot keep promises made to a per cent.
     assert main(["--repetitions", "8"]) == 1
     assert capsys.readouterr().out.count("\n| ") == 1 + 2 * len(DESIGNS)

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from decision_runs import ladder, request, run_of
 
-from enginecmp.types import Cell
+from enginecmp.format.records import Cell
+from enginecmp_analysis.analyse import analyse
 from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.decisions.capacity import Need, Point, bounds, capacity, machines
 from enginecmp_analysis.decisions.prices import Prices
-from enginecmp_analysis.decisions.schema import Capacity
-from enginecmp_analysis.decisions.slo import Promise, check, check_all, failed_requests, keeps, parse_promises
-from enginecmp_analysis.report import analyse
+from enginecmp_analysis.decisions.slo import Objective, check, check_all, failed_requests, keeps, parse_objectives
+from enginecmp_analysis.schema.decisions import Capacity
 
-TTFT = parse_promises("ttft_p90<200ms")
+TTFT = parse_objectives("ttft_p90<200ms")
 TWO_AN_HOUR = Prices("EUR", everything=2.0)
 
 
@@ -26,7 +26,7 @@ def _capacity(
     return capacity(analyse([run]), Need(TTFT, demand, budget, prices))
 
 
-def test_a_promise_is_kept_broken_or_open() -> None:
+def test_an_objective_is_kept_broken_or_open() -> None:
     fast, slow = np.full(40, 0.1), np.full(40, 0.5)
     assert keeps([fast] * 10, 0.9, 0.2).state == "kept"
     assert keeps([slow] * 10, 0.9, 0.2).state == "broken"
@@ -67,14 +67,14 @@ def test_at_the_limit_itself_hardly_a_claim_is_made() -> None:
     assert alike <= 0.03
     differing, pooled = _claims_at_the_limit(3.0)
     assert differing <= 0.03
-    # Negative control: without a look at the launches the promise would be passed far too often.
+    # Negative control: without a look at the launches the objective would be passed far too often.
     assert pooled >= 0.05
 
 
-def test_requests_that_failed_kept_no_promise() -> None:
+def test_requests_that_failed_kept_no_objective() -> None:
     run = ladder({"baseline": {1.0: 0}}, failed={("baseline", 1.0): 8})
     (group,) = analyse([run]).groups
-    (line,) = check_all("s", group.means, [Promise("ttft_seconds", 0.9, 0.2)], failed_requests(group.runs))
+    (line,) = check_all("s", group.means, [Objective("ttft_seconds", 0.9, 0.2)], failed_requests(group.runs))
     assert (line.n, line.verdict, line.bound) == (480, "fail", math.inf)
     (row,) = _capacity(run).rows
     assert (row.rate_low, row.rate_high) == (None, 1.0)
@@ -90,7 +90,7 @@ def test_the_rate_lies_between_the_largest_kept_and_the_smallest_broken() -> Non
         "2 to 8 requests/s a machine; 2 to 6 machines: the data cannot tell; 4.00 to 12.00 EUR/h; fits the budget"
     )
     assert len(row.measure) == 1
-    assert row.measure[0].startswith("Poisson 4/s, at most 8 at once: 40 of 400 requests are beyond p90 ttft_seconds")
+    assert row.measure[0].startswith("Poisson 4/s, at most 8 at once: 40 of 400 requests exceed p90 ttft_seconds")
 
 
 @pytest.mark.parametrize(("budget", "fits"), [(12.0, "yes"), (11.0, "cannot tell"), (3.0, "no")])

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from simulated_load import S, findings_of, run_of, sample, shown
 
-from enginecmp.types import Cell, Sample
+from enginecmp.format.records import Cell, Sample
 from enginecmp_analysis.data.load import Run
+from enginecmp_analysis.data.simulate import simulate_run
 from enginecmp_analysis.data.telemetry import Telemetry
 from enginecmp_analysis.findings.clocks import correlated
-from enginecmp_analysis.simulate import simulate_run
 
 CELL = Cell(50, 16, 1)
 

@@ -10,18 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from enginecmp_analysis.compare import LogRatio, match, paired, welch
 from enginecmp_analysis.data.launches import LaunchMeans
-from enginecmp_analysis.statistics.fieller import fieller
-from enginecmp_analysis.statistics.multiplicity import benjamini_hochberg, bonferroni_confidence, holm
-from enginecmp_analysis.statistics.permutation import sign_flip_p
-from enginecmp_analysis.statistics.power import (
+from enginecmp_analysis.judge.compare import LogRatio, match, paired, welch
+from enginecmp_analysis.judge.power import (
     launches_for,
     launches_needed,
     launches_to_detect,
     minimum_detectable_effect,
 )
-from enginecmp_analysis.verdict import Evidence, decide
+from enginecmp_analysis.judge.verdict import Evidence, decide
+from enginecmp_analysis.statistics.fieller import fieller
+from enginecmp_analysis.statistics.multiplicity import benjamini_hochberg, bonferroni_confidence, holm, holm_confidence
+from enginecmp_analysis.statistics.permutation import sign_flip_p
 
 positive = st.floats(1e-3, 1e3)
 columns = st.integers(3, 12).flatmap(lambda n: st.tuples(*[st.lists(positive, min_size=n, max_size=n)] * 2))
@@ -134,6 +134,14 @@ def test_benjamini_hochberg_is_scipys_and_holm_leaves_gaps_alone() -> None:
     assert holm([0.04, math.nan]).tolist() == pytest.approx([0.04, math.nan], nan_ok=True)
     assert benjamini_hochberg([math.nan]).tolist() == pytest.approx([math.nan], nan_ok=True)
     assert holm([]).tolist() == []
+
+
+def test_intervals_at_holms_steps_share_the_error_as_the_steps_do() -> None:
+    # 5 % / 4, / 3, / 2; .031 after .03 is held to 2 x .03, whose share of its own p is 5 % x .031 / .06.
+    found = holm_confidence([0.01, 0.031, 0.03, 0.005], 0.95)
+    assert found.tolist() == pytest.approx([1 - 0.05 / 3, 1 - 0.05 * 0.031 / 0.06, 0.975, 0.9875])
+    assert holm_confidence([0.0, math.nan, 0.0], 0.95).tolist() == pytest.approx([0.975, 0.975, 0.95])
+    assert holm_confidence([], 0.95).tolist() == []
 
 
 def test_simultaneous_intervals_share_the_error_between_them() -> None:

@@ -11,18 +11,21 @@ from click.testing import CliRunner, Result
 
 from enginecmp.cli.stats import command
 from enginecmp.errors import UsageError
-from enginecmp.types import Cell
+from enginecmp.format.records import Cell
+from enginecmp_analysis.analyse import analyse
+from enginecmp_analysis.data.group import Analysis
 from enginecmp_analysis.data.launches import LaunchMeans
 from enginecmp_analysis.data.load import Run
+from enginecmp_analysis.data.simulate import Design, simulate_run, write_run
 from enginecmp_analysis.decisions.decide import Questions, decide_more
 from enginecmp_analysis.decisions.pareto import pareto
 from enginecmp_analysis.decisions.prices import Prices, read_prices
 from enginecmp_analysis.decisions.quality import Worse, difference
-from enginecmp_analysis.decisions.slo import parse_promises
-from enginecmp_analysis.output.decision_table import decision_lines, quality_lines
-from enginecmp_analysis.output.layout import WIDTH
-from enginecmp_analysis.report import Analysis, Options, analyse
-from enginecmp_analysis.simulate import Design, simulate_run, write_run
+from enginecmp_analysis.decisions.slo import parse_objectives
+from enginecmp_analysis.judge.judge import Options
+from enginecmp_analysis.render.decision_table import decision_lines, pareto_lines, quality_lines
+from enginecmp_analysis.render.layout import WIDTH
+from enginecmp_analysis.render.table import asked_for, render
 
 GOLDEN = Path(__file__).parent / "data" / "stats_decisions.txt"
 CELL = Cell(50, 16)
@@ -46,13 +49,13 @@ def _decided(run: Run, questions: Questions | None = None) -> Analysis:
 
 
 def _quality_warnings(run: Run) -> list[str]:
-    return [w for c in _decided(run).report.comparisons for w in c.warnings if "nats a token worse" in w]
+    return [w for c in _decided(run).report.comparisons for w in c.warnings if "ΔNLL" in w]
 
 
 def test_speed_bought_with_quality_is_told_once_beside_the_verdict() -> None:
     found = _quality_warnings(_with_quality(simulate_run(Design(ratio=0.8)), engine=(0.12, 0.05, 0.19)))
     # exp(0.12) is 1.1275.
-    assert found == ["faster, and 0.12 nats a token worse [0.05, 0.19] than baseline: perplexity × 1.127"]
+    assert found == ["faster at ΔNLL +0.12 nats/token [+0.05, +0.19] against baseline: perplexity × 1.127"]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,7 @@ def test_a_gate_that_was_skipped_has_no_quality() -> None:
 
 
 def _json(run: Run) -> str:
-    from enginecmp_analysis.output.export import to_json
+    from enginecmp_analysis.render.export import to_json
 
     return to_json(_decided(run).report)
 
@@ -187,11 +190,22 @@ def _golden_run() -> Run:
     return run
 
 
+def test_who_is_dominated_stands_among_all_numbers_and_not_below_the_first_screen() -> None:
+    analysis = _decided(_golden_run(), Questions())
+    assert not any("proven dominated" in text for text, _ in asked_for(analysis.report))
+    assert any("proven dominated" in text for text, _ in render(analysis))
+
+
 def test_the_sections_are_the_golden_ones() -> None:
     prices = read_prices("EUR 2.49/h")
-    questions = Questions(parse_promises("ttft_p95<30ms"), prices, demand_per_second=25.0, budget_per_hour=8.0)
+    questions = Questions(parse_objectives("ttft_p95<30ms"), prices, demand_per_second=25.0, budget_per_hour=8.0)
     analysis = _decided(_golden_run(), questions)
-    lines = [*quality_lines(analysis.report.quality or [], analysis.contexts[0]), *decision_lines(analysis.report)]
+    report = analysis.report
+    lines = [
+        *quality_lines(report.quality or [], analysis.contexts[0]),
+        *pareto_lines(report.pareto or []),
+        *decision_lines(report),
+    ]
     assert max(len(text) for text, _ in lines) <= WIDTH
     assert "".join(f"{text}\n" for text, _ in lines) == GOLDEN.read_text()
 
@@ -218,15 +232,15 @@ def test_the_command_answers_in_every_form(results: Path) -> None:
     assert [row["status"] for row in found["expectations"]] == ["refuted", "holds", "open", "not measured"]
     assert {row["metric"] for row in found["money"]["rows"]} >= {"cost_per_million_output_tokens"}
     assert [row["dominated_by"] for row in found["pareto"]] == ["mistralrs", "mistralrs", None]
-    table, markdown = _stats(results, *options).output, _stats(results, *options, "--markdown").output
+    table, markdown = _stats(results, "--all", *options).output, _stats(results, *options, "--markdown").output
     for text in (
         "quality on the bundled text",
-        "expectations (claims",
+        "status, target, actual",
         "money in EUR",
         "machines: SLO p95 ttft_seconds",
     ):
         assert text in table
-    for text in ("**quality**", "**expectations**", "**money**", "**machines for p95 ttft_seconds <= 0.03, p95 tpot"):
+    for text in ("**quality**", "**targets**", "**money**", "**machines for p95 ttft_seconds <= 0.03, p95 tpot"):
         assert text in markdown
 
 
@@ -247,7 +261,7 @@ def test_nothing_is_asked_nothing_is_added(results: Path) -> None:
             "expected the currency of the price, 'EUR'",
         ),
         (["--price", "cheap"], "--price: expected an amount per hour like 2.49/h"),
-        (["--slo", "ttft<30ms"], "expected a promise like ttft_p95<200ms"),
+        (["--slo", "ttft<30ms"], "expected an SLO objective like ttft_p95<200ms"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(results: Path, options: list[str], told: str) -> None:
@@ -258,11 +272,11 @@ def test_options_that_do_not_fit_are_refused(results: Path, options: list[str], 
 def test_engines_are_described_as_default_or_tuned_and_by_their_batching() -> None:
     run = simulate_run(cells=(Cell(50, 16, 4),))
     run.manifest.engines[0].options = {"tuned": "default", "batching": "queue"}
-    run.manifest.engines[1].options = {"tuned": "tuned", "batching": "own"}
+    run.manifest.engines[1].options = {"tuned": "tuned", "batching": "continuous"}
     assert analyse([run]).contexts[0].engines == {
         "baseline": "1.0, cpu, default, queue, first in first out, reference",
-        "engine": "1.0, cpu, tuned, own batching, equivalent",
+        "engine": "1.0, cpu, tuned, continuous batching, equivalent",
     }
     alone = simulate_run()
-    alone.manifest.engines[1].options = {"tuned": "tuned", "batching": "own"}
+    alone.manifest.engines[1].options = {"tuned": "tuned", "batching": "continuous"}
     assert analyse([alone]).contexts[0].engines["engine"] == "1.0, cpu, tuned, equivalent"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import CommandLine
 
+from enginecmp.format.records import Cell
 from enginecmp.scenarios.loader import load_scenario
-from enginecmp.types import Cell
+from enginecmp_analysis.analyse import analyse
+from enginecmp_analysis.data.metrics import METRICS
+from enginecmp_analysis.data.simulate import Design, simulate_run, write_run
 from enginecmp_analysis.decisions.expect import expectations
-from enginecmp_analysis.decisions.schema import ExpectationRow
-from enginecmp_analysis.metrics import METRICS
-from enginecmp_analysis.report import Options, analyse
-from enginecmp_analysis.simulate import Design, simulate_run
+from enginecmp_analysis.judge.judge import Options
+from enginecmp_analysis.schema.decisions import ExpectationRow
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "docs" / "examples").glob("expect-*.toml"))
 
@@ -132,3 +135,73 @@ def test_the_examples_load_and_claim_what_can_be_measured(path: Path) -> None:
         assert scenario.blocks * scenario.requests >= 100
         assert [claim.metric for claim in scenario.expect if claim.metric not in {*METRICS, "ratio"}] == []
         assert all(claim.source for claim in scenario.expect)
+
+
+# --- targets from a file ---------------------------------------------------------------------------------------------
+
+TARGETS = """
+[[expect]]
+engine = "engine"
+metric = "e2e_seconds"
+high = 0.04
+source = "our service"
+[[expect]]
+engine = "engine"
+metric = "ratio"
+low = 1.5
+[[expect]]
+engine = "engine"
+metric = "gpu_busy_share"
+low = 0.7
+[[expect]]
+engine = "engine"
+metric = "e2e_seconds"
+high = 1.0
+scenario = "other"
+"""
+
+
+def test_targets_of_a_file_are_held_against_existing_runs_with_the_conditions(cmp: CommandLine, tmp_path: Path) -> None:
+    run = simulate_run(TWICE, run_id="one")
+    run.manifest.environment |= {"cpu": "Some CPU", "commit": "abc123", "libraries": {"enginecmp": "9.9"}}
+    write_run(run, tmp_path)
+    (tmp_path / "targets.toml").write_text(TARGETS)
+    done = cmp("stats", "one", "--expect", "targets.toml", "--json")
+    assert done.returncode == 3, done.stderr
+    rows = json.loads(done.stdout)["expectations"]
+    assert [row["status"] for row in rows] == ["refuted", "holds", "not measured", "not measured"]
+    assert all(row["asked"] for row in rows)
+    assert rows[3]["reason"] == "no run of the scenario other is among these"
+    assert (
+        rows[0]["measured"]
+        == f"{run.manifest.created_utc[:10]}; engine 1.0 (cpu); enginecmp 9.9; commit abc123; Some CPU"
+    )
+    shown = cmp("stats", "one", "--expect", "targets.toml", "--markdown")
+    assert "| engine | cell | target | actual [95 % CI] | status | source | measured |" in shown.stdout
+    assert "**refuted**" in shown.stdout
+
+
+def test_what_is_open_or_holds_exits_with_0(cmp: CommandLine, tmp_path: Path) -> None:
+    write_run(simulate_run(TWICE, run_id="one"), tmp_path)
+    (tmp_path / "targets.toml").write_text(TARGETS.replace("0.04", "0.0501"))
+    done = cmp("stats", "one", "--expect", "targets.toml")
+    assert done.returncode == 0, done.stderr
+    assert "  measured: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "expected at least one [[expect]] table"),
+        ('[[expect]]\nengine = "a"\nmetric = "ttft_second"\nlow = 1', "did you mean 'ttft_seconds'"),
+        ('[[expect]]\nengine = "a"\nmetric = "ratio"', "low, high or both"),
+        ('[[expect]]\nengin = "a"\nmetric = "ratio"', "did you mean 'engine'"),
+        ("expect = 3", "expected claims as [[expect]] tables, got 3"),
+        ("a = ", "targets.toml"),
+    ],
+)
+def test_a_wrong_file_of_targets_is_a_usage_error(text: str, told: str, cmp: CommandLine, tmp_path: Path) -> None:
+    write_run(simulate_run(TWICE, run_id="one"), tmp_path)
+    (tmp_path / "targets.toml").write_text(text)
+    done = cmp("stats", "one", "--expect", "targets.toml")
+    assert (done.returncode, told in done.stderr) == (2, True), done.stderr

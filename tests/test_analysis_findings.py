@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from simulated_load import S, batching_server, findings_of, queueing_server, run_of, sample, shown
 
-from enginecmp.types import Cell, Sample
+from enginecmp.format.records import Cell, Sample
+from enginecmp_analysis.analyse import analyse
 from enginecmp_analysis.data.load import Run
-from enginecmp_analysis.output.export import to_markdown
-from enginecmp_analysis.report import analyse
-from enginecmp_analysis.simulate import Design, simulate_run
+from enginecmp_analysis.data.simulate import Design, simulate_run
+from enginecmp_analysis.render.export import to_markdown
+from enginecmp_analysis.render.first_screen import nothing
 
 CELL = Cell(50, 16, 1)
 
@@ -49,6 +50,38 @@ def test_the_kv_cache_is_held_against_the_formula(bytes_a_token: float, verdict:
     assert found.verdict == verdict
     assert found.value == pytest.approx(bytes_a_token, abs=1e-3)
     assert found.details == {"formula_float16_bytes": 23_040.0, "formula_float32_bytes": 46_080.0}
+
+
+def test_the_kv_cache_is_told_at_lengths_beside_the_formula() -> None:
+    # 30 layers x 3 heads x 128 values: 23,040 bytes a token in float16.
+    told = shown(_caching(23_040.0, fixed=1e6))
+    assert "float16 / float32 baseline" in told or "float16 / float32 engine" in told
+    for row in ("1,024 tokens 23.6 MB / 47.2 MB 23.6 MB", "32,768 tokens 755 MB / 1.51 GB 755 MB"):
+        assert row in told, told
+    assert "4,096 tokens 94.4 MB / 189 MB reserved" in shown(_caching(1.0, fixed=1e9))
+
+
+def test_components_stand_in_a_table_with_calls_and_the_bottleneck() -> None:
+    cell = Cell(32, 4, variant="decode")
+    parts = {"baseline": {"ffn": 0.6, "attention": 0.3, "other": 0.1}, "engine": {"ffn": 0.1, "attention": 0.2}}
+    rows = [
+        sample(block, engine, cell, i, i, i + 1, metrics={f"{name}_seconds": v for name, v in seconds.items()})
+        for block in range(3)
+        for engine, seconds in parts.items()
+        for i in range(4)
+    ]
+    run = run_of(rows, scenario={"kind": "profile"})
+    first, second = findings_of(run, "bottleneck")
+    assert (first.verdict, second.verdict) == ("ffn", "attention")
+    # 30 layers, four passes.
+    assert first.details["ffn_calls"] == 120
+    assert first.details["ffn_share"] == pytest.approx(0.6)
+    assert first.text == "ffn takes 60.0 % of a pass: 120 calls of 5 ms"
+    told = shown(run)
+    assert "bottleneck: baseline ffn, engine attention" in told
+    assert "ffn 120 600 60.0 % 100 33.3 %" in told
+    assert "attention 120 300 30.0 % 200 66.7 %" in told
+    assert "other – 100 10.0 % –" in told
 
 
 def test_one_length_of_request_gives_no_slope() -> None:
@@ -274,3 +307,20 @@ def test_a_sweep_that_stays_below_capacity_says_so_and_has_no_capacity() -> None
     assert found.verdict == "not reached"
     assert found.value == pytest.approx(5.0, rel=0.15)
     assert found.text.startswith("saturation was not reached, or not for long: at")
+
+
+def test_a_sweep_of_two_rates_says_why_it_has_no_capacity_where_that_is_the_question() -> None:
+    run = _swept(np.random.default_rng(1), (5.0, 15.0), batching=False)
+    assert findings_of(run, "saturation") == []
+    run.manifest.scenario["primary_metric"] = "saturation_requests_per_second"
+    analysis = analyse([run])
+    told = "engine: no saturation_requests_per_second: no capacity: 2 rates gave answers that count, a capacity takes 3"
+    assert told in analysis.report.warnings[:2]
+    assert nothing(analysis) == f"Nothing to rank: {told}."
+
+
+def test_an_engine_without_the_primary_metric_is_named_beside_those_that_have_it() -> None:
+    run = _swept(np.random.default_rng(1), (5.0, 15.0), batching=False)
+    run.manifest.scenario["primary_metric"] = "goodput_requests_per_second"
+    told = "engine: no goodput_requests_per_second: the scenario has no limits under [goodput]"
+    assert told in analyse([run]).report.warnings[:2]

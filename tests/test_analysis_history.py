@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from enginecmp.errors import UsageError
+from enginecmp_analysis.analyse import analyse
 from enginecmp_analysis.data.load import Run
-from enginecmp_analysis.history import Point, changes, history, render_history
-from enginecmp_analysis.output.export import to_json
-from enginecmp_analysis.simulate import Design, simulate_run
+from enginecmp_analysis.data.simulate import Design, simulate_run
+from enginecmp_analysis.judge.history import changes, history
+from enginecmp_analysis.render.export import to_json
+from enginecmp_analysis.render.history_table import render_history
+from enginecmp_analysis.schema.history import HistoryReport, Point
 
 
 def series(factors: list[float], *, seed: int = 0, **manifest: object) -> list[Run]:
@@ -29,8 +32,12 @@ def series(factors: list[float], *, seed: int = 0, **manifest: object) -> list[R
     return runs
 
 
+def follow(runs: list[Run], metrics: tuple[str, ...] = ()) -> HistoryReport:
+    return history([analyse([run]) for run in runs], metrics)
+
+
 def points(runs: list[Run], metric: str = "e2e_seconds") -> list[Point]:
-    (found,) = history(runs, [metric]).series
+    (found,) = follow(runs, (metric,)).series
     return found.points
 
 
@@ -107,13 +114,13 @@ def test_a_new_build_stays_in_the_series_and_is_noted() -> None:
 def test_the_table_fits_80_columns_and_says_which_way() -> None:
     runs = series([1.0] * 6 + [1.2] * 6)
     for metric in ("e2e_seconds", "decode_tokens_per_second"):
-        lines = [text for text, _ in render_history(history(runs, [metric]))]
+        lines = [text for text, _ in render_history(follow(runs, (metric,)))]
         assert max(map(len, lines)) <= 80
         assert sum("changed, worse" in line for line in lines) == 1, metric
 
 
 def test_the_primary_metric_is_followed_by_itself_and_json_names_its_schema() -> None:
-    content = json.loads(to_json(history(series([1.0] * 3))))
+    content = json.loads(to_json(follow(series([1.0] * 3))))
     assert content["schema"] == "enginecmp-history/1"
     assert [s["metric"] for s in content["series"]] == ["throughput_tokens_per_second"]
     assert content["series"][0]["points"][0]["ratio"] is None
@@ -121,4 +128,4 @@ def test_the_primary_metric_is_followed_by_itself_and_json_names_its_schema() ->
 
 def test_an_unknown_metric_is_refused() -> None:
     with pytest.raises(UsageError, match="did you mean 'e2e_seconds'"):
-        history(series([1.0]), ["e2e_second"])
+        follow(series([1.0]), ("e2e_second",))

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from simulated_load import findings_of, run_of, sample
 
-from enginecmp.types import Cell
+from enginecmp.format.records import Cell
 from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.data.memory import lasting_growth, leaks
 from enginecmp_analysis.findings.memory_findings import judge_leak

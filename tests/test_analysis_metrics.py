@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from enginecmp.errors import UsageError
-from enginecmp.types import Cell, Sample
+from enginecmp.format.records import Cell, Sample
 from enginecmp_analysis.data.columns import ColumnBuilder, Columns
 from enginecmp_analysis.data.launches import LaunchMeans, launch_means, measured
 from enginecmp_analysis.data.load import Run
-from enginecmp_analysis.metrics import METRICS, find_metric
-from enginecmp_analysis.simulate import samples, simulate_run
+from enginecmp_analysis.data.metrics import METRICS, find_metric
+from enginecmp_analysis.data.simulate import samples, simulate_run
 
 S = 1_000_000_000
 CELL = Cell(10, 3, 1)

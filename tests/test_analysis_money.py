@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from decision_runs import request, run_of
+from simulated_load import batching_server, queueing_server
+from simulated_load import run_of as loaded_run
 
 from enginecmp.errors import UsageError
-from enginecmp.types import Cell
-from enginecmp_analysis.data.launches import LaunchMeans
+from enginecmp.format.records import Cell
+from enginecmp_analysis.analyse import analyse
+from enginecmp_analysis.data.launches import Key, LaunchMeans
 from enginecmp_analysis.data.load import Run
-from enginecmp_analysis.decisions.money import SPLIT, WHOLE, money
+from enginecmp_analysis.data.simulate import Design, simulate_run
+from enginecmp_analysis.decisions.money import SPLIT, WHOLE, costs, money
 from enginecmp_analysis.decisions.prices import Prices, parse_amount_per_hour, parse_demand, read_prices
-from enginecmp_analysis.decisions.schema import Money
-from enginecmp_analysis.report import Options, analyse
-from enginecmp_analysis.simulate import Design, simulate_run
+from enginecmp_analysis.judge.judge import Options
+from enginecmp_analysis.schema.decisions import Money
 
 # 3.6 an hour is a thousandth a second.
 THOUSANDTH = Prices("EUR", everything=3.6)
@@ -57,6 +61,46 @@ def test_overlapping_requests_charge_the_whole_window_to_either_side() -> None:
     assert costs["cost_per_million_output_tokens"] == pytest.approx(0.001 * 2 / 10 * 1e6)
     assert costs["cost_per_million_input_tokens"] == pytest.approx(0.001 * 2 / 200 * 1e6)
     assert costs["cost_per_thousand_requests"] == pytest.approx(0.001 * 2 / 2 * 1000)
+
+
+LOADS = [Cell(50, 16, 4, "poisson", rate) for rate in (1.0, 3.0, 12.0)] + [Cell(50, 16, 8)]
+
+
+@pytest.mark.parametrize("cell", LOADS)
+def test_under_load_a_cost_times_its_rate_is_the_price_and_the_slo_keeps_no_more_than_all(cell: Cell) -> None:
+    rows = []
+    for block in range(3):
+        random = np.random.default_rng(block)
+        due = np.cumsum(random.exponential(1 / float(cell.rate_per_second), 60)) if cell.arrival else None
+        for number, served in enumerate(
+            (
+                batching_server(cell.concurrency, 72, 16, step=lambda active: 0.02, arrivals=due),
+                queueing_server(8, 72, 16, lambda draw=random: float(draw.gamma(4, 0.05)), arrivals=due),
+            )
+        ):
+            rows += served.samples(block, ("batching", "queueing")[number], cell, warmups=8)
+    run = loaded_run(rows, engines=("batching", "queueing"), scenario={"goodput": {"e2e_seconds": 1e6}})
+    (group,) = analyse([run]).groups
+    found, _ = costs(group, THOUSANDTH)
+    for engine in ("batching", "queueing"):
+        _check_identities(found, group.means, engine, cell)
+
+
+def _check_identities(
+    found: Mapping[Key, LaunchMeans], means: Mapping[Key, LaunchMeans], engine: str, cell: Cell
+) -> None:
+    per_request = found[engine, cell, "cost_per_thousand_requests"].means / 1e3
+    hourly = found[engine, cell, "requests_per_device_hour"].means
+    assert (per_request * hourly).tolist() == pytest.approx([3.6] * 3, rel=1e-12)
+    tokens = means[engine, cell, "throughput_tokens_per_second"].means
+    per_token = found[engine, cell, "cost_per_million_output_tokens"].means / 1e6
+    assert (per_token * tokens * 3600).tolist() == pytest.approx([3.6] * 3, rel=1e-12)
+    prompts = found[engine, cell, "cost_per_million_input_tokens"].means / 1e6 * 50
+    assert prompts.tolist() == pytest.approx(per_request.tolist(), rel=1e-12)
+    # Every request keeps so loose a limit; under overload they are served long after they are sent.
+    at_slo = found[engine, cell, "requests_per_device_hour_at_slo"].means
+    assert (at_slo <= hourly * (1 + 1e-12)).all()
+    assert at_slo.tolist() == pytest.approx(hourly.tolist(), rel=0.25)
 
 
 def test_without_stamps_nothing_is_split() -> None:

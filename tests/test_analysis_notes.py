@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from enginecmp_analysis.analyse import analyse
+from enginecmp_analysis.data.columns import MEASURE
 from enginecmp_analysis.data.launches import Key, LaunchMeans
 from enginecmp_analysis.data.load import Run
-from enginecmp_analysis.judge import Options, candidates, judge
-from enginecmp_analysis.report import analyse
-from enginecmp_analysis.schema import Comparison
-from enginecmp_analysis.simulate import Design, simulate_run
+from enginecmp_analysis.data.simulate import Design, simulate_run
+from enginecmp_analysis.judge.judge import Options, candidates, judge
+from enginecmp_analysis.render.table import render
+from enginecmp_analysis.schema.stats import Comparison
 
 
 def _slowed(run: Run, factor: NDArray[np.float64]) -> Run:
@@ -97,3 +99,32 @@ def test_a_real_difference_inside_the_margin_is_told_to_be_small(ratio: float) -
     found = _judged(np.random.default_rng(3).normal(np.log(ratio), 0.001, 12), np.ones(12))
     assert found.verdict in ("faster", "slower")
     assert found.warnings == ["the difference is real but smaller than the ±3% that counts as equivalent"]
+
+
+def _all_of_engine(run: Run, reason: str) -> Run:
+    columns = run.columns
+    excluded = columns.excluded.copy()
+    excluded[(columns.engine == 1) & (columns.phase == MEASURE)] = 1
+    return dataclasses.replace(run, columns=dataclasses.replace(columns, reasons=("", reason), excluded=excluded))
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("foreign_cpu", "engine: nothing was measured: all 100 requests are flagged (foreign_cpu 100); "),
+        ("error", "engine: nothing was measured: none of 100 requests ended well and unflagged: error 100"),
+    ],
+)
+def test_an_engine_of_which_nothing_was_measured_is_told_first(reason: str, told: str) -> None:
+    analysis = analyse([_all_of_engine(simulate_run(), reason)])
+    assert analysis.report.warnings[0].startswith(told)
+    assert render(analysis)[0][0].startswith(f"! {told[:40]}")
+    assert sum("nothing was measured" in text for text, _ in render(analysis)) == 1
+
+
+def test_nothing_at_all_is_said_in_the_first_line() -> None:
+    run = _all_of_engine(simulate_run(engines=("baseline", "engine")), "error")
+    run.columns.excluded[:] = 1
+    lines = [text for text, _ in render(analyse([run]))]
+    assert lines[0] == "nothing to show: no request ended well and unflagged"
+    assert lines[1].startswith("! baseline: nothing was measured: none of 100 requests ended well")

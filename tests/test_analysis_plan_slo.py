@@ -1,4 +1,4 @@
-"""Plans and promises."""
+"""Plans and objectives."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from enginecmp.errors import UsageError
-from enginecmp_analysis.decisions.slo import Promise, check, check_all, parse_promises
-from enginecmp_analysis.plan import launch_costs, plan
-from enginecmp_analysis.report import Analysis, Options, analyse
-from enginecmp_analysis.schema import Plan
-from enginecmp_analysis.simulate import Design, simulate_run
+from enginecmp_analysis.analyse import analyse
+from enginecmp_analysis.data.group import Analysis
+from enginecmp_analysis.data.simulate import Design, simulate_run
+from enginecmp_analysis.decisions.slo import Objective, check, check_all, parse_objectives
+from enginecmp_analysis.judge.judge import Options
+from enginecmp_analysis.judge.plan import launch_costs, plan
+from enginecmp_analysis.schema.stats import Plan
 
 
 def _analysed(design: Design, engines: tuple[str, ...] = ("baseline", "engine")) -> Analysis:
@@ -25,34 +27,37 @@ def _plan(design: Design, detect: float) -> Plan:
     return found
 
 
-def test_promises_are_read_as_written() -> None:
-    assert parse_promises("ttft_seconds:p99=0.5") == [Promise("ttft_seconds", 0.99, 0.5)]
-    assert parse_promises("itl_seconds:p99.9=2e-2") == [Promise("itl_seconds", 0.999, 0.02)]
-    assert parse_promises("ttft_p95<200ms, tpot_p95<=30.5ms,e2e_p99.9<2s,itl_seconds_p50<900us") == [
-        Promise("ttft_seconds", 0.95, 0.2),
-        Promise("tpot_seconds", 0.95, 0.0305),
-        Promise("e2e_seconds", 0.999, 2.0),
-        Promise("itl_seconds", 0.5, 0.0009),
+def test_objectives_are_read_as_written() -> None:
+    assert parse_objectives("ttft_seconds:p99=0.5") == [Objective("ttft_seconds", 0.99, 0.5)]
+    assert parse_objectives("itl_seconds:p99.9=2e-2") == [Objective("itl_seconds", 0.999, 0.02)]
+    assert parse_objectives("ttft_p95<200ms, tpot_p95<=30.5ms,e2e_p99.9<2s,itl_seconds_p50<900us") == [
+        Objective("ttft_seconds", 0.95, 0.2),
+        Objective("tpot_seconds", 0.95, 0.0305),
+        Objective("e2e_seconds", 0.999, 2.0),
+        Objective("itl_seconds", 0.5, 0.0009),
     ]
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("ttft_seconds<0.5", "expected a promise like ttft_p95<200ms or ttft_seconds:p95=0.2, got 'ttft_seconds<0.5'"),
+        (
+            "ttft_seconds<0.5",
+            "expected an SLO objective like ttft_p95<200ms or .*, got 'ttft_seconds<0.5'",
+        ),
         ("ttft_p95<0.2", "expected a limit with its unit .us, ms or s., like ttft_p95<200ms, got 'ttft_p95<0.2'"),
         ("ttft_p95<2min", "expected a limit with its unit"),
-        ("ttft_p95<200ms,", "expected a promise like .*, got ''"),
+        ("ttft_p95<200ms,", "expected an SLO objective like .*, got ''"),
         ("tftt_p95<200ms", "unknown metric 'tftt' .*; did you mean 'ttft'"),
-        ("ttft_seconds:p0=0.5", "expected a promise like"),
+        ("ttft_seconds:p0=0.5", "expected an SLO objective like"),
         ("ttft_second:p99=0.5", "did you mean 'ttft_seconds'"),
         ("decode_tokens_per_second:p99=5", "a latency of single requests"),
         ("load_seconds:p99=5", "a latency of single requests"),
     ],
 )
-def test_a_promise_that_is_none_is_refused(text: str, told: str) -> None:
+def test_an_objective_that_is_none_is_refused(text: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        parse_promises(text)
+        parse_objectives(text)
 
 
 def test_too_few_requests_prove_nothing() -> None:
@@ -71,16 +76,18 @@ def test_the_bound_is_the_highest_value_that_the_rule_leaves() -> None:
     assert 9000 < many.bound < 9100
 
 
-def test_a_promise_is_kept_only_with_confidence() -> None:
+def test_an_objective_is_kept_only_with_confidence() -> None:
     rng = np.random.default_rng(3)
     kept = [check(rng.exponential(size=300), 0.9, math.log(10)).verdict for _ in range(300)]
     # The limit is the true quantile: the rule may pass it in 1 % of cases.
     assert kept.count("pass") <= 9
 
 
-def test_promises_are_checked_for_every_engine_and_cell() -> None:
+def test_objectives_are_checked_for_every_engine_and_cell() -> None:
     group = _analysed(Design(requests=20)).groups[0]
-    lines = check_all("s", group.means, [Promise("ttft_seconds", 0.9, 0.05), Promise("ttft_seconds", 0.99, 0.05)], {})
+    lines = check_all(
+        "s", group.means, [Objective("ttft_seconds", 0.9, 0.05), Objective("ttft_seconds", 0.99, 0.05)], {}
+    )
     assert [(line.engine, line.quantile, line.verdict) for line in lines] == [
         ("baseline", 0.9, "pass"),
         ("engine", 0.9, "pass"),

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from enginecmp.types import Cell
+from enginecmp.format.records import Cell
 from enginecmp_analysis.data.launches import LaunchMeans
-from enginecmp_analysis.statistics.race import Race, scores_of
+from enginecmp_analysis.judge.race import Race, scores_of
 
 Scores = dict[str, dict[int, float]]
 
@@ -101,7 +101,7 @@ def test_launches_without_any_spread_are_judged_by_sign() -> None:
     assert race.winner({"b": {0: 2.0}, "c": {0: 2.0}}) == "b"
 
 
-def test_an_excluded_candidate_is_no_rival_and_blocks_that_miss_one_do_not_count() -> None:
+def test_an_excluded_candidate_is_no_opponent_and_blocks_that_miss_one_do_not_count() -> None:
     race = Race(["a", "b", "c"])
     race.exclude("c", "fails")
     race.look({"a": {0: 1.0, 1: 1.1, 2: 1.0}, "b": {0: 2.0, 2: 2.1}})

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 from enginecmp.errors import ResultsError, UsageError
-from enginecmp.types import Cell, Sample
+from enginecmp.format.records import Cell, Sample
+from enginecmp_analysis.analyse import analyse
 from enginecmp_analysis.data.columns import MEASURE, ColumnBuilder
 from enginecmp_analysis.data.load import Run
-from enginecmp_analysis.metrics import METRICS
-from enginecmp_analysis.output.export import to_csv, to_json, to_markdown
-from enginecmp_analysis.report import Options, analyse
-from enginecmp_analysis.schema import Comparison, StatsReport
-from enginecmp_analysis.simulate import Design, samples, simulate_run
+from enginecmp_analysis.data.metrics import METRICS
+from enginecmp_analysis.data.simulate import Design, samples, simulate_run
+from enginecmp_analysis.judge.judge import Options
+from enginecmp_analysis.render.export import to_csv, to_json, to_markdown
+from enginecmp_analysis.render.table import short_words
+from enginecmp_analysis.schema.stats import Comparison, StatsReport
 
 PRIMARY = "throughput_tokens_per_second"
 
@@ -43,6 +45,7 @@ COMPARISON_KEYS = [
     "verdict",
     "mde",
     "launches_needed",
+    "requests_needed",
     "warnings",
 ]
 SUMMARY_KEYS = [
@@ -114,14 +117,30 @@ def test_noise_without_a_difference_is_inconclusive_and_says_what_is_missing() -
 
 
 @pytest.mark.parametrize(
-    ("design", "needed"),
-    [(Design(blocks=9, ratio=2.0), 1), (Design(requests=9, ratio=2.0), 10)],
-    ids=["launches", "requests"],
+    ("design", "needed", "requests", "words"),
+    [
+        (Design(blocks=9, ratio=2.0), 1, 0, "withheld: 1 more launch needed"),
+        (
+            Design(blocks=5, requests=5, ratio=2.0),
+            *(5, 10, "withheld: 10 requests a launch needed, about 5 were valid, and 5 more launches needed"),
+        ),
+        *(
+            (
+                Design(blocks=blocks, requests=5, ratio=2.0),
+                *(0, 10, "withheld: 10 requests a launch needed, about 5 were valid"),
+            )
+            for blocks in (10, 20, 30)
+        ),
+    ],
+    ids=["launches", "both", "requests", "requests, 20 launches", "requests, 30 launches"],
 )
-def test_below_ten_by_ten_numbers_are_shown_and_the_verdict_is_withheld(design: Design, needed: int) -> None:
+def test_below_ten_by_ten_numbers_are_shown_and_what_is_missing_is_said(
+    design: Design, needed: int, requests: int, words: str
+) -> None:
     found = _find(analyse([simulate_run(design)]).report, PRIMARY)
     assert found.verdict == "withheld"
-    assert found.launches_needed == needed
+    assert (found.launches_needed, found.requests_needed) == (needed, requests)
+    assert short_words(found) == words
     assert found.ratio == pytest.approx(0.5, rel=0.1)
     assert found.p_value < 0.001
 
@@ -367,7 +386,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
 def test_json_has_every_key_of_the_schema_and_no_nan() -> None:
     text = to_json(analyse([simulate_run(Design(blocks=1))]).report)
     found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
-    assert list(found) == ["schema", "comparisons", "summaries", "warnings"]
+    assert list(found) == ["schema", "rankings", "comparisons", "summaries", "warnings"]
     assert found["schema"] == "enginecmp-stats/1"
     assert list(found["comparisons"][0]) == COMPARISON_KEYS
     assert list(found["summaries"][0]) == SUMMARY_KEYS

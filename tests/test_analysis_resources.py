@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
+import re
 from pathlib import Path
 
 import msgspec
@@ -12,15 +14,15 @@ import numpy as np
 import pytest
 from simulated_load import S, batching_server, queueing_server, readings, run_of, sample
 
-from enginecmp.types import Cell, Sample, TelemetryReading
+from enginecmp.format.records import Cell, Sample, TelemetryReading
+from enginecmp_analysis.analyse import analyse
 from enginecmp_analysis.data.cells import cell_name, cell_order, short_name
 from enginecmp_analysis.data.launches import launch_means, measured
 from enginecmp_analysis.data.load import Run, load_run
+from enginecmp_analysis.data.metrics import METRICS, verdict_word
+from enginecmp_analysis.data.simulate import Design, simulate_run, write_run
 from enginecmp_analysis.data.telemetry import Telemetry, read_telemetry
-from enginecmp_analysis.metrics import METRICS, verdict_word
-from enginecmp_analysis.output.export import to_csv
-from enginecmp_analysis.report import analyse
-from enginecmp_analysis.simulate import Design, simulate_run, write_run
+from enginecmp_analysis.render.export import to_csv
 
 CELL = Cell(100, 11, 1)
 MB = 1e6
@@ -41,6 +43,86 @@ def test_peak_memory_counts_from_the_empty_process() -> None:
     found = _means(run_of(_with_load(rows, empty_rss_bytes=120 * MB)))
     assert found["peak_rss_above_empty_bytes"] == [pytest.approx(382 * MB)]
     assert "peak_rss_above_empty_bytes" not in _means(run_of(_with_load(rows)))
+
+
+def _held_and_spoilt(*flags: str) -> tuple[bool, bool]:
+    """Return whether a launch whose every request carries the flags has a memory, and whether it has times."""
+    used = {"peak_rss_bytes": 500 * MB, "rss_bytes": 480 * MB, "weights_bytes": 300 * MB, "kv_cache_bytes": 30 * MB}
+    cells = CELL, Cell(200, 11, 1)
+    rows = [
+        sample(0, "engine", cell, i, 100 * n + i, 100 * n + i + 1, metrics=used | {"kv_cache_bytes": (n + 1) * MB})
+        for n, cell in enumerate(cells)
+        for i in range(3)
+    ]
+    for row in rows:
+        row.flags = list(flags)
+    run = run_of(_with_load(rows, empty_rss_bytes=120 * MB))
+    keep, held = (measured(run.columns, bytes_held=bytes_held) for bytes_held in (False, True))
+    found = {name for _, _, name in launch_means([run], METRICS, [keep], [held])}
+    memory = {"peak_rss_above_empty_bytes", "allocator_slack_bytes", "kv_bytes_per_token"} & found
+    assert len(memory) in (0, 3)
+    return bool(memory), bool(
+        {"e2e_seconds", "throughput_tokens_per_second", "decode_bandwidth_bytes_per_second"} & found
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "memory"),
+    [
+        (("foreign_cpu",), True),
+        (("cpu_pressure", "steal", "foreign_cpu"), True),
+        (("stalled",), True),
+        (("cpu_throttled",), True),
+        (("gpu_foreign_process", "gpu_throttled"), True),
+        (("short_output",), False),
+        (("foreign_cpu", "short_output"), False),
+        (("late_dispatch",), False),
+        (("a_flag_of_a_plugin",), False),
+        (("",), False),
+    ],
+)
+def test_a_flag_leaves_out_what_it_can_spoil(flags: tuple[str, ...], memory: bool) -> None:
+    assert _held_and_spoilt(*flags) == (memory, False)
+
+
+def test_memory_is_ranked_where_every_request_was_slowed_and_times_are_not() -> None:
+    def flagged(primary: str) -> Run:
+        rows = []
+        for engine, peak in (("baseline", 500), ("engine", 400)):
+            for block in range(10):
+                load = sample(block, engine, CELL, 0, -5, -1, phase="load", token_ns=[], output_tokens=0)
+                load.metrics = {"empty_rss_bytes": 100 * MB}
+                rows += [load]
+                for i in range(3):
+                    metrics = {"peak_rss_bytes": (peak + block % 3) * MB}
+                    rows.append(sample(block, engine, CELL, i, i, i + 1, metrics=metrics))
+                    rows[-1].flags = ["foreign_cpu"]
+        run = run_of(rows, engines=("baseline", "engine"))
+        run.manifest.scenario["primary_metric"] = primary
+        return run
+
+    report = analyse([flagged("peak_rss_above_empty_bytes")]).report
+    (found,) = [c for c in report.comparisons if c.primary]
+    assert (found.verdict, found.ratio) == ("faster", pytest.approx(0.75, rel=0.01))
+    assert any("the memory of those that were only slowed counts" in w for w in report.warnings)
+    report = analyse([flagged("throughput_tokens_per_second")]).report
+    assert {row.rank for ranking in report.rankings for row in ranking.rows} == {None}
+    assert report.warnings[0].startswith("baseline: nothing was measured: all 30 requests are flagged (foreign_cpu 30)")
+
+
+def test_values_far_out_are_told_and_stay() -> None:
+    run = simulate_run(Design(requests=20, blocks=10))
+    end, start = run.columns.end_ns.copy(), run.columns.start_ns
+    far = np.flatnonzero((run.columns.index == 7) & (run.columns.block == 3) & (run.columns.phase == 2))
+    end[far] = start[far] + 61 * (end[far] - start[far])
+    # Everything after it begins later: the clock does not run backwards.
+    run = dataclasses.replace(run, columns=dataclasses.replace(run.columns, end_ns=end))
+    notes = [w for w in analyse([run]).report.warnings if "times the median" in w]
+    assert len(notes) == 2
+    told = r": engine: 1 of 200 values are more than 10 times the median of their launch \(up to (5|6|7)[0-9] times\)"
+    assert re.search(told, notes[1])
+    assert "raise the mean by " in notes[1]
+    assert not [w for w in analyse([simulate_run()]).report.warnings if "times the median" in w]
 
 
 def test_slack_is_what_the_allocator_tells_or_else_what_is_left() -> None:
@@ -115,6 +197,23 @@ def test_energy_that_the_readings_do_not_cover_is_absent(telemetry: Telemetry | 
     assert "joules_per_token" not in _means(run_of(rows, telemetry=telemetry))
 
 
+def test_gpus_tell_their_busy_share_and_memory_over_the_window() -> None:
+    rows = [sample(0, "engine", CELL, i, 3.0 * i, 3.0 * i + 3) for i in range(10)]
+    times = np.arange(-2.0, 40.0, 0.5)
+    inside = (times >= 0) & (times <= 30)
+    told = {
+        "gpu0_busy_share": np.where(inside, 0.9, 0.0),
+        "gpu1_busy_share": np.full(len(times), 0.2),
+        "gpu0_memory_bytes": np.where(times < 20, 2e9, np.where(inside, 3e9, 9e9)),
+        "gpu1_memory_bytes": np.full(len(times), 1e9),
+    }
+    telemetry = Telemetry({name: readings(name, times, values).series[name] for name, values in told.items()})
+    found = _means(run_of(rows, telemetry=telemetry))
+    assert found["gpu_busy_share"] == [pytest.approx(0.9)]
+    assert found["gpu_memory_bytes"] == [4e9]
+    assert not {"gpu_busy_share", "gpu_memory_bytes"} & {*_means(run_of(rows, telemetry=_ticking(60.0)))}
+
+
 def test_a_window_shorter_than_the_counter_ticks_has_no_energy() -> None:
     rows = [sample(0, "engine", CELL, i, 0.1 * i, 0.1 * i + 0.05) for i in range(10)]
     assert "joules_per_token" not in _means(run_of(rows, telemetry=_ticking(60.0)))
@@ -142,7 +241,7 @@ def test_telemetry_is_read_past_torn_lines_and_they_are_counted(tmp_path: Path) 
     assert times.tolist() == [S, 2 * S, 3 * S]
     assert values.tolist() == [3000.0, 2900.0, 2800.0]
     assert "cpu0_busy_share" not in run.telemetry.series
-    assert run.warnings == (f"{path}: passed over 2 lines that are no readings",)
+    assert run.warnings == (f"{folder.name}/telemetry.jsonl: passed over 2 lines that are no readings",)
 
 
 def test_a_run_without_sensors_has_no_telemetry(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from enginecmp_analysis.compare import paired
-from enginecmp_analysis.report import analyse
-from enginecmp_analysis.simulate import Design, draw, simulate_run
-from enginecmp_analysis.statistics.stopping import progress
+from enginecmp_analysis.analyse import analyse
+from enginecmp_analysis.data.simulate import Design, draw, simulate_run
+from enginecmp_analysis.judge.compare import paired
+from enginecmp_analysis.judge.stopping import progress
 
 
 def _progress(

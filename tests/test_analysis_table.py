@@ -11,11 +11,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from enginecmp.cli.stats import command
-from enginecmp.types import Cell
-from enginecmp_analysis.output.layout import WIDTH
-from enginecmp_analysis.output.table import render
-from enginecmp_analysis.report import Options, analyse
-from enginecmp_analysis.simulate import Design, simulate_run, write_run
+from enginecmp.format.records import Cell
+from enginecmp_analysis.analyse import analyse
+from enginecmp_analysis.data.simulate import Design, simulate_run, write_run
+from enginecmp_analysis.judge.judge import Options
+from enginecmp_analysis.render.layout import WIDTH
+from enginecmp_analysis.render.table import render
 
 GOLDEN = Path(__file__).parent / "data" / "stats_table.txt"
 
@@ -87,7 +88,7 @@ def test_json_csv_and_markdown_say_the_same(results: Path) -> None:
         assert f"| {c['engine']} / pytorch_baseline | {c['ratio']:.4g} |" in text
 
 
-def test_json_has_promises_plans_and_details_only_where_asked_for(results: Path) -> None:
+def test_json_has_objectives_plans_and_details_only_where_asked_for(results: Path) -> None:
     plain = json.loads(_stats(results, "--json").output)
     assert {"slos", "plans"}.isdisjoint(plain)
     asked = json.loads(

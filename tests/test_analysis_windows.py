@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from simulated_load import S, batching_server, queueing_server, run_of, sample
 
-from enginecmp.types import Cell, Sample
+from enginecmp.format.records import Cell, Sample
+from enginecmp_analysis.analyse import analyse
 from enginecmp_analysis.data.launches import LaunchMeans, launch_means, measured
+from enginecmp_analysis.data.metrics import METRICS
+from enginecmp_analysis.data.simulate import simulate_run
 from enginecmp_analysis.data.sweep import Waiting, _capacity, merged, waiting
 from enginecmp_analysis.data.windows import served_inside
-from enginecmp_analysis.metrics import METRICS
-from enginecmp_analysis.report import analyse
-from enginecmp_analysis.simulate import simulate_run
 
 USERS = Cell(50, 16, 8)
 
@@ -243,13 +243,18 @@ def test_loading_has_a_cell_of_its_own_only_in_a_scenario_about_loading() -> Non
     rows = []
     for cell, seconds in ((cold, 4.0), (warm, 1.0)):
         load = sample(0, "engine", cell, 0, 0.0, seconds, phase="load", token_ns=[], output_tokens=0)
-        load.launch, load.metrics = f"b0-engine-{cell.variant}", {"startup_seconds": 0.25}
+        load.launch, load.metrics = (
+            f"b0-engine-{cell.variant}",
+            {"startup_seconds": 0.25, "load_map_seconds": seconds / 2},
+        )
         first = sample(0, "engine", cell, 0, 5.0, 6.0, metrics={"first_token_from_start_seconds": seconds + 0.5})
         first.launch = load.launch
         rows += [load, first]
     apart = _means(rows, cold, kind="load")
     assert apart["load_seconds"].means.tolist() == [4.0]
     assert apart["startup_seconds"].means.tolist() == [0.25]
+    assert apart["load_map_seconds"].means.tolist() == [2.0]
+    assert "load_parse_seconds" not in apart
     assert apart["first_token_from_start_seconds"].means.tolist() == [4.5]
     assert "ttft_seconds" not in apart
     together = _means(rows, None)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from enginecmp.types import Cell
+from enginecmp.format.records import Cell
 
 FIELDS = ("prompt_tokens", "output_tokens", "concurrency", "arrival", "rate_per_second", "variant")
 """Fields of a cell as columns of a table."""
+
+
+MOST = 2**31
+"""No length or number of users is as large as that."""
+
+
+def is_possible(cell: Cell) -> bool:
+    """Return whether a cell's numbers can be what they are called."""
+    rate = cell.rate_per_second or 0.0
+    return all(0 <= n < MOST for n in (cell.prompt_tokens, cell.output_tokens, cell.concurrency)) and 0 <= rate < MOST
 
 
 def cell_name(cell: Cell | None) -> str:
@@ -25,10 +35,11 @@ def load_name(cell: Cell) -> str:
         if cell.concurrency == 0:
             return "concurrency not told"
         return f"{cell.concurrency} user{'' if cell.concurrency == 1 else 's'}"
-    return _arrivals(cell) + (f", at most {cell.concurrency} at once" if cell.concurrency > 1 else "")
+    return arrivals_name(cell) + (f", at most {cell.concurrency} at once" if cell.concurrency > 1 else "")
 
 
-def _arrivals(cell: Cell) -> str:
+def arrivals_name(cell: Cell) -> str:
+    """Return how requests arrive in an open loop: "Poisson 4/s", "gamma sweep", "trace"."""
     kind = "Poisson" if cell.arrival == "poisson" else str(cell.arrival)
     if cell.rate_per_second:
         return f"{kind} {cell.rate_per_second:.4g}/s"
@@ -40,7 +51,7 @@ def short_name(cell: Cell | None) -> str:
     """Return a cell in as few characters as tell it from others: "50→16, ×25", "cold, 50→1, ×1"."""
     if cell is None:
         return "launch"
-    load = _arrivals(cell) if cell.arrival else f"×{cell.concurrency}"
+    load = arrivals_name(cell) if cell.arrival else f"×{cell.concurrency}"
     size = f"{cell.prompt_tokens}→{cell.output_tokens}, {load}"
     return f"{cell.variant}, {size}" if cell.variant else size
 

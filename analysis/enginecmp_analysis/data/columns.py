@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from enginecmp.types import Cell, Phase, Sample
+from enginecmp.format.records import PROFILED, Cell, Sample, SamplePhase
 
-PHASES: tuple[Phase, ...] = ("load", "warmup", "measure")
+PHASES: tuple[SamplePhase, ...] = ("load", "warmup", "measure")
 LOAD, WARMUP, MEASURE = range(3)
 _PHASE_CODES = {name: code for code, name in enumerate(PHASES)}
 _LARGEST = 2**63 - 1
 
-COMPONENTS = ("embedding", "norm", "rope", "attention", "ffn", "lm_head", "sampling", "other")
-"""Parts of a forward pass that `cmp_profile` tells apart, in the order in which tables show them."""
+MOST_NS = 2**62
+"""Stamps closer to zero than this have differences that fit 64 bits."""
+
+MOST_METRIC = 1e18
+"""No number of bytes or seconds is as large as that."""
 
 KNOWN_METRICS = frozenset(
     {
@@ -26,16 +29,25 @@ KNOWN_METRICS = frozenset(
         "peak_rss_bytes",
         "empty_rss_bytes",
         "startup_seconds",
+        "load_parse_seconds",
+        "load_map_seconds",
+        "load_init_seconds",
         "first_token_from_start_seconds",
         "operation_seconds",
         "weights_bytes",
         "kv_cache_bytes",
         "allocated_bytes",
         "reserved_bytes",
-        *(f"{name}_seconds" for name in COMPONENTS),
+        *(f"{name}_seconds" for name in PROFILED),
     }
 )
 """Names in `Sample.metrics` that something is derived from; the others stay in the file."""
+
+MOST_ERRORS = 3
+"""Different texts of errors that are kept of an engine."""
+
+MOST_TEXT = 200
+"""Characters of each."""
 
 KEPT = 0
 """Code in `Columns.excluded` of a sample that nothing speaks against."""
@@ -73,6 +85,10 @@ class Columns:
         token_ns: (M,) stamps of all tokens.
         metrics: name → (N,) values of `Sample.metrics`, NaN where a sample lacks it; names that no sample has are
             absent.
+        errors: code of an engine and reason → texts of its samples that failed so, each once, `MOST_ERRORS` at most.
+        told: launches and cells of which averages are told: their requests are not all here, so that no rate of the
+            launch follows from them.
+        replaces: launch → the launch of the same block that it repeats.
     """
 
     engines: tuple[str, ...]
@@ -95,6 +111,9 @@ class Columns:
     offsets: Ints
     token_ns: Ints
     metrics: Mapping[str, Floats] = field(default_factory=dict)
+    told: frozenset[tuple[str, Cell]] = frozenset()
+    replaces: Mapping[str, str] = field(default_factory=dict)
+    errors: Mapping[tuple[int, str], Sequence[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return N, the number of samples."""
@@ -118,7 +137,7 @@ class Columns:
         return found
 
 
-_INTEGER_FIELDS = tuple(f.name for f in fields(Columns))[4:-3]
+_INTEGER_FIELDS = tuple(f.name for f in fields(Columns))[4:-6]
 
 _CHUNK = 8192
 """Rows held as Python objects before they become numbers."""
@@ -137,6 +156,8 @@ class ColumnBuilder:
         self._counts = array("q", [0])
         self._tokens = array("q")
         self._metrics: dict[str, array[float]] = {}
+        self._errors: dict[tuple[int, str], list[str]] = {}
+        self._replaces: dict[str, str] = {}
 
     def add(self, sample: Sample) -> None:
         """Append one sample.
@@ -167,6 +188,13 @@ class ColumnBuilder:
         self._tokens.fromlist(sample.token_ns)
         self._counts.append(len(sample.token_ns))
         self._rows.append(row)
+        if isinstance(sample.replaces, str):
+            self._replaces.setdefault(sample.launch, sample.replaces)
+        if sample.error and reason in FAILED:
+            told = self._errors.setdefault((row[0], reason), [])
+            text = sample.error[:MOST_TEXT]
+            if len(told) < MOST_ERRORS and text not in told:
+                told.append(text)
         if sample.metrics:
             self._add_metrics(sample.metrics)
         if len(self._rows) == _CHUNK:
@@ -179,7 +207,9 @@ class ColumnBuilder:
             column = self._metrics.setdefault(name, array("d"))
             if len(column) < number:
                 column.extend(array("d", [math.nan]) * (number - len(column)))
-            column.append(metrics[name])
+            value = metrics[name]
+            # What nothing can hold or take was not measured; sums of it would overflow, differences turn a sign.
+            column.append(value if 0 <= value < MOST_METRIC else math.nan)
 
     def _flush(self) -> None:
         self._chunks.append(np.array(self._rows, dtype=np.int64).reshape(-1, len(_INTEGER_FIELDS)).T)
@@ -198,6 +228,8 @@ class ColumnBuilder:
             offsets=np.cumsum(_frozen(self._counts)),
             token_ns=_frozen(self._tokens),
             metrics={name: _filled(column, columns.shape[1]) for name, column in self._metrics.items()},
+            errors=dict(self._errors),
+            replaces=dict(self._replaces),
             **dict(zip(_INTEGER_FIELDS, columns, strict=True)),
         )
 
@@ -216,4 +248,8 @@ def _filled(numbers: array[float], n: int) -> Floats:
 
 def exclusion_reason(status: str, flags: Iterable[str]) -> str:
     """Return why a sample is left out: its status when not ok, else its flags joined by "+", else ""."""
-    return status if status != "ok" else "+".join(sorted(flags))
+    if status != "ok":
+        return status
+    names = sorted(flags)
+    # A flag without a name is one too.
+    return ("+".join(names) or "unnamed") if names else ""

@@ -13,13 +13,18 @@ from enginecmp_analysis.data.load import Run
 VOLATILE = frozenset({"available", "busy", "free", "hostname", "load", "mhz", "pid", "temperature", "time", "uptime"})
 
 # What a run saw of its machine, not what the machine is.
-SEEN = frozenset({"copy_bandwidth", "copy_bandwidth_bytes_per_second", "doctor", "sensors"})
+SEEN = frozenset({"commit", "copy_bandwidth", "copy_bandwidth_bytes_per_second", "doctor", "sensors"})
 
 # What does not touch a request that ended well: more blocks are more of the same measurement.
-FREE_IN_SCENARIO = frozenset({"blocks", "description", "deadlines", "expect", "give_up_after", "precision"})
+FREE_IN_SCENARIO = frozenset(
+    {"blocks", "description", "deadlines", "expect", "give_up_after", "max_extra", "precision"}
+)
+
+# What a search for the largest load comes by.
+SEARCHED = frozenset({"cells"})
 
 # What the calibration before a sweep decides.
-SWEPT = frozenset({"calibration", "cells"})
+SWEPT = frozenset({"calibration", "cells", "offered_cells"})
 
 
 @dataclass(slots=True)
@@ -97,6 +102,7 @@ def common_fingerprint(run: Run) -> dict[str, str]:
     manifest = run.manifest
     # The rates of a sweep follow from what the engines could do that day; the multiples are what was asked for.
     free = FREE_IN_SCENARIO | (SWEPT if manifest.scenario.get("offered_load") else frozenset())
+    free |= SEARCHED if manifest.scenario.get("find_max") else frozenset()
     scenario = {key: value for key, value in manifest.scenario.items() if key not in free}
     flat = {
         "model sha256": manifest.model.sha256,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from enginecmp_analysis.data.launches import Key, LaunchMeans
-from enginecmp_analysis.metrics import METRICS
+from enginecmp_analysis.data.metrics import METRICS
 from enginecmp_analysis.statistics.quantiles import SHOWN, harrell_davis, needed_per_launch
 
 

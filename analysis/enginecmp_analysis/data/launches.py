@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from enginecmp.types import Cell
+from enginecmp.format.flags import SPOIL_TIMES
+from enginecmp.format.records import Cell
 from enginecmp_analysis.data.columns import KEPT, LOAD, MEASURE, Columns
 from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.data.memory import allocator_slack, decode_bandwidth, kv_slopes, leaks, peak_above_empty
+from enginecmp_analysis.data.metrics import METRICS, metrics_of
 from enginecmp_analysis.data.stamps import gap_values, request_times, request_values, seconds
 from enginecmp_analysis.data.sweep import saturation, scaling
 from enginecmp_analysis.data.windows import (
@@ -28,7 +30,7 @@ from enginecmp_analysis.data.windows import (
     split,
     tokens_inside,
 )
-from enginecmp_analysis.metrics import METRICS, metrics_of
+from enginecmp_analysis.statistics.variance import group_means
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -47,6 +49,7 @@ class LaunchMeans:
         counts: (L,) values (requests, or token gaps) behind each mean.
         requests: (L,) requests behind each mean.
         values: (V,) all single values, launch after launch as in `counts`; for per-launch metrics the means.
+        told: blocks whose mean another tool told: it stands for its launch whatever number of requests is behind it.
     """
 
     blocks: list[Block]
@@ -54,6 +57,16 @@ class LaunchMeans:
     counts: Ints
     requests: Ints
     values: Floats
+    told: frozenset[Block] = frozenset()
+
+    def full(self, least: int) -> set[Block]:
+        """Return the blocks whose launches count for a verdict: `least` requests or more, or known by their mean."""
+        return {block for block, n in zip(self.blocks, self.requests.tolist(), strict=True) if n >= least} | self.told
+
+    def replicates(self) -> Floats:
+        """Return what an interval rests on: the means of launches, or those of runs where several are pooled."""
+        runs = np.array([run for run, _ in self.blocks])
+        return group_means(self.means, runs) if len(np.unique(runs)) > 1 else self.means
 
     def per_launch(self) -> list[Floats]:
         """Return the single values of each launch."""
@@ -65,7 +78,10 @@ Key = tuple[str, Cell | None, str]
 
 
 def launch_means(
-    runs: Iterable[Run], metrics: Iterable[str], keep: Iterable[NDArray[np.bool_]]
+    runs: Iterable[Run],
+    metrics: Iterable[str],
+    keep: Iterable[NDArray[np.bool_]],
+    held: Iterable[NDArray[np.bool_]] | None = None,
 ) -> dict[Key, LaunchMeans]:
     """Reduce runs of one group to launch means.
 
@@ -73,30 +89,43 @@ def launch_means(
         runs: runs that may be pooled.
         metrics: names of the metrics wanted; a run has those of its scenario's kind.
         keep: for every run a mask over its samples: which ones count.
+        held: which ones count for bytes that engines hold; `keep` where nothing is given.
 
     Returns:
         One entry for every engine, cell and metric that has at least one value.
     """
     wanted = list(metrics)
     parts: dict[Key, list[LaunchMeans]] = {}
-    for number, (run, kept) in enumerate(zip(runs, keep, strict=True)):
-        for key, part in _RunMeans(number, run, wanted, kept).all():
+    keep = list(keep)
+    for number, (run, kept, bytes_of) in enumerate(zip(runs, keep, keep if held is None else held, strict=True)):
+        for key, part in _RunMeans(number, run, wanted, kept, bytes_of).all():
             parts.setdefault(key, []).append(part)
+        for key, part in _told_means(number, run, wanted):
+            # What the requests say themselves goes first.
+            if not any(part.told.intersection(other.blocks) for other in parts.get(key, ())):
+                parts.setdefault(key, []).append(part)
     return {key: _join(some) for key, some in parts.items()}
 
 
-def measured(columns: Columns, *, include_flagged: bool = False) -> NDArray[np.bool_]:
+def measured(columns: Columns, *, include_flagged: bool = False, bytes_held: bool = False) -> NDArray[np.bool_]:
     """Return which samples count: phases load and measure, status ok, no flag.
 
     Args:
         columns: the run.
         include_flagged: keep samples that carry a flag, as long as they ended well.
+        bytes_held: keep those whose flags spoil times alone: memory is not larger beside other work.
     """
     phase: NDArray[np.bool_] = (columns.phase == MEASURE) | (columns.phase == LOAD)
-    kept: NDArray[np.bool_] = columns.excluded == KEPT
-    if not include_flagged:
-        return phase & kept
-    return phase & ~columns.failed()
+    if include_flagged:
+        return phase & ~columns.failed()
+    fine = [code for code, reason in enumerate(columns.reasons) if bytes_held and _spoils_times(reason)]
+    kept: NDArray[np.bool_] = np.isin(columns.excluded, [KEPT, *fine])
+    return phase & kept
+
+
+def _spoils_times(reason: str) -> bool:
+    """Return whether a reason is one or more flags, all of which say how fast the machine was."""
+    return bool(reason) and SPOIL_TIMES.issuperset(reason.split("+"))
 
 
 Found = Iterator[tuple[Key, LaunchMeans]]
@@ -110,9 +139,12 @@ class _RunMeans:
         run: the run.
         metrics: names wanted.
         kept: (N,) which samples count.
+        held: (N,) which samples count for bytes that the engine holds.
     """
 
-    def __init__(self, number: int, run: Run, metrics: list[str], kept: NDArray[np.bool_]) -> None:
+    def __init__(
+        self, number: int, run: Run, metrics: list[str], kept: NDArray[np.bool_], held: NDArray[np.bool_]
+    ) -> None:
         self.number = number
         self.run = run
         self.columns = run.columns
@@ -120,6 +152,7 @@ class _RunMeans:
         known = set(metrics_of(self.kind))
         self.wanted = [name for name in metrics if name in known]
         self.kept = kept
+        self.held = held
         self.times = request_times(run.columns)
         limits = run.manifest.scenario.get("goodput") or {}
         self.limits = {name: float(limit) for name, limit in limits.items() if limit is not None}
@@ -148,6 +181,7 @@ class _RunMeans:
             yield from self._of_launches(place)
         for engine, of_engine in steady.items():
             yield from self._of_blocks(engine, of_engine)
+        yield from self._bytes_held()
 
     def _loads(self) -> Found:
         """Yield what is measured before the first request: one value a launch, whatever its cells.
@@ -155,9 +189,10 @@ class _RunMeans:
         In a scenario about loading the cells are kinds of loading, each with launches of its own.
         """
         columns = self.columns
-        rows = np.flatnonzero(self.kept & (columns.phase == LOAD))
+        rows = np.flatnonzero(self.kept & (columns.phase == LOAD) & ~self._runs_already())
         spent = {
             "load_seconds": seconds(columns.end_ns - columns.start_ns),
+            **{f"load_{phase}_seconds": columns.metric(f"load_{phase}_seconds") for phase in ("parse", "map", "init")},
             "startup_seconds": columns.metric("startup_seconds"),
         }
         place = columns.engine * len(columns.cells) + (columns.cell if self.kind == "load" else 0)
@@ -167,6 +202,13 @@ class _RunMeans:
                 cell = columns.cells[code % len(columns.cells)] if self.kind == "load" else None
                 means = _reduce(self.number, columns, loads, spent[name][loads], np.ones(len(loads), np.int64))
                 yield (columns.engines[code // len(columns.cells)], cell, name), means
+
+    def _runs_already(self) -> NDArray[np.bool_]:
+        """Return which samples (N,) are of engines that ran before the run: what was loaded then is a client."""
+        running = {engine.name for engine in self.run.manifest.engines if engine.options.get("running")}
+        codes = [code for code, label in enumerate(self.columns.engines) if label in running]
+        found: NDArray[np.bool_] = np.isin(self.columns.engine, codes)
+        return found
 
     def _of_launches(self, place: Place) -> Found:
         """Yield the metrics of which a launch has one value in a cell."""
@@ -178,16 +220,13 @@ class _RunMeans:
             values["throughput_tokens_per_second"] = np.where(rates > 0, rates, np.nan)
             values["requests_per_second"] = found.completed / found.seconds
             values["joules_per_token"] = self._joules(found, place.well)
+            if (told := self.run.telemetry) is not None:
+                windows = list(zip(found.begin_ns.tolist(), found.end_ns.tolist(), strict=True))
+                values["gpu_memory_bytes"] = np.array([told.gpu_memory_bytes(*window) for window in windows])
+                values["gpu_busy_share"] = np.array([told.gpu_busy_share(*window) for window in windows])
         if "first_token_from_start_seconds" in self.wanted:
             first = columns.metric("first_token_from_start_seconds")
             values["first_token_from_start_seconds"] = np.array([first[part].mean() for part in parts])
-        if "peak_rss_above_empty_bytes" in self.wanted and "peak_rss_bytes" in columns.metrics:
-            values["peak_rss_above_empty_bytes"] = peak_above_empty(columns, parts)
-        if "allocator_slack_bytes" in self.wanted and "weights_bytes" in columns.metrics:
-            peaks = peak_above_empty(columns, parts)
-            values["allocator_slack_bytes"] = allocator_slack(columns, parts, peaks)
-        if "leak_bytes_per_request" in self.wanted and "rss_bytes" in columns.metrics:
-            values["leak_bytes_per_request"] = leaks(columns, parts)
         if "decode_bandwidth_bytes_per_second" in self.wanted and "weights_bytes" in columns.metrics:
             bandwidth = decode_bandwidth(columns, self.times, found, parts, place.well)
             values["decode_bandwidth_bytes_per_second"] = bandwidth
@@ -244,14 +283,33 @@ class _RunMeans:
             for cell, (block, values, requests) in scaling(of_engine).items():
                 yield from self._one_a_launch((engine, cell, "scaling_efficiency"), block, values, requests)
         if "saturation_requests_per_second" in self.wanted:
-            for cell, (block, values, requests) in saturation(self.columns, of_engine)[0].items():
+            for cell, (block, values, requests) in saturation(self.columns, of_engine).reached.items():
                 yield from self._one_a_launch((engine, cell, "saturation_requests_per_second"), block, values, requests)
-        if "kv_bytes_per_token" in self.wanted and "kv_cache_bytes" in self.columns.metrics:
-            rows = np.flatnonzero(self.kept & (self.columns.engine == self.columns.engines.index(engine)))
-            if slopes := kv_slopes(self.columns, rows):
-                blocks, found = np.array([b for b, _ in slopes]), np.array([slope for _, slope in slopes])
-                ones = np.ones(len(slopes), np.int64)
-                yield from self._one_a_launch((engine, None, "kv_bytes_per_token"), blocks, found, ones)
+
+    def _bytes_held(self) -> Found:
+        """Yield what the engines hold in memory, over all samples whose flags spoil times alone."""
+        columns = self.columns
+        for place in places(columns, self.held):
+            parts, found = place.parts(columns), place.found
+            values: dict[str, Floats] = {}
+            if "peak_rss_above_empty_bytes" in self.wanted and "peak_rss_bytes" in columns.metrics:
+                values["peak_rss_above_empty_bytes"] = peak_above_empty(columns, parts)
+            if "allocator_slack_bytes" in self.wanted and "weights_bytes" in columns.metrics:
+                peaks = peak_above_empty(columns, parts)
+                values["allocator_slack_bytes"] = allocator_slack(columns, parts, peaks)
+            if "leak_bytes_per_request" in self.wanted and "rss_bytes" in columns.metrics:
+                values["leak_bytes_per_request"] = leaks(columns, parts)
+            for name, of_launches in values.items():
+                yield from self._one_a_launch(
+                    (place.engine, place.cell, name), found.block, of_launches, found.requests
+                )
+        if "kv_bytes_per_token" in self.wanted and "kv_cache_bytes" in columns.metrics:
+            for code, engine in enumerate(columns.engines):
+                rows = np.flatnonzero(self.held & (columns.engine == code))
+                if slopes := kv_slopes(columns, rows):
+                    blocks, found_slopes = np.array([b for b, _ in slopes]), np.array([slope for _, slope in slopes])
+                    ones = np.ones(len(slopes), np.int64)
+                    yield from self._one_a_launch((engine, None, "kv_bytes_per_token"), blocks, found_slopes, ones)
 
     def _one_a_launch(self, key: Key, block: Ints, values: Floats, requests: Ints) -> Found:
         """Yield a metric with one value a launch, unless it has none at all."""
@@ -267,6 +325,17 @@ class _RunMeans:
                     values=values[present],
                 ),
             )
+
+
+def _told_means(number: int, run: Run, wanted: Iterable[str]) -> Found:
+    """Yield the averages of launches whose requests are not all known."""
+    known = set(metrics_of(scenario_kind(run))).intersection(wanted)
+    for told in run.told:
+        for name in sorted(known.intersection(told.metrics)):
+            value = np.array([told.metrics[name]])
+            block = (number, told.block)
+            one, requests = np.ones(1, np.int64), np.array([told.requests], np.int64)
+            yield (told.engine, told.cell, name), LaunchMeans([block], value, one, requests, value, frozenset([block]))
 
 
 def scenario_kind(run: Run) -> str:
@@ -297,4 +366,5 @@ def _join(parts: list[LaunchMeans]) -> LaunchMeans:
         counts=np.concatenate([part.counts for part in parts]),
         requests=np.concatenate([part.requests for part in parts]),
         values=np.concatenate([part.values for part in parts]),
+        told=frozenset().union(*(part.told for part in parts)),
     )

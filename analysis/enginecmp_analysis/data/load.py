@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from enginecmp.errors import ResultsError
-from enginecmp.types import SCHEMA, Manifest, Sample
+from enginecmp.format.files import MANIFEST, SAMPLES, TELEMETRY, in_run
+from enginecmp.format.readers import read_manifest
+from enginecmp.format.records import SCHEMA, Manifest, Sample
+from enginecmp.format.streams import read_lines
+from enginecmp.format.text import command_line, plain
+from enginecmp_analysis.data.checks import flag_other_lengths, without_contradictions
 from enginecmp_analysis.data.columns import ColumnBuilder, Columns
-from enginecmp_analysis.data.telemetry import TELEMETRY, Telemetry, read_telemetry
-
-MANIFEST = "manifest.json"
-SAMPLES = "samples.jsonl"
+from enginecmp_analysis.data.metrics import METRICS
+from enginecmp_analysis.data.repeated import not_begun, without_repeated
+from enginecmp_analysis.data.telemetry import Telemetry, read_telemetry
+from enginecmp_analysis.data.told import Told, read_told
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,8 @@ class Run:
         warnings: notes from reading, one sentence each.
         path: the run's folder; None for a run that lives in memory only.
         telemetry: telemetry.jsonl; None where there is none.
+        launch_notes: of launches that were repeated, and of those that never began, a sentence each.
+        told: averages of launches.jsonl, of imported launches whose requests are not all known.
     """
 
     manifest: Manifest
@@ -35,10 +44,14 @@ class Run:
     warnings: tuple[str, ...] = ()
     path: Path | None = None
     telemetry: Telemetry | None = None
+    told: tuple[Told, ...] = ()
+    launch_notes: tuple[str, ...] = ()
 
 
-class _Schema(msgspec.Struct):
-    schema: str
+class _Line(Sample, kw_only=True):
+    """A sample as it may stand in a file: what is not a number is null there."""
+
+    metrics: dict[str, float | None] = {}  # type: ignore[assignment]  # noqa: RUF012 msgspec copies it
 
 
 def load_runs(paths: Sequence[str | Path]) -> list[Run]:
@@ -53,9 +66,42 @@ def load_runs(paths: Sequence[str | Path]) -> list[Run]:
     Raises:
         ResultsError: a path holds no run, or a file is not what format version 1 says; names file and line.
     """
-    folders = list(dict.fromkeys(folder for path in paths for folder in find_runs(Path(path))))
-    return sorted(
-        (load_run(folder) for folder in folders), key=lambda run: (run.manifest.created_utc, run.manifest.run_id)
+    # Each folder once, under the name that was given first: what is said of it stands in reports for others.
+    folders: dict[Path, Path] = {}
+    for folder in (folder for path in paths for folder in find_runs(Path(path))):
+        folders.setdefault(folder.resolve(), folder)
+    runs = [load_run(folder) for folder in folders.values()]
+    return _each_once(sorted(runs, key=lambda run: (run.manifest.created_utc, run.manifest.run_id)))
+
+
+def _each_once(runs: Sequence[Run]) -> list[Run]:
+    """Leave out copies: two folders with one run would count every launch twice."""
+    kept: list[Run] = []
+    for run in runs:
+        for number, other in enumerate(kept):
+            if not _is_copy(run, other):
+                continue
+            # Of a copy and a run that went on afterwards, the longer one is the whole run.
+            long, short = (run, other) if len(run.columns) > len(other.columns) else (other, run)
+            note = f"{short.path} is left out: it holds the same run as {long.path}"
+            kept[number] = replace(long, warnings=(*long.warnings, note))
+            break
+        else:
+            kept.append(run)
+    return kept
+
+
+def _is_copy(run: Run, other: Run) -> bool:
+    """Return whether two folders hold one run: the same id, or the same stamps under another."""
+    if run.manifest.run_id == other.manifest.run_id:
+        return True
+    a, b = run.columns, other.columns
+    return (
+        len(a) == len(b) > 0
+        and run.manifest.model == other.manifest.model
+        and np.array_equal(a.start_ns, b.start_ns)
+        and np.array_equal(a.end_ns, b.end_ns)
+        and np.array_equal(a.token_ns, b.token_ns)
     )
 
 
@@ -68,12 +114,12 @@ def find_runs(path: Path) -> list[Path]:
     if path.is_file() and path.name in (MANIFEST, SAMPLES):
         path = path.parent
     if (path / MANIFEST).is_file():
-        return [path.resolve()]
+        return [path]
     if not path.is_dir():
         kind = "a file" if path.exists() else "nothing"
         msg = f"{path}: expected a run folder or a folder of runs, found {kind}; make a run with `cmp run`"
         raise ResultsError(msg)
-    found = [child.parent.resolve() for child in sorted(path.glob(f"*/{MANIFEST}"))]
+    found = [child.parent for child in sorted(path.glob(f"*/{MANIFEST}"))]
     if not found:
         msg = f"{path}: expected {MANIFEST} in it or in a folder below, found none; make a run with `cmp run`"
         raise ResultsError(msg)
@@ -86,51 +132,54 @@ def load_run(folder: Path) -> Run:
     Raises:
         ResultsError: a file is missing or not what format version 1 says.
     """
-    manifest = read_manifest(folder / MANIFEST)
+    manifest = read_manifest(folder)
+    _check_goodput(folder / MANIFEST, manifest.scenario.get("goodput"))
     samples = folder / SAMPLES
     warnings = []
     if manifest.status != "complete":
         how = "was killed, or is still going on" if manifest.status == "running" else "was interrupted"
-        warnings.append(f"run {manifest.run_id} {how}: finish it with `cmp run --resume {folder}`")
-    if not samples.exists():
+        warnings.append(
+            f"run {manifest.run_id} {how}: finish it with: {command_line(['cmp', 'run', '--resume', str(folder)])}"
+        )
+    if not os.path.lexists(samples):
         warnings.append(f"run {manifest.run_id} has no {SAMPLES}: nothing was measured")
         return Run(manifest, ColumnBuilder().build(), tuple(warnings), folder)
-    columns, notes = read_samples(samples, {engine.name for engine in manifest.engines})
+    labels = {engine.name for engine in manifest.engines}
+    columns, notes = read_samples(samples, labels)
+    scenario = manifest.scenario
+    # Files of other tools hold requests of many lengths, and their cell the typical one.
+    ours = scenario.get("kind", "requests") == "requests" and scenario.get("source_tool") is None
+    columns, more = without_contradictions(columns, samples, ours=ours)
+    notes += more
+    if ours:
+        columns, more = flag_other_lengths(columns, samples)
+        notes += more
+    columns, repeated = without_repeated(columns)
+    told = read_told(folder, labels)
+    columns = replace(columns, told=frozenset((average.launch, average.cell) for average in told))
     telemetry = None
-    if (folder / TELEMETRY).exists():
+    if os.path.lexists(folder / TELEMETRY):
         telemetry, more = read_telemetry(folder / TELEMETRY)
         notes += more
-    return Run(manifest, columns, (*warnings, *notes), folder, telemetry)
+    return Run(manifest, columns, (*warnings, *notes), folder, telemetry, told, (*repeated, *not_begun(folder)))
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read and check manifest.json.
-
-    Raises:
-        ResultsError: it is not JSON, of another format version, or lacks a field.
-    """
-    try:
-        raw = path.read_bytes()
-        schema = msgspec.json.decode(raw, type=_Schema).schema
-    except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror})"
-        raise ResultsError(msg) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        msg = f"{path}: expected a manifest with a schema, got: {error}"
-        raise ResultsError(msg) from error
-    if schema != SCHEMA:
-        msg = f"{path}: expected schema '{SCHEMA}', got '{schema}'; read it with the version of enginecmp that wrote it"
+def _check_goodput(path: Path, limits: object) -> None:
+    """Refuse limits of `[goodput]` that are not a latency each with its seconds."""
+    if limits is None:
+        return
+    wrong = [("goodput", limits)] if not isinstance(limits, dict) else []
+    wrong += [
+        (name, limit)
+        for name, limit in (limits.items() if isinstance(limits, dict) else ())
+        if name not in METRICS
+        or METRICS[name].per != "request"
+        or not (limit is None or (type(limit) in (int, float) and 0 < limit < math.inf))
+    ]
+    if wrong:
+        name, limit = wrong[0]
+        msg = f"{path}: scenario.goodput: expected metrics of requests with seconds above 0, got {name} = {limit!r:.80}"
         raise ResultsError(msg)
-    try:
-        manifest = msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        msg = f"{path}: not a manifest of '{SCHEMA}': {error}"
-        raise ResultsError(msg) from error
-    labels = [engine.name for engine in manifest.engines]
-    if len(set(labels)) != len(labels):
-        msg = f"{path}: expected every engine label once, got {', '.join(labels)}"
-        raise ResultsError(msg)
-    return manifest
 
 
 def read_samples(path: Path, engines: Iterable[str]) -> tuple[Columns, list[str]]:
@@ -147,47 +196,27 @@ def read_samples(path: Path, engines: Iterable[str]) -> tuple[Columns, list[str]
         ResultsError: a line is not a sample; names file and line number.
     """
     known = set(engines)
-    decode = msgspec.json.Decoder(Sample).decode
+    decode = msgspec.json.Decoder(_Line).decode
     builder = ColumnBuilder()
     notes: list[str] = []
     try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    sample = decode(line)
-                    if sample.engine not in known:
-                        msg = f"engine '{sample.engine}' is not in the manifest"
-                        raise ValueError(msg)
-                    builder.add(sample)
-                except (msgspec.DecodeError, ValueError, OverflowError) as error:
-                    # Only the last line can lack its newline, and only a torn write leaves it so.
-                    if not line.endswith(b"\n"):
-                        notes.append(f"{path}: dropped the torn last line, {number}")
-                        break
-                    msg = f"{path}, line {number}: not a sample of '{SCHEMA}': {error}"
-                    raise ResultsError(msg) from error
-    except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror})"
+        for number, line in enumerate(read_lines(path), start=1):
+            try:
+                sample = decode(line)
+                if sample.engine not in known:
+                    msg = f"engine '{plain(sample.engine)}' is not in the manifest"
+                    raise ValueError(msg)
+                if None in sample.metrics.values():
+                    sample.metrics = {name: value for name, value in sample.metrics.items() if value is not None}
+                builder.add(sample)
+            except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
+                # Only the last line can lack its newline, and only a torn write leaves it so.
+                if not line.endswith(b"\n"):
+                    notes.append(f"{in_run(path)}: dropped the torn last line, {number}")
+                    break
+                msg = f"{path}, line {number}: not a sample of '{SCHEMA}': {error}"
+                raise ResultsError(msg) from error
+    except FileNotFoundError as error:
+        msg = f"{path}: cannot be read (a link to nothing)"
         raise ResultsError(msg) from error
-    columns = builder.build()
-    _check_times(path, columns)
-    return columns, notes
-
-
-def _check_times(path: Path, columns: Columns) -> None:
-    """Refuse stamps that run backwards: they would become negative latencies."""
-    wrong = columns.end_ns < columns.start_ns
-    if len(columns.token_ns):
-        counts = np.diff(columns.offsets)
-        some = counts > 0
-        first, last = columns.offsets[:-1][some], columns.offsets[1:][some] - 1
-        wrong[some] |= columns.token_ns[first] < columns.start_ns[some]
-        wrong[some] |= columns.token_ns[last] > columns.end_ns[some]
-        backwards = np.flatnonzero(np.diff(columns.token_ns) < 0) + 1
-        owner = np.searchsorted(columns.offsets, backwards, side="right") - 1
-        wrong[owner[columns.offsets[owner] != backwards]] = True
-    # The clock rules hold for what was measured; a crash may end before its stamps do.
-    wrong &= columns.excluded == 0
-    if wrong.any():
-        msg = f"{path}, line {int(np.argmax(wrong)) + 1}: expected start_ns <= token_ns (rising) <= end_ns"
-        raise ResultsError(msg)
+    return builder.build(), notes

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from enginecmp.types import Cell
+from enginecmp.format.records import Cell
 from enginecmp_analysis.data.columns import MEASURE, Columns
 from enginecmp_analysis.data.stamps import NS
 from enginecmp_analysis.data.windows import Place, served_inside
@@ -120,7 +120,22 @@ def merged(begins: Ints, ends: Ints) -> list[tuple[int, int]]:
     return list(zip(begins[first].tolist(), ends[np.r_[first[1:] - 1, len(ends) - 1]].tolist(), strict=True))
 
 
-def saturation(columns: Columns, places: Iterable[Place]) -> tuple[dict[Cell, Values], dict[Cell, float]]:
+@dataclass(frozen=True, slots=True)
+class Saturation:
+    """What the sweeps of one engine gave; a sweep is named by its cell without a rate.
+
+    Attributes:
+        reached: capacities, block by block.
+        missed: of sweeps that did not reach saturation, the largest rate offered.
+        unfit: why the others can give no capacity.
+    """
+
+    reached: dict[Cell, Values]
+    missed: dict[Cell, float]
+    unfit: dict[Cell, str]
+
+
+def saturation(columns: Columns, places: Iterable[Place]) -> Saturation:
     """Return the capacity of one engine in each of its sweeps, block by block.
 
     A sweep is three or more rates of cells that are alike otherwise; it is named by their cell without a rate. A
@@ -131,9 +146,6 @@ def saturation(columns: Columns, places: Iterable[Place]) -> tuple[dict[Cell, Va
     Args:
         columns: the run.
         places: cells of one engine.
-
-    Returns:
-        Capacities of sweeps that reached saturation, and of the others the largest rate offered.
     """
     sweeps: dict[Cell, list[Place]] = {}
     for place in places:
@@ -141,8 +153,11 @@ def saturation(columns: Columns, places: Iterable[Place]) -> tuple[dict[Cell, Va
             sweeps.setdefault(msgspec.structs.replace(place.cell, rate_per_second=msgspec.UNSET), []).append(place)
     reached: dict[Cell, Values] = {}
     missed: dict[Cell, float] = {}
+    unfit: dict[Cell, str] = {}
     for sweep, parts in sweeps.items():
         if len(parts) < LEAST_RATES:
+            rates = f"{len(parts)} rate{'' if len(parts) == 1 else 's'}"
+            unfit[sweep] = f"{rates} gave answers that count, a capacity takes {LEAST_RATES}"
             continue
         blocks: dict[int, list[Waiting]] = {}
         requests: dict[int, int] = {}
@@ -159,7 +174,9 @@ def saturation(columns: Columns, places: Iterable[Place]) -> tuple[dict[Cell, Va
             reached[sweep] = (np.array(list(found)), np.array(list(found.values())), counts)
         elif whole:
             missed[sweep] = float(np.median([max(rate.offered for rate in rates) for rates in whole.values()]))
-    return reached, missed
+        else:
+            unfit[sweep] = f"no launch has {LEAST_RATES} rates with an undisturbed window"
+    return Saturation(reached, missed, unfit)
 
 
 def _capacity(rates: list[Waiting]) -> float:

@@ -12,17 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginecmp.errors import ResultsError
-from enginecmp.types import TelemetryReading
+from enginecmp.format.files import in_run
+from enginecmp.format.records import TelemetryReading
+from enginecmp.format.streams import read_lines
+from enginecmp_analysis.data.columns import MOST_METRIC, MOST_NS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-TELEMETRY = "telemetry.jsonl"
-
 ENERGY = re.compile(r"(cpu|dram|gpu\d+)_energy_joules")
 """Counters of energy: of all CPU packages together, of their memory, which no package counts, and of each GPU."""
 
-KEPT = re.compile(r"(cpu|dram|gpu\d+)_(busy_cores|busy_share|mhz|sm_mhz|celsius|watts|energy_joules)")
+GPU = re.compile(r"gpu\d+_(busy_share|memory_bytes)")
+
+KEPT = re.compile(r"(cpu|dram|gpu\d+)_(busy_cores|busy_share|memory_bytes|mhz|sm_mhz|celsius|watts|energy_joules)")
 """Values that something is derived from; those of single cores stay in the file."""
 
 LEAST_READINGS = 3
@@ -67,6 +70,22 @@ class Telemetry:
         at = np.interp([0.0, float(end_ns - begin_ns)], (times - begin_ns).astype(np.float64), values - values[0])
         return float(at[1] - at[0]) if at[1] >= at[0] else np.nan
 
+    def gpu_busy_share(self, begin_ns: int, end_ns: int) -> float:
+        """Return the mean busy share of the busiest GPU between two moments; NaN where too few readings tell it."""
+        means = [values.mean() for values in self._of_gpus("busy_share", begin_ns, end_ns)]
+        return float(max(means, default=np.nan))
+
+    def gpu_memory_bytes(self, begin_ns: int, end_ns: int) -> float:
+        """Return the most memory in use on all GPUs between two moments; NaN where too few readings tell it."""
+        found = self._of_gpus("memory_bytes", begin_ns, end_ns)
+        return float(sum(values.max() for values in found)) if found else np.nan
+
+    def _of_gpus(self, what: str, begin_ns: int, end_ns: int) -> list[Floats]:
+        """Return the readings of every GPU that has enough of them."""
+        names = [name for name in self.series if (form := GPU.fullmatch(name)) and form[1] == what]
+        found = [self.between(name, begin_ns, end_ns)[1] for name in names]
+        return [values for values in found if len(values) >= LEAST_READINGS]
+
     def intervals(self, condition: str, begin_ns: int, end_ns: int) -> int:
         """Return in how many intervals a condition held between two moments."""
         return sum(begin <= end_ns and end >= begin_ns for begin, end in self.conditions.get(condition, []))
@@ -93,31 +112,32 @@ def read_telemetry(path: Path) -> tuple[Telemetry, list[str]]:
     bad = 0
     latest = 0
     try:
-        with path.open("rb") as lines:
-            for line in lines:
-                try:
-                    reading = decode(line)
-                except (msgspec.DecodeError, ValueError):
-                    bad += 1
-                    continue
-                latest = max(latest, reading.time_ns)
-                for name, value in reading.values.items():
-                    if name not in wanted:
-                        wanted[name] = KEPT.fullmatch(name) is not None
-                    if wanted[name]:
-                        times.setdefault(name, array("q")).append(reading.time_ns)
-                        values.setdefault(name, array("d")).append(value)
-                for condition in reading.conditions:
-                    held.setdefault((reading.sensor, condition), reading.time_ns)
-                for key in [key for key in held if key[0] == reading.sensor and key[1] not in reading.conditions]:
-                    conditions.setdefault(key[1], []).append((held.pop(key), reading.time_ns))
-    except (OSError, OverflowError) as error:
-        msg = f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
+        for line in read_lines(path):
+            try:
+                reading = decode(line)
+                if abs(reading.time_ns) >= MOST_NS:
+                    raise ValueError  # differences would overflow
+            except (msgspec.DecodeError, ValueError, RecursionError):
+                bad += 1
+                continue
+            latest = max(latest, reading.time_ns)
+            for name, value in reading.values.items():
+                if name not in wanted:
+                    wanted[name] = KEPT.fullmatch(name) is not None
+                if wanted[name] and abs(value) < MOST_METRIC:
+                    times.setdefault(name, array("q")).append(reading.time_ns)
+                    values.setdefault(name, array("d")).append(value)
+            for condition in reading.conditions:
+                held.setdefault((reading.sensor, condition), reading.time_ns)
+            for key in [key for key in held if key[0] == reading.sensor and key[1] not in reading.conditions]:
+                conditions.setdefault(key[1], []).append((held.pop(key), reading.time_ns))
+    except (FileNotFoundError, OverflowError) as error:
+        msg = f"{path}: cannot be read ({error})"
         raise ResultsError(msg) from error
     for (_, condition), begin in held.items():
         conditions.setdefault(condition, []).append((begin, latest))
     series = {name: _sorted(np.array(times[name], dtype=np.int64), np.array(values[name])) for name in times}
-    notes = [f"{path}: passed over {bad} line{'' if bad == 1 else 's'} that are no readings"] if bad else []
+    notes = [f"{in_run(path)}: passed over {bad} line{'' if bad == 1 else 's'} that are no readings"] if bad else []
     return Telemetry(series, {name: sorted(found) for name, found in conditions.items()}), notes
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from enginecmp.types import Cell
+from enginecmp.format.records import Cell
 from enginecmp_analysis.data.cells import is_concurrent
 from enginecmp_analysis.data.columns import KEPT, LOAD, MEASURE, Columns
 from enginecmp_analysis.data.stamps import NS, request_times, request_values
@@ -140,6 +140,9 @@ def places(columns: Columns, kept: Bools) -> Iterator[Place]:
         # Launch after launch, so that every launch is one slice, and in the order of time.
         rows = rows[np.lexsort((columns.start_ns[rows], columns.launch[rows]))]
         found = windows(columns, rows, everyone[code], failed)
+        if columns.told:
+            some = [(columns.launches[launch], cell) in columns.told for launch in found.launch.tolist()]
+            found = replace(found, seconds=np.where(some, np.nan, found.seconds))
         yield Place(engine, cell, found, rows, everyone[code], failed)
 
 
@@ -269,8 +272,9 @@ def good_requests(columns: Columns, limits: Mapping[str, float]) -> Bools:
 def goodput(columns: Columns, place: Place, good: Bools) -> Floats:
     """Return the requests a second that kept every limit, of each launch.
 
-    In an open loop it is their share of the requests sent, times the rate of sending: sending, not ending, decides
-    whether a request belongs to the window, so that one that never ended counts as what it is to its user. In a
+    In an open loop it is their share of the requests sent, times the rate of sending or of serving, whichever is
+    smaller: sending, not ending, decides whether a request belongs to the window, so that one that never ended counts
+    as what it is to its user; and of requests that are served after the window no more count than it served. In a
     closed loop users send when they are answered: it is the share of the answered ones times the rate of answers,
     in a window that failures have lengthened; of one user alone the window is without them, and the share with them.
 
@@ -288,7 +292,7 @@ def goodput(columns: Columns, place: Place, good: Bools) -> Floats:
         gone = int(((columns.launch[lost] == launch) & (columns.intended_ns[lost] >= begin)).sum())
         rate = found.completed[i] / found.seconds[i]
         if place.cell.arrival and found.full[i]:
-            rate = found.sent_per_second[i]
+            rate = min(rate, found.sent_per_second[i])
         elif is_concurrent(place.cell):
             gone = 0
         if np.isfinite(found.seconds[i]):

@@ -13,15 +13,15 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from enginecmp.types import Cell
+from enginecmp.format.records import Cell
 from enginecmp_analysis.data.cells import cell_order, is_open, load_name
+from enginecmp_analysis.data.group import Analysis, GroupResult
 from enginecmp_analysis.data.launches import Block, scenario_kind
 from enginecmp_analysis.decisions.money import price_of
 from enginecmp_analysis.decisions.prices import Prices
-from enginecmp_analysis.decisions.schema import Capacity, CapacityRow
-from enginecmp_analysis.decisions.slo import Kept, Promise, failed_requests, keeps
-from enginecmp_analysis.report import Analysis, GroupResult
-from enginecmp_analysis.statistics.student import mean_interval
+from enginecmp_analysis.decisions.slo import Kept, Objective, failed_requests, keeps
+from enginecmp_analysis.schema.decisions import Capacity, CapacityRow
+from enginecmp_analysis.statistics.student import positive_interval
 
 EPSILON = 1e-9
 """Demand / rate that is a whole number but for rounding is that number."""
@@ -32,13 +32,13 @@ class Need:
     """What is asked.
 
     Attributes:
-        promises: the SLO: all of them must be kept.
+        objectives: the SLO: all of them must be kept.
         demand_per_second: requests per second; None asks only for the rate of one machine.
         budget_per_hour: what may be spent; None for no limit.
         prices: of machines; None without money.
     """
 
-    promises: Sequence[Promise]
+    objectives: Sequence[Objective]
     demand_per_second: float | None = None
     budget_per_hour: float | None = None
     prices: Prices | None = None
@@ -49,7 +49,7 @@ class Point(NamedTuple):
 
     Attributes:
         cell: its cell.
-        state: whether all promises are kept, one is broken, or neither is proven.
+        state: whether all objectives are kept, one is broken, or neither is proven.
         rate_low: requests per second at this load, lower limit; NaN when unknown.
         rate_high: upper limit.
         advice: what would tell, where the state is open.
@@ -69,7 +69,7 @@ def capacity(analysis: Analysis, need: Need) -> Capacity:
         UsageError: the price file has no price for an engine.
     """
     report = Capacity(
-        slo=[str(promise) for promise in need.promises],
+        slo=[str(objective) for objective in need.objectives],
         demand_per_second=need.demand_per_second,
         budget_per_hour=need.budget_per_hour,
         currency=need.prices.currency if need.prices else "",
@@ -85,7 +85,7 @@ def capacity(analysis: Analysis, need: Need) -> Capacity:
             if engine in group.context.not_comparable:
                 continue
             for shape, cells in _shapes(group, engine, failed).items():
-                points = [_point(group, engine, cell, need.promises, failed) for cell in cells]
+                points = [_point(group, engine, cell, need.objectives, failed) for cell in cells]
                 by_shape.setdefault(shape, []).append(_row(group, engine, points, need))
         for rows in by_shape.values():
             report.rows += rows
@@ -114,19 +114,19 @@ def _shapes(group: GroupResult, engine: str, failed: Failed) -> dict[tuple[objec
     }
 
 
-def _point(group: GroupResult, engine: str, cell: Cell, promises: Sequence[Promise], failed: Failed) -> Point:
-    found = [(promise, _kept(group, engine, cell, promise, failed)) for promise in promises]
+def _point(group: GroupResult, engine: str, cell: Cell, objectives: Sequence[Objective], failed: Failed) -> Point:
+    found = [(objective, _kept(group, engine, cell, objective, failed)) for objective in objectives]
     low, high = _rate(group, engine, cell)
     broken = any(kept.state == "broken" for _, kept in found)
     state: Literal["kept", "broken", "open"] = "broken" if broken else "open"
     if all(kept.state == "kept" for _, kept in found):
         state = "kept"
-    advice = "; ".join(_advice(promise, kept) for promise, kept in found if kept.state == "open")
+    advice = "; ".join(_advice(objective, kept) for objective, kept in found if kept.state == "open")
     return Point(cell, state, low, high, advice if state == "open" else "")
 
 
-def _kept(group: GroupResult, engine: str, cell: Cell, promise: Promise, failed: Failed) -> Kept:
-    launches = group.means.get((engine, cell, promise.metric))
+def _kept(group: GroupResult, engine: str, cell: Cell, objective: Objective, failed: Failed) -> Kept:
+    launches = group.means.get((engine, cell, objective.metric))
     lost = dict(failed.get((engine, cell), {}))
     parts = []
     if launches is not None:
@@ -134,19 +134,17 @@ def _kept(group: GroupResult, engine: str, cell: Cell, promise: Promise, failed:
             np.r_[part, np.full(lost.pop(block, 0), np.inf)]
             for block, part in zip(launches.blocks, launches.per_launch(), strict=True)
         ]
-    return keeps([*parts, *(np.full(n, np.inf) for n in lost.values())], promise.quantile, promise.limit)
+    return keeps([*parts, *(np.full(n, np.inf) for n in lost.values())], objective.quantile, objective.limit)
 
 
-def _advice(promise: Promise, kept: Kept) -> str:
+def _advice(objective: Objective, kept: Kept) -> str:
     if not kept.n:
-        return f"{promise.metric} was not measured"
+        return f"{objective.metric} was not measured"
     if kept.launches_differ:
-        return f"launches differ too much in {promise}: measure more launches"
+        return f"launches differ too much in {objective}: measure more launches"
     if kept.needed is not None and kept.needed > kept.n:
-        return f"{promise} takes {kept.needed} requests, {kept.n} were measured: {kept.needed - kept.n} more"
-    return (
-        f"{kept.slow} of {kept.n} requests are beyond {promise}, about what it allows: more requests alone may not tell"
-    )
+        return f"{objective} takes {kept.needed} requests, {kept.n} were measured: {kept.needed - kept.n} more"
+    return f"{kept.slow} of {kept.n} requests exceed {objective}, about as many as it allows: more may not decide it"
 
 
 def _rate(group: GroupResult, engine: str, cell: Cell) -> tuple[float, float]:
@@ -156,7 +154,7 @@ def _rate(group: GroupResult, engine: str, cell: Cell) -> tuple[float, float]:
     launches = group.means.get((engine, cell, "requests_per_second"))
     if launches is None or len(launches.means) < 2:
         return math.nan, math.nan
-    _, low, high = mean_interval(launches.means)
+    _, low, high = positive_interval(launches.replicates())
     return low, high
 
 
@@ -294,7 +292,7 @@ def _span(low: float | None, high: float) -> str:
 
 
 def _choice(rows: Sequence[CapacityRow], need: Need) -> str:
-    """Return which engine to take for one length of requests: the one proven no dearer than any other can be."""
+    """Return which engine to take for one length of requests: the one proven no costlier than any other can be."""
     place = f"{rows[0].scenario}, {shape_name(rows[0])}"
     priced = need.prices is not None
     if need.budget_per_hour is not None and priced and all(row.fits == "no" for row in rows):
@@ -316,9 +314,9 @@ def _choice(rows: Sequence[CapacityRow], need: Need) -> str:
     chosen = min(candidates, key=worst)
     if not math.isfinite(worst(chosen)) or worst(chosen) == 0:
         return f"{place}: the data cannot tell which engine: no load is proven to keep the SLO"
-    rivals = [row.engine for row in candidates if row is not chosen and best(row) < worst(chosen)]
-    if rivals:
-        return f"{place}: the data cannot tell {chosen.engine} from {', '.join(rivals)}"
+    others = [row.engine for row in candidates if row is not chosen and best(row) < worst(chosen)]
+    if others:
+        return f"{place}: the data cannot tell {chosen.engine} from {', '.join(others)}"
     alike = [row.engine for row in candidates if row is not chosen and worst(row) == worst(chosen)]
     return f"{place}: {' or '.join([chosen.engine, *alike])}"
 

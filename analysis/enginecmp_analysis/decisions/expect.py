@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from enginecmp.errors import did_you_mean
-from enginecmp.types import Cell
-from enginecmp_analysis.compare import match
+from enginecmp.errors import ResultsError, UsageError, did_you_mean
+from enginecmp.format.records import Cell
+from enginecmp_analysis.data.group import GroupResult
 from enginecmp_analysis.data.launches import LaunchMeans
-from enginecmp_analysis.decisions.schema import ExpectationRow
-from enginecmp_analysis.metrics import METRICS, metric_of
-from enginecmp_analysis.report import GroupResult
-from enginecmp_analysis.statistics.student import mean_interval
-from enginecmp_analysis.verdict import MIN_LAUNCHES
+from enginecmp_analysis.data.metrics import METRICS, metric_of
+from enginecmp_analysis.judge.compare import match
+from enginecmp_analysis.judge.verdict import MIN_LAUNCHES
+from enginecmp_analysis.schema.decisions import ExpectationRow
+from enginecmp_analysis.statistics.student import mean_interval, positive_interval
 
 RATIO = "ratio"
 """Metric of a claim about the speed-up over the baseline on the primary metric."""
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """One `[[expect]]` table of a scenario, as the manifest holds it."""
+    """One `[[expect]]` table of a scenario, as the manifest holds it, or of a file named with `--expect`."""
 
     engine: str
     metric: str
@@ -31,6 +31,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     high: float | None = None
     source: str = ""
     cell: dict[str, Any] = {}
+    scenario: str = ""
 
 
 class Actual(NamedTuple):
@@ -54,7 +55,11 @@ def expectations(group: GroupResult, *, include_flagged: bool = False) -> list[E
     """
     rows: list[ExpectationRow] = []
     for raw in dict.fromkeys(msgspec.json.encode(claim) for claim in _raw_claims(group)):
-        claim = msgspec.json.decode(raw, type=Claim)
+        try:
+            claim = msgspec.json.decode(raw, type=Claim)
+        except msgspec.ValidationError as error:
+            msg = f"{group.context.scenario}: scenario.expect: expected tables with engine, metric, low, high: {error}"
+            raise ResultsError(msg) from error
         found = list(_measured(group, claim))
         rows += [_judge(group, claim, cell, actual, include_flagged) for cell, actual in found]
         if not found:
@@ -62,9 +67,50 @@ def expectations(group: GroupResult, *, include_flagged: bool = False) -> list[E
     return rows
 
 
+def as_claims(tables: Sequence[object]) -> list[Claim]:
+    """Return tables of a file, checked by who has read it, as claims."""
+    return [msgspec.convert(msgspec.to_builtins(table), Claim) for table in tables]
+
+
+def expectations_of(
+    groups: Sequence[GroupResult], claims: Sequence[Claim], *, include_flagged: bool = False
+) -> list[ExpectationRow]:
+    """Hold claims from outside the runs against every group that has what they are about.
+
+    Args:
+        groups: of the analysis.
+        claims: in the order in which they are told.
+        include_flagged: as in `expectations`.
+
+    Raises:
+        UsageError: a claim names a metric that does not exist.
+    """
+    rows: list[ExpectationRow] = []
+    for claim in claims:
+        if claim.metric != RATIO and claim.metric not in METRICS:
+            msg = f"--expect: unknown metric '{claim.metric}'{did_you_mean(claim.metric, [RATIO, *METRICS])}"
+            raise UsageError(msg)
+        about = [group for group in groups if claim.scenario in ("", _scenario_of(group))]
+        found = [
+            _judge(group, claim, cell, actual, include_flagged)
+            for group in about
+            for cell, actual in _measured(group, claim)
+        ]
+        rows += found or [_not_measured(group, claim) for group in (about or groups)[:1]]
+    for row in rows:
+        row.asked = True
+    return rows
+
+
+def _scenario_of(group: GroupResult) -> str:
+    return str(group.runs[0].manifest.scenario.get("name", ""))
+
+
 def _raw_claims(group: GroupResult) -> Iterator[object]:
     for run in group.runs:
-        yield from run.manifest.scenario.get("expect") or ()
+        claims = run.manifest.scenario.get("expect") or ()
+        # What is no list of tables is refused as one claim.
+        yield from claims if isinstance(claims, list | tuple) else (claims,)
 
 
 def _measured(group: GroupResult, claim: Claim) -> Iterator[tuple[Cell | None, Actual]]:
@@ -72,7 +118,8 @@ def _measured(group: GroupResult, claim: Claim) -> Iterator[tuple[Cell | None, A
     for (engine, cell, name), launches in group.means.items():
         if engine == claim.engine and name == metric and _is_about(cell, claim.cell):
             if claim.metric != RATIO:
-                value, low, high = mean_interval(launches.means)
+                interval = mean_interval if metric_of(metric).signed else positive_interval
+                value, low, high = interval(launches.replicates())
                 full = _full(launches, metric)
                 yield cell, Actual(value, low, high, len(launches.means), full)
             elif (baseline := group.means.get((group.context.baseline, cell, metric))) is not None:
@@ -84,7 +131,7 @@ def _is_about(cell: Cell | None, wanted: Mapping[str, Any]) -> bool:
 
 
 def _full(launches: LaunchMeans, metric: str) -> int:
-    return int((launches.requests >= metric_of(metric).requests_needed).sum())
+    return len(launches.full(metric_of(metric).requests_needed))
 
 
 def _speed_up(metric: str, baseline: LaunchMeans, engine: LaunchMeans) -> Actual:
@@ -138,7 +185,9 @@ def _status(claim: Claim, actual: Actual) -> tuple[Literal["holds", "refuted", "
 
 def _not_measured(group: GroupResult, claim: Claim) -> ExpectationRow:
     known = {engine for engine, _, _ in group.means}
-    if claim.metric != RATIO and claim.metric not in METRICS:
+    if claim.scenario not in ("", _scenario_of(group)):
+        reason = f"no run of the scenario {claim.scenario} is among these"
+    elif claim.metric != RATIO and claim.metric not in METRICS:
         reason = f"unknown metric '{claim.metric}'{did_you_mean(claim.metric, METRICS)}"
     elif claim.engine not in group.context.engines:
         reason = f"no engine '{claim.engine}' in this run"
@@ -163,4 +212,24 @@ def _shared(group: GroupResult, claim: Claim) -> dict[str, Any]:
         "low": claim.low,
         "high": claim.high,
         "source": claim.source,
+        "measured": conditions(group, claim.engine),
     }
+
+
+def conditions(group: GroupResult, engine: str) -> str:
+    """Return when and with what the runs of a group were made: date, versions, device, hardware."""
+    first = group.runs[0].manifest
+    days = sorted({run.manifest.created_utc[:10] for run in group.runs})
+    made = next((e for e in first.engines if e.name == engine), None)
+    gpu = first.environment.get("gpu")
+    hardware = [first.environment.get("cpu"), ", ".join(map(str, gpu)) if isinstance(gpu, list) else gpu]
+    libraries = first.environment.get("libraries")
+    host = libraries.get("enginecmp") if isinstance(libraries, dict) else None
+    parts = [
+        f"{days[0]} to {days[-1]}" if len(days) > 1 else days[0],
+        f"{engine} {made.version} ({made.device})" if made is not None else "",
+        f"enginecmp {host}" if host else "",
+        f"commit {first.environment['commit']}" if first.environment.get("commit") else "",
+        *(str(part) for part in hardware if part),
+    ]
+    return "; ".join(part for part in parts if part)

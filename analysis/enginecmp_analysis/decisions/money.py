@@ -7,23 +7,23 @@ the same correction. Boundaries and their reasons: docs/METHODOLOGY.md, "Money".
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from enginecmp.types import Cell
+from enginecmp.format.records import Cell
 from enginecmp_analysis.data.cells import cell_order, is_concurrent
 from enginecmp_analysis.data.columns import MEASURE, Columns
+from enginecmp_analysis.data.group import Analysis, GroupResult
 from enginecmp_analysis.data.launches import Block, Key, LaunchMeans, scenario_kind
+from enginecmp_analysis.data.metrics import Metric
 from enginecmp_analysis.decisions.prices import Prices
-from enginecmp_analysis.decisions.schema import CostComparison, CostRow, Money
-from enginecmp_analysis.judge import Options, candidates, judge
-from enginecmp_analysis.metrics import Metric
-from enginecmp_analysis.report import Analysis, GroupResult
-from enginecmp_analysis.schema import Comparison
-from enginecmp_analysis.statistics.student import mean_interval
+from enginecmp_analysis.judge.judge import Options, candidates, judge
+from enginecmp_analysis.schema.decisions import CostComparison, CostRow, Money
+from enginecmp_analysis.schema.stats import Comparison
+from enginecmp_analysis.statistics.student import positive_interval
 
 Floats = NDArray[np.float64]
 
@@ -34,7 +34,7 @@ PRIMARY_COST = "cost_per_thousand_requests"
 
 
 def _cost(name: str, boundary: str) -> Metric:
-    return Metric(name, False, boundary, "launch", better="cheaper", worse="dearer")
+    return Metric(name, False, boundary, "launch", better="cheaper", worse="costlier")
 
 
 def _hourly(name: str, boundary: str) -> Metric:
@@ -44,14 +44,14 @@ def _hourly(name: str, boundary: str) -> Metric:
 COSTS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        _cost(PRIMARY_COST, "price of the time of a request; under load of the window, idle included"),
+        _cost(PRIMARY_COST, "price of the time of a request; under load price / requests_per_second, idle included"),
         _cost(
             "cost_per_million_output_tokens",
-            "price of the time from the first token to the end, over output tokens; under load of the whole window",
+            "price of the time from the first token to the end, over output tokens; under load price / throughput",
         ),
         _cost(
             "cost_per_million_input_tokens",
-            "price of the time to the first token, over prompt tokens; under load of the whole window",
+            "price of the time to the first token, over prompt tokens; under load of all the time, over those served",
         ),
         _cost("energy_cost_per_million_output_tokens", "price of joules_per_token"),
         _hourly("requests_per_device_hour", "3600 x requests_per_second, idle time included"),
@@ -130,8 +130,9 @@ def costs(group: GroupResult, prices: Prices) -> tuple[dict[Key, LaunchMeans], d
 
     With one request at a time its time is split: up to the first token it is the input's, from there to the end the
     output's, first token included in the count, so that both sum up to the whole; idle time between two requests is
-    nobody's. Where requests overlap, or stamps are missing, no split is defined: all of the window is charged to the
-    output, and again to the input.
+    nobody's. Where requests overlap, or stamps are missing, no split is defined: all of the time is charged to the
+    output, and again to the input. Under load that time is the steady window, and what is counted in it are the
+    requests and tokens of `requests_per_second` and `throughput_tokens_per_second`: a cost times its rate is the price.
 
     Returns:
         Launch values for every engine, cell and metric of `COSTS` that can be had, and how time was charged.
@@ -140,21 +141,24 @@ def costs(group: GroupResult, prices: Prices) -> tuple[dict[Key, LaunchMeans], d
     charged: dict[tuple[str, Cell], str] = {}
     for (engine, cell), sums in launch_sums(group).items():
         price = price_of(group, engine, prices)
+        split = _one_at_a_time(cell) and bool(np.isfinite(sums.prefill_seconds).all())
         if _one_at_a_time(cell):
-            split = bool(np.isfinite(sums.prefill_seconds).all())
             whole = sums.busy_seconds
             to_input = sums.prefill_seconds if split else whole
             to_output = whole - sums.prefill_seconds if split else whole
+            values = {
+                PRIMARY_COST: _over(price * whole, sums.requests, 1e3),
+                "cost_per_million_output_tokens": _over(price * to_output, sums.output_tokens, 1e6),
+                "cost_per_million_input_tokens": _over(price * to_input, sums.prompt_tokens, 1e6),
+            }
         else:
-            split = False
-            sums, whole = _windows(sums, group.means.get((engine, cell, "throughput_tokens_per_second")))
-            to_input = to_output = whole
+            sums, requests, tokens = _rates(group, engine, cell, sums)
+            values = {
+                PRIMARY_COST: _over(price, requests, 1e3),
+                "cost_per_million_output_tokens": _over(price, tokens, 1e6),
+                "cost_per_million_input_tokens": _over(price, requests * sums.prompt_tokens / sums.requests, 1e6),
+            }
         charged[engine, cell] = SPLIT if split else WHOLE
-        values = {
-            PRIMARY_COST: _over(price * whole, sums.requests, 1e3),
-            "cost_per_million_output_tokens": _over(price * to_output, sums.output_tokens, 1e6),
-            "cost_per_million_input_tokens": _over(price * to_input, sums.prompt_tokens, 1e6),
-        }
         for name, per_launch in values.items():
             if (per_launch > 0).all() and len(per_launch):
                 found[engine, cell, name] = _per_launch(sums.blocks, per_launch / 3600, sums.requests)
@@ -163,7 +167,8 @@ def costs(group: GroupResult, prices: Prices) -> tuple[dict[Key, LaunchMeans], d
         if named is not None:
             name, scale = named
             requests = launches.requests.astype(np.float64)
-            found[engine, place, name] = _per_launch(launches.blocks, launches.means * scale, requests)
+            scaled = _per_launch(launches.blocks, launches.means * scale, requests)
+            found[engine, place, name] = replace(scaled, told=launches.told)
     return found, charged
 
 
@@ -179,11 +184,19 @@ def _scaled(metric: str, prices: Prices) -> tuple[str, float] | None:
     return None
 
 
-def _windows(sums: LaunchSums, throughput: LaunchMeans | None) -> tuple[LaunchSums, Floats]:
-    """Return sums of the launches that have a throughput, and the seconds of the machine that their tokens took."""
-    rates = {} if throughput is None else dict(zip(throughput.blocks, throughput.means.tolist(), strict=True))
-    have = np.array([block in rates for block in sums.blocks], dtype=bool)
-    blocks = [block for block in sums.blocks if block in rates]
+def _rates(group: GroupResult, engine: str, cell: Cell, sums: LaunchSums) -> tuple[LaunchSums, Floats, Floats]:
+    """Return sums of the launches that have a throughput, and the requests and tokens a second of each of them.
+
+    Where another tool told a throughput and no rate of requests, that follows from the tokens of a request.
+    """
+    tokens, requests = (
+        {} if found is None else dict(zip(found.blocks, found.means.tolist(), strict=True))
+        for found in (
+            group.means.get((engine, cell, name)) for name in ("throughput_tokens_per_second", "requests_per_second")
+        )
+    )
+    have = np.array([block in tokens for block in sums.blocks], dtype=bool)
+    blocks = [block for block in sums.blocks if block in tokens]
     kept = LaunchSums(
         blocks,
         sums.requests[have],
@@ -192,10 +205,12 @@ def _windows(sums: LaunchSums, throughput: LaunchMeans | None) -> tuple[LaunchSu
         sums.prefill_seconds[have],
         sums.busy_seconds[have],
     )
-    return kept, kept.output_tokens / np.array([rates[block] for block in blocks])
+    served = np.array([requests.get(block, np.nan) for block in blocks])
+    generated = np.array([tokens[block] for block in blocks])
+    return kept, np.where(np.isfinite(served), served, generated / kept.output_tokens * kept.requests), generated
 
 
-def _over(amount: Floats, things: Floats, unit: float) -> Floats:
+def _over(amount: float | Floats, things: Floats, unit: float) -> Floats:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(things > 0, amount / things * unit, np.nan)
 
@@ -248,7 +263,8 @@ def money(analysis: Analysis, prices: Prices, options: Options) -> Money:
         family = candidates(
             found, group.context.pairs(options.pairs), cells, list(COSTS), PRIMARY_COST, COSTS.__getitem__
         )
-        report.comparisons += [_worded(c) for c in judge(group.context.scenario, family, options)]
+        judged = judge(group.context.scenario, family, options, group.context.run_ids)
+        report.comparisons += [_worded(c) for c in judged]
         report.absent += _absent(group, found, prices)
         if not found:
             report.absent.append(
@@ -261,7 +277,7 @@ def money(analysis: Analysis, prices: Prices, options: Options) -> Money:
 def _row(group: GroupResult, key: Key, launches: LaunchMeans, charged: str, price: float) -> CostRow:
     engine, cell, name = key
     assert cell is not None
-    mean, low, high = mean_interval(launches.means)
+    mean, low, high = positive_interval(launches.replicates())
     return CostRow(
         scenario=group.context.scenario,
         engine=engine,

@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import NamedTuple
 
-from enginecmp_analysis.compare import NO_SPREAD
+from enginecmp_analysis.data.group import GroupResult
 from enginecmp_analysis.data.launches import Key, LaunchMeans
+from enginecmp_analysis.data.metrics import Metric, metric_of
 from enginecmp_analysis.decisions.money import COSTS, PRIMARY_COST, costs
 from enginecmp_analysis.decisions.prices import Prices
 from enginecmp_analysis.decisions.quality import difference, quality_rows, worse_than_reference
-from enginecmp_analysis.decisions.schema import ParetoRow, QualityRow
-from enginecmp_analysis.judge import Options, candidates
-from enginecmp_analysis.metrics import Metric, metric_of
-from enginecmp_analysis.report import GroupResult
+from enginecmp_analysis.judge.compare import NO_SPREAD
+from enginecmp_analysis.judge.judge import Options, candidates
+from enginecmp_analysis.judge.verdict import MIN_LAUNCHES
+from enginecmp_analysis.schema.decisions import ParetoRow, QualityRow
 from enginecmp_analysis.statistics.multiplicity import holm
 from enginecmp_analysis.statistics.student import t_upper_tail
-from enginecmp_analysis.verdict import MIN_LAUNCHES
 
 MEMORY = "peak_rss_above_empty_bytes"
 QUALITY = "quality"

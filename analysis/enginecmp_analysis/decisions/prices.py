@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from enginecmp.errors import UsageError, did_you_mean
-from enginecmp.types import Device, Manifest, RunEngine
+from enginecmp.format.documents import named_by_user, read_toml, require_known
+from enginecmp.format.records import Manifest, RunEngine
+from enginecmp.types import Device
 
 _KEYS = ("currency", "electricity_per_kwh", "per_hour")
 
@@ -118,22 +119,13 @@ def read_prices(text: str) -> Prices:
     if not text.endswith(".toml"):
         amount, currency = parse_amount_per_hour(text, "--price")
         return Prices(currency, everything=amount, source="--price")
-    try:
-        content = tomllib.loads(Path(text).read_text(encoding="utf-8"))
-    except OSError as error:
-        msg = f"prices {text}: {error.strerror or error}"
-        raise UsageError(msg) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        msg = f"prices {text}: not TOML: {error}"
-        raise UsageError(msg) from error
+    with named_by_user("prices", text):
+        content = read_toml(Path(text))
     return _from_file(content, f"prices {text}")
 
 
 def _from_file(content: dict[str, Any], where: str) -> Prices:
-    for key in content:
-        if key not in _KEYS:
-            msg = f"{where}: unknown key '{key}'{did_you_mean(key, _KEYS)}"
-            raise UsageError(msg)
+    require_known(content, _KEYS, where)
     table, currency = content.get("per_hour"), content.get("currency", "")
     if not isinstance(table, dict) or not table:
         msg = f"{where}: expected a [per_hour] table with at least one price, got {table!r}"

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from enginecmp.types import Equivalence
-from enginecmp_analysis.decisions.schema import QualityRow
-from enginecmp_analysis.report import Analysis, GroupResult
-from enginecmp_analysis.schema import StatsReport
+from enginecmp.format.records import Equivalence
+from enginecmp_analysis.data.group import Analysis, GroupResult
+from enginecmp_analysis.schema.decisions import QualityRow
+from enginecmp_analysis.schema.stats import StatsReport
 
 Z95 = 1.959963984540054
 """Limits of 95 % are so many standard errors away; positions are many, so the normal distribution will do."""
@@ -99,6 +99,6 @@ def _warn(report: StatsReport, scenario: str, rows: Sequence[QualityRow]) -> Non
         if engine.low > 0 and lost.low > 0:
             whom = c.baseline if baseline else "the reference"
             c.warnings.append(
-                f"faster, and {lost.nats:.3g} nats a token worse [{lost.low:.3g}, {lost.high:.3g}] than {whom}: "
+                f"faster at ΔNLL {lost.nats:+.3g} nats/token [{lost.low:+.3g}, {lost.high:+.3g}] against {whom}: "
                 f"perplexity × {math.exp(lost.nats):.4g}"
             )

@@ -1,4 +1,4 @@
-"""Service-level objectives: a promise about a tail, kept or not, with the sample size that such a claim takes."""
+"""Service-level objectives: a limit for a tail, kept or not, with the sample size that such a claim takes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from enginecmp.errors import UsageError, did_you_mean
-from enginecmp.types import Cell
+from enginecmp.errors import UsageError, did_you_mean, meant
+from enginecmp.format.records import Cell
 from enginecmp_analysis.data.columns import MEASURE
 from enginecmp_analysis.data.launches import Block, Key, LaunchMeans
 from enginecmp_analysis.data.load import Run
-from enginecmp_analysis.metrics import METRICS, find_metric
-from enginecmp_analysis.schema import SloLine
+from enginecmp_analysis.data.metrics import METRICS, find_metric
+from enginecmp_analysis.schema.stats import SloLine
 from enginecmp_analysis.statistics.beta import incomplete_beta
 from enginecmp_analysis.statistics.student import mean_interval
 
@@ -25,13 +25,13 @@ CONFIDENCE = 0.99
 """Of the early-stopping rule, as MLPerf LoadGen sets it."""
 
 
-class Promise(NamedTuple):
+class Objective(NamedTuple):
     """A limit for a quantile of a latency.
 
     Attributes:
         metric: name of a latency.
         quantile: e.g. 0.99.
-        limit: largest value promised, in the metric's unit.
+        limit: largest value allowed, in the metric's unit.
     """
 
     metric: str
@@ -39,31 +39,31 @@ class Promise(NamedTuple):
     limit: float
 
     def __str__(self) -> str:
-        """Return the promise as people read it."""
+        """Return the objective as people read it."""
         return f"p{self.quantile * 100:g} {self.metric} <= {self.limit:g}"
 
 
 _PERCENTILE = r"p(?P<percentile>\d{1,2}(?:\.\d+)?)"
 _NUMBER = r"(?P<limit>\d+(?:\.\d*)?(?:e-?\d+)?)"
-_IN_SECONDS = re.compile(rf"(?P<metric>\w+):{_PERCENTILE}={_NUMBER}")
-_WITH_UNIT = re.compile(rf"(?P<metric>[a-z0-9_]+?)_{_PERCENTILE}\s*<=?\s*{_NUMBER}\s*(?P<unit>[a-zµμ]*)")
+_IN_SECONDS = re.compile(rf"(?P<metric>[\w-]+):{_PERCENTILE}={_NUMBER}")
+_WITH_UNIT = re.compile(rf"(?P<metric>[a-z0-9_-]+?)[_-]{_PERCENTILE}\s*<=?\s*{_NUMBER}\s*(?P<unit>[a-zµμ]*)")
 _UNITS = {"us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0}
 _SHORT = {name: f"{name}_seconds" for name in ("ttft", "itl", "tpot", "e2e")}
 
 
-def parse_promises(text: str) -> list[Promise]:
-    """Read promises like "ttft_p95<200ms,tpot_p95<30ms", or one like "ttft_seconds:p99=0.5" (in seconds).
+def parse_objectives(text: str) -> list[Objective]:
+    """Read objectives like "ttft_p95<200ms,tpot_p95<30ms", or one like "ttft_seconds:p99=0.5" (in seconds).
 
     Raises:
         UsageError: one is not of that form, lacks its unit, or is not about a latency.
     """
-    return [_promise(part.strip()) for part in text.split(",")]
+    return [_objective(part.strip()) for part in text.split(",")]
 
 
-def _promise(text: str) -> Promise:
+def _objective(text: str) -> Objective:
     form = _IN_SECONDS.fullmatch(text) or _WITH_UNIT.fullmatch(text)
     if form is None or not 0 < float(form["percentile"]) < 100:
-        msg = f"expected a promise like ttft_p95<200ms or ttft_seconds:p95=0.2, got '{text}'"
+        msg = f"expected an SLO objective like ttft_p95<200ms or ttft_seconds:p95=0.2, got '{text}'"
         raise UsageError(msg)
     scale = 1.0
     if "unit" in form.groupdict():
@@ -71,19 +71,19 @@ def _promise(text: str) -> Promise:
             msg = f"expected a limit with its unit (us, ms or s), like ttft_p95<200ms, got '{text}'"
             raise UsageError(msg)
         scale = _UNITS[form["unit"]]
-    name = _SHORT.get(form["metric"], form["metric"])
+    name = meant(_SHORT.get(form["metric"], form["metric"]), METRICS)
     if name not in METRICS:
-        msg = f"unknown metric '{name}' in the promise '{text}'{did_you_mean(name, [*_SHORT, *METRICS])}"
+        msg = f"unknown metric '{name}' in the objective '{text}'{did_you_mean(name, [*_SHORT, *METRICS])}"
         raise UsageError(msg)
     metric = find_metric(name)
     if metric.higher_is_better or metric.per == "launch":
-        msg = f"expected a promise about a latency of single requests, got one about {metric.name}"
+        msg = f"expected an SLO objective about a latency of single requests, got one about {metric.name}"
         raise UsageError(msg)
-    return Promise(metric.name, round(float(form["percentile"]) / 100, 12), float(form["limit"]) * scale)
+    return Objective(metric.name, round(float(form["percentile"]) / 100, 12), float(form["limit"]) * scale)
 
 
 class SloResult(NamedTuple):
-    """What the data say about one promise.
+    """What the data say about one objective.
 
     Attributes:
         verdict: pass, fail, or "n/a" with too few requests.
@@ -98,7 +98,7 @@ class SloResult(NamedTuple):
     needed: int
 
 
-def check(values: ArrayLike, q: float, limit: float) -> SloResult:
+def check(values: ArrayLike, q: float, limit: float, confidence: float = CONFIDENCE) -> SloResult:
     """Return whether the q-quantile stays within a limit, by MLPerf's early-stopping rule.
 
     With n requests, t is the largest number of slow ones that still proves the quantile with confidence 0.99; the
@@ -107,16 +107,17 @@ def check(values: ArrayLike, q: float, limit: float) -> SloResult:
     Args:
         values: (n,) latencies.
         q: quantile, e.g. 0.99.
-        limit: largest latency promised, in the unit of the values.
+        limit: largest latency allowed, in the unit of the values.
+        confidence: of the bound.
     """
     data = np.sort(np.asarray(values, dtype=np.float64))
-    n, needed = len(data), required_requests(q, 1)
+    n, needed = len(data), required_requests(q, 1, confidence)
     if n < needed:
         return SloResult("n/a", math.nan, n, needed)
     low, high = 1, n
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if required_requests(q, middle) <= n else (low, middle)
+        low, high = (middle, high) if required_requests(q, middle, confidence) <= n else (low, middle)
     bound = float(data[n - low])
     return SloResult("pass" if bound <= limit else "fail", bound, n, needed)
 
@@ -124,32 +125,32 @@ def check(values: ArrayLike, q: float, limit: float) -> SloResult:
 def check_all(
     scenario: str,
     means: Mapping[Key, LaunchMeans],
-    promises: Iterable[Promise],
+    objectives: Iterable[Objective],
     failed: Mapping[tuple[str, Cell], Mapping[Block, int]],
 ) -> list[SloLine]:
-    """Return every promise checked for every engine in every cell, over the requests of all launches.
+    """Return every objective checked for every engine in every cell, over the requests of all launches.
 
     Args:
         scenario: name of the scenario.
         means: launches of a group.
-        promises: what was promised.
-        failed: from `failed_requests`: a request that never ended well kept no promise.
+        objectives: what was asked for.
+        failed: from `failed_requests`: a request that never ended well met no objective.
     """
     lines = []
-    for promise in promises:
+    for objective in objectives:
         for (engine, cell, metric), launches in means.items():
-            if metric == promise.metric and cell is not None:
+            if metric == objective.metric and cell is not None:
                 lost = sum(failed.get((engine, cell), {}).values())
                 values = np.r_[launches.values, np.full(lost, np.inf)]
-                verdict, bound, n, needed = check(values, promise.quantile, promise.limit)
+                verdict, bound, n, needed = check(values, objective.quantile, objective.limit)
                 lines.append(
                     SloLine(
                         scenario=scenario,
                         engine=engine,
                         cell=cell,
                         metric=metric,
-                        quantile=promise.quantile,
-                        limit=promise.limit,
+                        quantile=objective.quantile,
+                        limit=objective.limit,
                         verdict=verdict,
                         bound=bound,
                         n=n,
@@ -173,7 +174,7 @@ def failed_requests(runs: Sequence[Run]) -> dict[tuple[str, Cell], dict[Block, i
 
 
 class Kept(NamedTuple):
-    """What the data say about one promise in one cell when neither answer is taken for granted.
+    """What the data say about one objective in one cell when neither answer is taken for granted.
 
     Attributes:
         state: "kept" or "broken" when proven with confidence 0.99, else "open".
@@ -191,7 +192,7 @@ class Kept(NamedTuple):
     launches_differ: bool
 
 
-def keeps(launches: Sequence[ArrayLike], q: float, limit: float) -> Kept:
+def keeps(launches: Sequence[ArrayLike], q: float, limit: float, confidence: float = CONFIDENCE) -> Kept:
     """Return whether the q-quantile stays within a limit, proven either way or open.
 
     Two questions, each with confidence 0.99, must agree: a binomial one over all requests (kept: the rule of
@@ -201,19 +202,20 @@ def keeps(launches: Sequence[ArrayLike], q: float, limit: float) -> Kept:
     Args:
         launches: latencies of each launch, infinite for requests that failed.
         q: quantile, e.g. 0.95.
-        limit: largest latency promised.
+        limit: largest latency allowed.
+        confidence: of each of the two questions.
     """
     parts = [np.asarray(part, dtype=np.float64) for part in launches]
     values = np.concatenate([np.empty(0), *parts])
     n, slow = len(values), int((values > limit).sum())
     pooled = "open"
-    if check(values, q, limit).verdict == "pass":
+    if check(values, q, limit, confidence).verdict == "pass":
         pooled = "kept"
-    elif slow and incomplete_beta(slow, n - slow + 1, 1 - q) <= 1 - CONFIDENCE:
+    elif slow and incomplete_beta(slow, n - slow + 1, 1 - q) <= 1 - confidence:
         # P(Binomial(n, p) >= k) = I_p(k, n - k + 1)
         pooled = "broken"
     shares = np.array([(part > limit).mean() for part in parts if len(part)])
-    _, low, high = mean_interval(shares, 2 * CONFIDENCE - 1) if len(shares) else (0, math.nan, math.nan)
+    _, low, high = mean_interval(shares, 2 * confidence - 1) if len(shares) else (0, math.nan, math.nan)
     agree = (pooled == "kept" and high <= 1 - q) or (pooled == "broken" and low > 1 - q)
     state: Literal["kept", "broken", "open"] = "open"
     if agree:

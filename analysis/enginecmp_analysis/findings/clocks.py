@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from enginecmp.types import Cell
-from enginecmp_analysis.context import GroupResult
+from enginecmp.format.records import Cell
 from enginecmp_analysis.data.columns import Columns
+from enginecmp_analysis.data.group import GroupResult
 from enginecmp_analysis.data.stamps import NS
 from enginecmp_analysis.data.telemetry import LEAST_READINGS, Telemetry
 from enginecmp_analysis.data.windows import Place
-from enginecmp_analysis.schema import Finding
-from enginecmp_analysis.statistics.student import mean_interval
+from enginecmp_analysis.schema.stats import Finding
+from enginecmp_analysis.statistics.student import positive_interval
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -55,7 +55,7 @@ def utilization(group: GroupResult, steady: Steady) -> Iterator[Finding]:
                 if len(values) >= LEAST_READINGS:
                     found.setdefault((place.engine, place.cell), {}).setdefault(name, []).append(float(values.mean()))
     for (engine, cell), names in found.items():
-        means = {name: mean_interval(values) for name, values in names.items()}
+        means = {name: positive_interval(values) for name, values in names.items()}
         first = next(iter(means))
         yield Finding(
             scenario=group.context.scenario,

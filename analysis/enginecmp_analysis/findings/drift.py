@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from enginecmp.types import Cell
-from enginecmp_analysis.context import GroupResult
+from enginecmp.format.records import Cell
 from enginecmp_analysis.data.cells import is_concurrent
 from enginecmp_analysis.data.columns import Columns
+from enginecmp_analysis.data.group import GroupResult
 from enginecmp_analysis.data.stamps import NS
 from enginecmp_analysis.data.windows import Place, stamps_of
-from enginecmp_analysis.schema import Finding
+from enginecmp_analysis.schema.stats import Finding
 from enginecmp_analysis.statistics.stationarity import growth
 from enginecmp_analysis.statistics.student import mean_interval
 

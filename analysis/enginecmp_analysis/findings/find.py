@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from enginecmp_analysis.context import GroupResult
+from enginecmp_analysis.data.group import GroupResult
 from enginecmp_analysis.data.launches import measured
 from enginecmp_analysis.data.windows import Place, places
 from enginecmp_analysis.findings.clocks import clock_findings, throttling, utilization
@@ -13,7 +13,8 @@ from enginecmp_analysis.findings.growth import exponents, memory_growth
 from enginecmp_analysis.findings.memory_findings import kv_caches, leak_findings
 from enginecmp_analysis.findings.overall import components, geometric_means, missed_saturation
 from enginecmp_analysis.findings.prefix import repeated_prompts
-from enginecmp_analysis.schema import Finding
+from enginecmp_analysis.findings.profile import bottlenecks
+from enginecmp_analysis.schema.stats import Finding
 
 
 def find_all(group: GroupResult) -> list[Finding]:
@@ -33,8 +34,11 @@ def _all(group: GroupResult, steady: Sequence[Sequence[Place]]) -> Iterator[Find
     yield from exponents(group)
     yield from memory_growth(group)
     yield from kv_caches(group)
-    yield from leak_findings(group, steady)
+    yield from leak_findings(
+        group, [list(places(run.columns, held)) for run, held in zip(group.runs, group.held, strict=True)]
+    )
     yield from components(group)
+    yield from bottlenecks(group)
     # Not after the cut of the warm-up: a drift over the launch looks like one, and half of it would be gone.
     yield from drifts(group, [list(places(run.columns, measured(run.columns))) for run in group.runs])
     yield from utilization(group, steady)

@@ -9,12 +9,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from enginecmp.types import Cell
-from enginecmp_analysis.compare import by_block
-from enginecmp_analysis.context import GroupResult
+from enginecmp.format.records import Cell
+from enginecmp_analysis.data.group import GroupResult
 from enginecmp_analysis.data.launches import Block, LaunchMeans
-from enginecmp_analysis.schema import Finding
+from enginecmp_analysis.judge.compare import by_block
+from enginecmp_analysis.schema.stats import Finding
 from enginecmp_analysis.statistics.student import mean_interval
+from enginecmp_analysis.statistics.variance import group_means
 
 Floats = NDArray[np.float64]
 
@@ -97,13 +98,14 @@ def _families(group: GroupResult, metric: str) -> Iterator[tuple[str, dict[Cell,
 
 
 def _slopes(cells: Mapping[Cell, LaunchMeans], x_of: Callable[[Cell], float], y_of: Callable[[float], float]) -> Floats:
-    """Return the least-squares slope of every block that has all cells."""
+    """Return the least-squares slope of every block that has all cells; means of runs where several are pooled."""
     means: list[dict[Block, float]] = [by_block(launches) for launches in cells.values()]
     x = np.array([x_of(cell) for cell in cells], dtype=np.float64)
     x -= x.mean()
-    slopes = []
+    slopes, runs = [], []
     for block in [block for block in means[0] if all(block in other for other in means)]:
         y = np.array([y_of(mean[block]) for mean in means], dtype=np.float64)
         if np.isfinite(y).all():
             slopes.append(float((x * y).sum() / (x * x).sum()))
-    return np.array(slopes)
+            runs.append(block[0])
+    return group_means(slopes, runs) if len(set(runs)) > 1 else np.array(slopes)

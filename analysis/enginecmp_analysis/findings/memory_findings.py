@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from enginecmp.types import Cell
-from enginecmp_analysis.context import GroupResult
+from enginecmp.format.records import Cell
+from enginecmp_analysis.data.group import GroupResult
 from enginecmp_analysis.data.memory import lasting_growth, leak_resolution
 from enginecmp_analysis.data.windows import Place
-from enginecmp_analysis.schema import Finding
-from enginecmp_analysis.statistics.student import mean_interval
+from enginecmp_analysis.schema.stats import Finding
+from enginecmp_analysis.statistics.student import mean_interval, positive_interval
 
 MATCHES = 0.02
 """A measured size this close to a formula's agrees with it: caches are padded to blocks of tokens."""
@@ -96,7 +96,7 @@ def kv_caches(group: GroupResult) -> Iterator[Finding]:
     for (engine, _, metric), launches in group.means.items():
         if metric != "kv_bytes_per_token":
             continue
-        mean, low, high = mean_interval(launches.means)
+        mean, low, high = positive_interval(launches.replicates())
         verdict, text = _against_formula(mean, values)
         yield Finding(
             scenario=group.context.scenario,
@@ -116,7 +116,7 @@ def kv_caches(group: GroupResult) -> Iterator[Finding]:
 def _against_formula(measured: float, values: int) -> tuple[str, str]:
     """Return the verdict and the words for a measured size of one token in the cache."""
     told = f"{measured:,.0f} bytes a token"
-    if not values:
+    if values <= 0:
         return "measured", f"{told}; the shape of the model is not known"
     formula = f"{2 * values:,} (float16) or {4 * values:,} (float32)"
     if measured < 0.01 * 2 * values:

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from enginecmp.types import Cell
-from enginecmp_analysis.compare import by_block
-from enginecmp_analysis.context import GroupResult
+from enginecmp.format.records import Cell
 from enginecmp_analysis.data.cells import is_open
-from enginecmp_analysis.data.columns import COMPONENTS
+from enginecmp_analysis.data.group import GroupResult
 from enginecmp_analysis.data.launches import Block
 from enginecmp_analysis.data.sweep import saturation
 from enginecmp_analysis.data.windows import Place
-from enginecmp_analysis.schema import Finding
+from enginecmp_analysis.findings.profile import profiled
+from enginecmp_analysis.judge.compare import by_block
+from enginecmp_analysis.schema.stats import Finding
 from enginecmp_analysis.statistics.student import mean_interval
+from enginecmp_analysis.statistics.variance import group_means
 
 OFFERED = frozenset({"throughput_tokens_per_second", "requests_per_second", "goodput_requests_per_second"})
 """Rates that no engine can raise above what it is offered."""
+
+SATURATION = "saturation_requests_per_second"
+
+_WHY_ABSENT = {
+    SATURATION: "no rate gave an undisturbed window",
+    "goodput_requests_per_second": "the scenario has no limits under [goodput]",
+    "itl_seconds": "the engine hands out several tokens at once",
+    "tpot_seconds": "it takes two output tokens",
+    "decode_tokens_per_second": "it takes two output tokens",
+}
+"""Metric → the usual reason why launches with good requests have none of it."""
 
 
 def geometric_means(group: GroupResult) -> Iterator[Finding]:
@@ -48,7 +60,9 @@ def geometric_means(group: GroupResult) -> Iterator[Finding]:
             )
         if len(logs) < 2 or not np.isfinite(logs).all():
             continue
-        mean, low, high = (math.exp(x) for x in mean_interval(logs))
+        runs = [run for run, _ in blocks]
+        over = group_means(logs, runs) if len(set(runs)) > 1 else logs
+        mean, low, high = (math.exp(x) for x in mean_interval(over))
         yield Finding(
             scenario=group.context.scenario,
             topic="geometric mean",
@@ -65,36 +79,68 @@ def geometric_means(group: GroupResult) -> Iterator[Finding]:
 
 
 def missed_saturation(group: GroupResult, steady: Sequence[Sequence[Place]]) -> Iterator[Finding]:
-    """Yield for every sweep that did not reach saturation how much the engine kept up with."""
+    """Yield for every sweep without a capacity how much the engine kept up with, or why there is none.
+
+    Where a capacity is not what the scenario is about, one rate alone is no failed sweep, and nothing is said of it.
+    """
     missed: dict[tuple[str, Cell], list[float]] = {}
+    unfit: dict[tuple[str, Cell], str] = {}
     for run, places in zip(group.runs, steady, strict=True):
         for engine in dict.fromkeys(place.engine for place in places):
-            mine = [place for place in places if place.engine == engine]
-            for sweep, top in saturation(run.columns, mine)[1].items():
+            found = saturation(run.columns, [place for place in places if place.engine == engine])
+            for sweep, top in found.missed.items():
                 missed.setdefault((engine, sweep), []).append(top)
+            unfit |= {(engine, sweep): why for sweep, why in found.unfit.items()}
     for (engine, sweep), tops in missed.items():
-        top = float(np.median(tops))
-        yield Finding(
-            scenario=group.context.scenario,
-            topic="saturation",
-            engine=engine,
-            cell=sweep,
-            verdict="not reached",
-            value=top,
-            ci_low=top,
-            ci_high=math.nan,
-            n_launches=group.context.blocks,
-            text=f"saturation was not reached, or not for long: at {top:.3g} requests/s, the most that was offered, "
-            "too few requests had to wait",
+        text = (
+            f"saturation was not reached, or not for long: at {float(np.median(tops)):.3g} requests/s, the most that "
+            "was offered, too few requests had to wait"
         )
+        yield _no_capacity(group, engine, sweep, "not reached", float(np.median(tops)), text)
+    if group.context.primary_metric != SATURATION:
+        return
+    for (engine, sweep), why in unfit.items():
+        if (engine, sweep) not in missed and (engine, sweep, SATURATION) not in group.means:
+            yield _no_capacity(group, engine, sweep, "not measured", math.nan, f"no capacity: {why}")
+
+
+def _no_capacity(group: GroupResult, engine: str, sweep: Cell, verdict: str, top: float, text: str) -> Finding:
+    return Finding(
+        scenario=group.context.scenario,
+        topic="saturation",
+        engine=engine,
+        cell=sweep,
+        verdict=verdict,
+        value=top,
+        ci_low=top,
+        ci_high=math.nan,
+        n_launches=group.context.blocks,
+        text=text,
+    )
+
+
+def without_primary(group: GroupResult, findings: Iterable[Finding], engines: Iterable[str]) -> list[str]:
+    """Return one sentence an engine that has values, but none of the metric that the scenario is about.
+
+    Args:
+        group: pooled runs.
+        findings: of the group: they tell why a sweep gave nothing.
+        engines: those that have values.
+    """
+    metric = group.context.primary_metric
+    have = {engine for engine, _, name in group.means if name == metric}
+    told = {finding.engine: finding.text for finding in findings if finding.topic == "saturation"}
+    return [
+        f"{engine}: no {metric}: {told.get(engine, _WHY_ABSENT.get(metric, 'no launch has what it is made of'))}"
+        for engine in engines
+        if metric and engine not in have
+    ]
 
 
 def components(group: GroupResult) -> Iterator[Finding]:
     """Yield the shares of the components of a forward pass, largest first."""
-    names = [f"{name}_seconds" for name in COMPONENTS]
-    for engine, cell in dict.fromkeys((engine, cell) for engine, cell, name in group.means if name in names):
-        found = {name: group.means[engine, cell, name] for name in names if (engine, cell, name) in group.means}
-        means = {name.removesuffix("_seconds"): float(launches.means.mean()) for name, launches in found.items()}
+    for engine, cell, found in profiled(group):
+        means = {name: float(launches.means.mean()) for name, launches in found.items()}
         total = sum(means.values())
         if total <= 0:
             continue

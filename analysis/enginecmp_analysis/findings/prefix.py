@@ -7,14 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from enginecmp_analysis.context import GroupResult
+from enginecmp.format.flags import Flag
 from enginecmp_analysis.data.columns import KEPT, WARMUP
+from enginecmp_analysis.data.group import GroupResult
 from enginecmp_analysis.data.stamps import request_times
-from enginecmp_analysis.schema import Finding
+from enginecmp_analysis.schema.stats import Finding
 from enginecmp_analysis.statistics.student import mean_interval
-
-REPEATED = "repeated_prompt"
-"""Flag of a warm-up request whose prompt is that of the request before it."""
 
 CACHED = 0.7
 """A repeated prompt is answered from a cache when its prefill takes clearly less than this share of the first."""
@@ -30,9 +28,11 @@ def repeated_prompts(group: GroupResult) -> Iterator[Finding]:
     for run in group.runs:
         columns = run.columns
         prefill = request_times(columns).prefill
-        again = columns.flagged(REPEATED) & (columns.phase == WARMUP)
+        again = columns.flagged(Flag.REPEATED_PROMPT) & (columns.phase == WARMUP)
         # Another flag beside it says that the machine was disturbed.
-        again &= np.isin(columns.excluded, [i for i, reason in enumerate(columns.reasons) if reason == REPEATED])
+        again &= np.isin(
+            columns.excluded, [i for i, reason in enumerate(columns.reasons) if reason == Flag.REPEATED_PROMPT]
+        )
         order = np.lexsort((columns.start_ns, columns.launch))
         for at in np.flatnonzero(again[order]).tolist():
             if at == 0:

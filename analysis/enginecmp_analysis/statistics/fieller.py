@@ -11,20 +11,20 @@ Floats = NDArray[np.float64]
 
 
 def fieller(
-    baseline: ArrayLike, engine: ArrayLike, confidence: float = 0.95, *, paired: bool = True
+    first: ArrayLike, second: ArrayLike, confidence: float = 0.95, *, paired: bool = True
 ) -> tuple[Floats, Floats, Floats]:
-    """Return mean(engine) / mean(baseline) with its limits along the last axis.
+    """Return mean(second) / mean(first) with its limits along the last axis.
 
-    Fieller 1954; with the covariance of the blocks when paired. The limits are NaN when the baseline's mean is not
+    Fieller 1954; with the covariance of the pairs when paired. The limits are NaN when the first mean is not
     clear of zero, because then no finite interval exists.
 
     Args:
-        baseline: (..., A) launch means.
-        engine: (..., B) launch means, of the same blocks when paired.
+        first: (..., A) values.
+        second: (..., B) values, entry i beside entry i of the first when paired.
         confidence: coverage.
         paired: use the covariance.
     """
-    a, b = np.asarray(baseline, dtype=np.float64), np.asarray(engine, dtype=np.float64)
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     n, m = a.shape[-1], b.shape[-1]
     x, y = a.mean(axis=-1), b.mean(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):

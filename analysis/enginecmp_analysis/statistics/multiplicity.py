@@ -18,6 +18,23 @@ def holm(p_values: ArrayLike) -> Floats:
     return _adjust(p_values, _holm_sorted)
 
 
+def holm_confidence(p_values: ArrayLike, confidence: float) -> Floats:
+    """Return the level of each test's interval that leaves out the null value exactly where Holm's method rejects.
+
+    A test is rejected at 1 - confidence = alpha when p < alpha / k, with k how often its adjusted p (before it is cut
+    at 1) holds its p; its interval at level 1 - alpha / k says the same. NaN takes Bonferroni's level.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    present = np.flatnonzero(np.isfinite(p))
+    factor = np.full(p.shape, float(max(1, len(present))))
+    order = present[np.argsort(p[present], kind="stable")]
+    if len(order):
+        steps = np.arange(len(order), 0, -1.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            factor[order] = np.where(p[order] > 0, _holm_sorted(p[order]) / p[order], steps)
+    return 1 - (1 - confidence) / factor
+
+
 def benjamini_hochberg(p_values: ArrayLike) -> Floats:
     """Return adjusted p-values that keep the share of false alarms among the alarms below alpha.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -62,29 +61,3 @@ def needed_per_launch(q: float) -> int:
     6 for the median, 30 for p90, 60 for p95, 300 for p99.
     """
     return max(6, math.ceil(round(3 / min(q, 1 - q), 9)))
-
-
-def order_statistic_interval(values: ArrayLike, q: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the distribution-free interval of a quantile for independent values; NaN where n cannot bound it.
-
-    The ranks l and u are the widest cut with P(Binomial(n, q) < l) and P(Binomial(n, q) >= u) each at most half of
-    1 - confidence.
-    """
-    data = np.sort(np.asarray(values, dtype=np.float64))
-    n, half = len(data), (1 - confidence) / 2
-
-    def below(k: int) -> float:
-        # P(Binomial(n, q) < k) = P(Binomial <= k - 1) = I_(1-q)(n - k + 1, k)
-        return 0.0 if k <= 0 else 1.0 if k > n else incomplete_beta(n - k + 1, k, 1 - q)
-
-    low = _largest(0, n, lambda k: below(k) <= half)
-    high = n + 1 - _largest(0, n, lambda k: 1 - below(n + 1 - k) <= half)
-    return (float(data[low - 1]) if low >= 1 else math.nan), (float(data[high - 1]) if high <= n else math.nan)
-
-
-def _largest(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """Return the largest k in low..high for which a falling condition holds, `low` if it never does."""
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle - 1)
-    return low

@@ -17,8 +17,10 @@ Floats = NDArray[np.float64]
 MOST_FOR_PAIRS = 200
 """Longer series are averaged down before every pair is compared."""
 
-
 MOST_LAGS = 200
+
+NOTABLE_CORRELATION = 0.3
+"""Neighbouring requests whose correlation is above this are not independent, whatever their number."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,3 +84,21 @@ def mean_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, f
         return mean, math.nan, math.nan
     half = float(t_quantile(0.5 + confidence / 2, n - 1) * data.std(ddof=1)) / math.sqrt(n)
     return mean, mean - half, mean + half
+
+
+def positive_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Return mean, lower and upper limit of a quantity that is never below zero, such as a time.
+
+    The t interval of the mean's logarithm, whose standard error is that of the mean over the mean (delta method): the
+    limits are above zero, and close to those of `mean_interval` where the spread is small. Values below zero, which
+    such a quantity has only by rounding, and a mean of zero leave no logarithm; then it is the plain interval.
+
+    Args:
+        values: shape (n,), n >= 1.
+        confidence: coverage of the two-sided interval.
+    """
+    mean, low, high = mean_interval(values, confidence)
+    if not mean > 0 or not math.isfinite(high) or float(np.min(np.asarray(values))) < 0:
+        return mean, low, high
+    factor = math.exp((high - mean) / mean)
+    return mean, mean / factor, mean * factor

@@ -1,4 +1,4 @@
-"""Where the variance comes from: requests, launches, or more levels above them."""
+"""Where the variance comes from: requests or launches."""
 
 from __future__ import annotations
 
@@ -8,34 +8,45 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from enginecmp_analysis.statistics.beta import incomplete_beta
+
 Floats = NDArray[np.float64]
 
 
-def level_variances(values: ArrayLike) -> list[float]:
-    """Return S_i^2 of every level, lowest first.
-
-    Kalibera & Jones 2013, section 6.1: the variance of the means at level i around their mean at level i + 1.
+def group_means(values: ArrayLike, groups: ArrayLike) -> Floats:
+    """Return the mean of each group along the last axis, the groups in rising order.
 
     Args:
-        values: balanced nested measurements, the highest level on the first axis, e.g. (launches, requests).
+        values: (..., n).
+        groups: (n,) number of the group of each value.
     """
-    data = np.asarray(values, dtype=np.float64)
-    found = []
-    while data.ndim:
-        found.append(float(np.mean(data.var(axis=-1, ddof=1))))
-        data = data.mean(axis=-1)
-    return found
+    data, codes = np.asarray(values, dtype=np.float64), np.asarray(groups)
+    # Of infinities of both signs there is no mean.
+    with np.errstate(invalid="ignore"):
+        return np.stack([data[..., codes == code].mean(axis=-1) for code in np.unique(codes)], axis=-1)
 
 
-def unbiased_components(values: ArrayLike) -> list[float]:
-    """Return T_i^2 of every level, lowest first: what each level adds by itself.
+def same_level_p(values: ArrayLike, groups: ArrayLike) -> float:
+    """Return the p of "all groups have one mean": the F test of the one-way analysis of variance.
 
-    Kalibera & Jones 2013, eq. 3: T_1^2 = S_1^2, T_i^2 = S_i^2 - S_(i-1)^2 / r_(i-1). May be negative where a level
-    adds nothing; clamp before use.
+    P(F > f) = I_x(d2 / 2, d1 / 2) with x = d2 / (d2 + d1 f).
+
+    Args:
+        values: (n,).
+        groups: (n,) number of the group of each value.
+
+    Returns:
+        NaN with one group, without two values in any of them, or without spread inside them.
     """
-    shape = np.asarray(values).shape
-    s = level_variances(values)
-    return [s[0], *(s[i] - s[i - 1] / shape[-i] for i in range(1, len(s)))]
+    data, codes = np.asarray(values, dtype=np.float64), np.asarray(groups)
+    parts = [data[codes == code] for code in np.unique(codes)]
+    d1, d2 = len(parts) - 1, len(data) - len(parts)
+    inside = sum(float(((part - part.mean()) ** 2).sum()) for part in parts) if np.isfinite(data).all() else math.nan
+    if d1 < 1 or d2 < 1 or not inside > 0:
+        return math.nan
+    between = sum(len(part) * (float(part.mean()) - float(data.mean())) ** 2 for part in parts)
+    f = (between / d1) / (inside / d2)
+    return incomplete_beta(d2 / 2, d1 / 2, d2 / (d2 + d1 * f))
 
 
 def optimal_repetitions(components: Sequence[float], costs: Sequence[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Warm-up and steady state: one cut for all engines of a cell, and what kind of launch each one was."""
+"""Warm-up and steady state: one cut for all groups of series, and what kind of series each one is."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ SAME = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Steadiness:
-    """What became of the launches of one cell.
+    """What is steady in several groups of series.
 
     Attributes:
-        cut: requests to leave out at the start of every launch of every engine.
-        classes: class of each launch, per engine; empty where launches are too short to tell.
+        cut: values to leave out at the start of every series of every group.
+        classes: class of each series, by group; empty where series are too short to tell.
     """
 
     cut: int
@@ -93,24 +93,24 @@ def classify(values: ArrayLike) -> tuple[LaunchClass | None, int]:
 
 
 def steadiness(launches: Mapping[str, Sequence[Floats]], floor: int = 0, least: int = 10) -> Steadiness:
-    """Return one cut for all engines of a cell, and the classes of their launches.
+    """Return one cut for all groups of series, and the classes of the series.
 
-    The cut is the largest of the fixed floor, MSER-5 and the change points, over all engines and launches, but
+    The cut is the largest of the fixed floor, MSER-5 and the change points, over all groups and series, but
     leaves at least half of the shortest launch and `least` requests. MSER-5 runs on the mean over launches (Welch
     1983) and counts only if the launches agree (t over launches, p < .01) that what it cuts is different: alone it
     cuts something from most series, warm or not.
 
     Args:
-        launches: for each engine the request times of each launch, in order.
+        launches: for each group the values of each of its series, in order.
         floor: requests to cut in any case.
         least: requests that must remain.
     """
     cut = 0
     classes: dict[str, list[LaunchClass]] = {}
-    for engine, series in launches.items():
+    for group, series in launches.items():
         cut = max(cut, _common_warmup(series))
         found = [classify(values) for values in series]
-        classes[engine] = [kind for kind, _ in found if kind is not None]
+        classes[group] = [kind for kind, _ in found if kind is not None]
         cut = max([cut, *(begin for _, begin in found)])
     shortest = min((len(values) for series in launches.values() for values in series), default=0)
     cut = max(0, min(cut, shortest // 2, shortest - least))

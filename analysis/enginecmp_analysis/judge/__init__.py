@@ -1,0 +1,1 @@
+"""From launch means to verdicts: pairs, tests, corrections, plans, races, regressions, history."""

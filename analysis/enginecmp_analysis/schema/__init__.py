@@ -1,0 +1,1 @@
+"""What leaves the analysis: the structs behind every `--json`. Nothing here computes."""
