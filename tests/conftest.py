@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from enginecmp.models.synth import write_synth
-from enginecmp.plugins import Plugin, _examine
+from enginecmp.plugins.discovery import examine
+from enginecmp.plugins.plugin import Plugin
 from enginecmp.types import ModelInfo
 
 FAKE_MODULE = "enginecmp.testing.fake_engine"
+os.environ["ENGINECMP_TESTS"] = str(time.time_ns())
+"""Part of the question that a gate asks, like every variable: no test is answered by what an earlier one proved."""
+
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -29,21 +34,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelInfo:
 @pytest.fixture(scope="session")
 def fake() -> Plugin:
     """The fake engine's plugin."""
-    plugin = _examine("fake", FAKE_MODULE, "", "")
+    plugin = examine("fake", FAKE_MODULE, "", "")
     assert plugin.error is None
     return plugin
 
 
-@pytest.fixture
-def cmp(tmp_path: Path) -> CommandLine:
-    """Call `cmp` in an empty folder, with the fake engine present."""
+def command_line(folder: Path) -> CommandLine:
+    """Return what calls `cmp` in a folder, with the fake engine present."""
 
     def call(
         *arguments: str | Path, env: Mapping[str, str] | None = None, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [os.path.join(os.path.dirname(sys.executable), "cmp"), *map(str, arguments)],
-            cwd=tmp_path,
+            cwd=folder,
             env={**os.environ, "CMP_PLUGINS": FAKE_MODULE, "COLUMNS": "80", "NO_COLOR": "1", **(env or {})},
             capture_output=True,
             text=True,
@@ -52,3 +56,9 @@ def cmp(tmp_path: Path) -> CommandLine:
         )
 
     return call
+
+
+@pytest.fixture
+def cmp(tmp_path: Path) -> CommandLine:
+    """Call `cmp` in an empty folder, with the fake engine present."""
+    return command_line(tmp_path)

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from enginecmp.types import Cell, RunEngine, Sample
+from enginecmp.format.records import Cell, RunEngine, Sample
 from enginecmp_analysis.data.columns import ColumnBuilder
 from enginecmp_analysis.data.load import Run
-from enginecmp_analysis.simulate import simulate_run
+from enginecmp_analysis.data.simulate import simulate_run
 
 S = 1_000_000_000
 CELL = Cell(100, 5)

@@ -1,4 +1,4 @@
-"""Reading what a run left on disk."""
+"""What tests give to runs, and reading what a run left on disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ import msgspec
 import psutil
 import pytest
 
-from enginecmp.types import Sample
+from enginecmp.format.records import Sample
+
+ONE_CELL = """
+name = "mini"
+primary_metric = "throughput_tokens_per_second"
+[[cells]]
+prompt_tokens = 8
+output_tokens = 6
+"""
+"""Head of a scenario file: a name, a metric and one small cell; profiles and the rest follow."""
 
 
 def read_samples(folder: Path) -> list[Sample]:

@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from enginecmp.deadlines import Deadlines
-from enginecmp.kinds.concurrent import measure
-from enginecmp.kinds.task import Place, Task
-from enginecmp.launch import Launch
-from enginecmp.plan import PlannedLaunch
-from enginecmp.plugins import Plugin, _examine
+from enginecmp.format.records import Cell, Sample
+from enginecmp.launch.launch import Launch
+from enginecmp.measure.concurrent import measure
+from enginecmp.measure.task import Place, Task
+from enginecmp.plugins.discovery import examine
+from enginecmp.plugins.plugin import Plugin
 from enginecmp.prompts import PromptSet
 from enginecmp.scenarios import Scenario
-from enginecmp.types import Cell, LoadOptions, ModelInfo, Sample
+from enginecmp.scenarios.plan import PlannedLaunch
+from enginecmp.types import LoadOptions, ModelInfo
+from enginecmp.wire.deadlines import Deadlines
 
 FAKE_QUEUE = "enginecmp.testing.fake_queue"
 
@@ -25,7 +27,7 @@ EXACT = {"clock": "real", "launch_sd": "0", "request_sd": "0", "prefill_us": "0"
 
 def fake_queue() -> Plugin:
     """Return the fake engine that takes one request at a time."""
-    plugin = _examine("fake_queue", FAKE_QUEUE, "", "")
+    plugin = examine("fake_queue", FAKE_QUEUE, "", "")
     assert plugin.error is None, plugin.error
     return plugin
 
@@ -59,7 +61,7 @@ def loaded(
     place = Place(PlannedLaunch(0, 0, plugin.name), "b0", cell)
     with Launch(plugin.name, plugin, log=folder / "engine.log", options=options) as launch:
         launch.load(model, 30)
-        yield Task(launch, 0, scenario, model, PromptSet(model), 7, place, keep, lambda start_ns, end_ns: [])
+        yield Task(launch, scenario, model, PromptSet(model), 7, place, keep, lambda start_ns, end_ns: [])
 
 
 def serve(plugin: Plugin, model: ModelInfo, folder: Path, scenario: Scenario, **extra: Any) -> list[Sample]:

@@ -2,10 +2,12 @@
 
    NVML_REPLAY names a text file. A line is FUNCTION FROM ERROR [VALUE...]: from the FROM-th call of that function on
    (counted from 1) it returns the code ERROR and the values. The last line that fits wins. A function without a line
-   is NOT_SUPPORTED, which is what boards say of what they do not measure. Every call reads the file anew.
+   is NOT_SUPPORTED, which is what boards say of what they do not measure. A negative code is a signal: a driver that
+   crashes. Every call reads the file anew.
 
    Types and codes as in the public header nvml.h. */
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,6 +47,8 @@ static int answer(const char *function, char *values)
             strcpy(values, line + used);
         }
     fclose(script);
+    if (found < 0)
+        raise(-found);
     return found;
 }
 

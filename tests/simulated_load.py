@@ -10,14 +10,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from enginecmp.types import Cell, Manifest, RunModel, Sample
+from enginecmp.format.records import Cell, Manifest, RunModel, Sample
+from enginecmp_analysis.analyse import analyse
 from enginecmp_analysis.data.columns import ColumnBuilder
 from enginecmp_analysis.data.load import Run
+from enginecmp_analysis.data.simulate import simulate_run
 from enginecmp_analysis.data.telemetry import Telemetry
-from enginecmp_analysis.output.table import render
-from enginecmp_analysis.report import analyse
-from enginecmp_analysis.schema import Finding
-from enginecmp_analysis.simulate import simulate_run
+from enginecmp_analysis.render.table import render
+from enginecmp_analysis.schema.stats import Finding
 
 S = 1_000_000_000
 

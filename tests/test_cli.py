@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ import pytest
 from conftest import CommandLine
 
 from enginecmp.cli import VERBS, is_posix_call
-from enginecmp.environment import usable_cores
+from enginecmp.machine.environment import usable_cores
 from enginecmp.types import ModelInfo
 
 
@@ -30,6 +31,15 @@ def test_every_verb_has_help(cmp: CommandLine, verb: str) -> None:
     assert done.stdout.startswith(f"Usage: cmp {verb}")
 
 
+def test_the_help_of_run_imports_nothing_that_drives_engines() -> None:
+    code = (
+        "import sys, enginecmp.cli.run; "
+        "print([name for name in ('enginecmp.run.drive', 'enginecmp.launch.launch', 'psutil') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -45,7 +55,7 @@ def test_every_verb_has_help(cmp: CommandLine, verb: str) -> None:
         (["run", "--engines", "fake", "--baseline", "other"], "not in this run"),
         (["run", "--threads", "many"], "expected a number or 'auto'"),
         (["run", "--threads", "100000"], f"expected 1 to {usable_cores()}"),
-        (["run", "--blocks", "0"], "0 is not in the range"),
+        (["run", "--blocks", "0"], "expected a number of blocks like 12"),
         (["run", "--deadline", "lode=3"], "expected PHASE=SECONDS"),
         (["run", "--no-such-option"], "No such option"),
     ],
@@ -109,7 +119,7 @@ def test_no_engine_that_can_run_is_an_error_that_says_why(cmp: CommandLine, tiny
     assert "not on vulkan" in done.stderr
 
 
-def test_engines_are_listed_with_reason_and_mend(cmp: CommandLine, tmp_path: Path) -> None:
+def test_engines_are_listed_with_reason_and_fix(cmp: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "cmp_test_wreck.py").write_text("import no_such_library_here")
     environment = {"CMP_PLUGINS": "enginecmp.testing.fake_engine,cmp_test_wreck", "PYTHONPATH": str(tmp_path)}
     done = cmp("engines", "--json", env=environment)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from conftest import CommandLine
 
-from enginecmp import baselines
 from enginecmp.errors import ResultsError, UsageError
+from enginecmp.results import baselines
 from enginecmp.types import ModelInfo
-from enginecmp_analysis.simulate import Design, simulate_run, write_run
+from enginecmp_analysis.data.simulate import Design, simulate_run, write_run
 
 SCENARIO = """
 name = "mini"
@@ -103,6 +104,22 @@ def test_only_a_confirmed_regression_exits_3(
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("line", ["compare old worse --junit out", "report old -o out"])
+def test_what_is_written_never_takes_the_place_of_a_pipe_or_of_a_link(
+    cmp: CommandLine, tmp_path: Path, runs: Path, line: str
+) -> None:
+    os.mkfifo(tmp_path / "out")
+    refused = cmp(*line.split())
+    assert refused.returncode == 1
+    assert "out: cannot be written (expected a regular file or nothing there, got a folder, FIFO" in refused.stderr
+    assert (tmp_path / "out").is_fifo()
+    (tmp_path / "out").unlink()
+    (tmp_path / "out").symlink_to("elsewhere")
+    assert cmp(*line.split()).returncode in (0, 3)
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "elsewhere").read_bytes().startswith(b"<")
+
+
 def test_junit_is_written_beside_markdown_on_stdout(cmp: CommandLine, runs: Path) -> None:
     done = cmp("compare", "old", "worse", "--junit", "out.xml", "--markdown", "--metric", "e2e_seconds")
     assert done.returncode == 3, done.stderr
@@ -119,7 +136,7 @@ def test_junit_is_written_beside_markdown_on_stdout(cmp: CommandLine, runs: Path
         (["old", "same", "--critical", "5%"], 2, "expected 0 < warning < critical"),
         (["old", "same", "--metric", "e2e_second"], 2, "did you mean 'e2e_seconds'"),
         (["old", "old"], 1, "run old is on both sides"),
-        (["old", "same", "--junit", "no/such/folder.xml"], 1, "folder.xml: cannot write"),
+        (["old", "same", "--junit", "no/such/folder.xml"], 1, "folder.xml: cannot be written"),
     ],
 )
 def test_wrong_usage_is_one_line(cmp: CommandLine, runs: Path, arguments: list[str], code: int, said: str) -> None:

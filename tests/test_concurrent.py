@@ -18,13 +18,15 @@ import psutil
 import pytest
 from load_cells import fake_queue, loaded, scenario_of, serve
 
-from enginecmp.deadlines import Deadlines
-from enginecmp.kinds.concurrent import LATE_DISPATCH, generator_lagged, measure
-from enginecmp.launch import LaunchFailure
-from enginecmp.plugins import Plugin
+from enginecmp.format.flags import Flag
+from enginecmp.format.records import Cell, Sample
+from enginecmp.launch.launch import LaunchFailure
+from enginecmp.measure.concurrent import generator_lagged, measure
+from enginecmp.plugins.plugin import Plugin
 from enginecmp.scenarios import Overload
 from enginecmp.telemetry.contention import Validity
-from enginecmp.types import Cell, EngineInfo, ModelInfo, Sample
+from enginecmp.types import EngineInfo, ModelInfo
+from enginecmp.wire.deadlines import Deadlines
 
 PATIENT = Validity(late_dispatch_seconds=0.1, late_dispatch_share=1e9, floor_seconds=1000)
 """Flags nothing but a load generator that was held up on purpose."""
@@ -280,7 +282,7 @@ def test_a_dead_generator_ends_the_cell_and_is_named(fake: Plugin, tiny: ModelIn
             measure(task)
     assert failure.value.status == "error"
     assert len(samples) >= 6
-    assert all(LATE_DISPATCH in s.flags for s in samples)
+    assert all(Flag.LATE_DISPATCH in s.flags for s in samples)
     assert {s.status for s in samples} == {"ok"}, "the engine finished what it had"
 
 
@@ -316,14 +318,14 @@ def test_a_generator_that_was_held_up_makes_the_whole_cell_invalid(
     after_requests(journal, 5, hold_up)
     samples = serve(fake, tiny, tmp_path, scenario, journal=journal)
     assert len(samples) == 61
-    assert all(s.flags == [LATE_DISPATCH] for s in samples)
+    assert all(s.flags == [Flag.LATE_DISPATCH] for s in samples)
     assert max(s.metrics["dispatch_lag_seconds"] for s in samples) > 0.3
 
 
-def test_a_generator_that_was_not_held_up_does_not(fake: Plugin, tiny: ModelInfo, tmp_path: Path) -> None:
-    cell = Cell(6, 5, 4, "constant", 50.0)
-    samples = serve(fake, tiny, tmp_path, scenario_of(cell, requests=20, validity=PATIENT))
-    assert all(s.flags == [] for s in samples)
+def test_cell_within_its_declared_limits_has_no_flags(fake: Plugin, tiny: ModelInfo, tmp_path: Path) -> None:
+    limits = Validity(late_dispatch_seconds=1e6, late_dispatch_share=1e9, floor_seconds=1e6)
+    samples = serve(fake, tiny, tmp_path, scenario_of(Cell(6, 5, 4, "constant", 50.0), requests=20, validity=limits))
+    assert [s.flags for s in samples] == [[]] * 21
 
 
 @pytest.mark.parametrize(("plugin", "phase"), [("own", "step"), ("queue", "decode")])
@@ -378,7 +380,7 @@ def test_one_late_request_in_a_thousand_is_none_too_many() -> None:
 
 EXECUTABLE = """#!{python}
 import os, socket, sys, time
-from enginecmp.protocol import Channel
+from enginecmp.wire.protocol import Channel
 channel = Channel(socket.socket(fileno=int(sys.argv[1])))
 channel.send({{"ok": os.getpid()}})
 while (message := channel.receive()) is not None:
@@ -390,7 +392,7 @@ while (message := channel.receive()) is not None:
         for _ in range(message["output_tokens"]):
             time.sleep(0.002)
             stamps.append(time.perf_counter_ns())
-        answer = {{"start_ns": start, "token_ns": stamps, "end_ns": time.perf_counter_ns(), "ids": stamps,
+        answer = {{"start_ns": start, "token_ns": stamps, "end_ns": time.perf_counter_ns(), "ids": [7] * len(stamps),
                   "output_tokens": len(stamps), "metrics": {{}}, "where": "decode", "error": None}}
         channel.send({{"ok": answer}})
     else:

@@ -16,8 +16,9 @@ import pytest
 from conftest import FAKE_MODULE, CommandLine
 from helpers import only_run, read_samples
 
-from enginecmp.results import finished_launches, read_manifest
-from enginecmp.types import ModelInfo, Sample
+from enginecmp.format.readers import finished_launches, read_manifest
+from enginecmp.format.records import Sample
+from enginecmp.types import ModelInfo
 
 ENGINES = {"CMP_PLUGINS": f"{FAKE_MODULE},enginecmp.testing.fake_queue"}
 
@@ -116,7 +117,7 @@ def test_a_run_has_every_request_and_the_same_arrivals_for_all(crowd: CommandLin
         assert [len(of(samples, engine, *cell)) for cell in ((1,), (4,), (4, "gamma"))] == [20, 20, 20]
     assert {tuple(s.flags) for s in samples} == {(), ("repeated_prompt",)}
     manifest = read_manifest(run)
-    assert {e.name: e.options["batching"] for e in manifest.engines} == {"a": "own", "b": "queue"}
+    assert {e.name: e.options["batching"] for e in manifest.engines} == {"a": "continuous", "b": "queue"}
     assert {e.name: e.options["max_sequences"] for e in manifest.engines} == {"a": 4, "b": 1}
     assert "b queues requests first in, first out" in done.stderr
 
@@ -138,13 +139,13 @@ def test_a_sustained_run_is_told_and_compared(crowd: CommandLine, cmp: CommandLi
         sent = [s.intended_ns for s in samples if s.launch == launch and s.phase == "measure"]
         assert len(sent) >= 8
         assert sent[-1] - sent[0] < 0.3e9, "nobody sends after the time"
-    shown = cmp("stats", "results", env=ENGINES)
+    shown = cmp("stats", "--all", "results", env=ENGINES)
     assert shown.returncode == 0, shown.stderr
     assert "throughput_tokens_per_second" in shown.stdout
     assert "4 users" in shown.stdout
 
 
-def test_a_sweep_offers_everybody_the_same_rates_up_to_a_limit(crowd: CommandLine, tmp_path: Path) -> None:
+def test_a_sweep_offers_shared_rates_up_to_a_limit_and_at_least_three(crowd: CommandLine, tmp_path: Path) -> None:
     done = crowd(SWEEP, "-o", "b.decode_us=20000")
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path / "results")
@@ -160,9 +161,11 @@ def test_a_sweep_offers_everybody_the_same_rates_up_to_a_limit(crowd: CommandLin
     for sample in read_samples(run):
         if sample.phase == "measure":
             offered[sample.engine].add(sample.cell.rate_per_second)
-    assert offered["a"] == set(rates)
-    assert offered["b"] == {rate for rate in rates if rate <= 1.5 * found["b"]}
-    assert "sweep: b is not offered" in done.stderr
+    assert len(offered["b"]) >= 3
+    assert max(offered["b"]) == pytest.approx(1.3 * found["b"], rel=0.11)
+    assert {rate for rate in offered["a"] if rate <= 1.3 * found["b"]} <= offered["b"]
+    assert offered["a"] | offered["b"] == set(rates)
+    assert "sweep: b is offered" in done.stderr
     assert (run / "calibration.jsonl").read_text().count("\n") > 8
 
 
@@ -241,7 +244,7 @@ def test_ctrl_c_in_a_cell_keeps_what_was_finished_and_a_sweep_resumes_with_its_r
     assert after.scenario["calibration"] == manifest.scenario["calibration"]
     assert [r.launch.partition(".")[0] for r in finished_launches(run)] == ["b0-a", "b1-a"]
     valid = [s for s in read_samples(run) if s.phase == "measure" and not s.flags]
-    assert Counter(s.block for s in valid) == {0: 50, 1: 50}
+    assert Counter(s.block for s in valid) == {0: 75, 1: 75}
     assert all("torn_launch" in s.flags for s in read_samples(run) if s.launch == cut[0].launch)
 
 

@@ -13,10 +13,11 @@ import pytest
 from conftest import CommandLine
 from helpers import only_run, plant
 
-from enginecmp.cgroup import cpu_quota_cores, memory_limit_bytes
-from enginecmp.doctor import Finding, examine
+from enginecmp.doctor import Finding, examine, gpu
 from enginecmp.doctor.surroundings import background
-from enginecmp.results import read_manifest
+from enginecmp.errors import SensorAbsent
+from enginecmp.format.readers import read_manifest
+from enginecmp.machine.cgroup import cpu_quota_cores, memory_limit_bytes
 from enginecmp.telemetry.idle import Busyness
 from enginecmp.types import ModelInfo
 
@@ -62,7 +63,7 @@ def findings(root: Path) -> dict[str, Finding]:
 def test_a_fit_machine_gets_no_advice(tmp_path: Path) -> None:
     found = findings(machine(tmp_path))
     assert {check for check, finding in found.items() if finding.severity != "ok"} == set()
-    assert {finding.mend for finding in found.values()} == {""}
+    assert {finding.fix for finding in found.values()} == {""}
 
 
 SPOILERS = [
@@ -122,16 +123,16 @@ SPOILERS = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "check", "severity", "says", "mend"), SPOILERS, ids=[s[1] for s in SPOILERS])
-def test_one_spoiler_is_found_alone_with_what_mends_it(
-    tmp_path: Path, changes: dict[str, str], check: str, severity: str, says: str, mend: str
+@pytest.mark.parametrize(("changes", "check", "severity", "says", "fix"), SPOILERS, ids=[s[1] for s in SPOILERS])
+def test_one_spoiler_is_found_alone_with_what_fixes_it(
+    tmp_path: Path, changes: dict[str, str], check: str, severity: str, says: str, fix: str
 ) -> None:
     found = findings(machine(tmp_path, **changes))
     assert [name for name, finding in found.items() if finding.severity != "ok"] == [check]
     assert found[check].severity == severity
     assert says in found[check].found
     assert found[check].why
-    assert mend in found[check].mend
+    assert fix in found[check].fix
 
 
 def test_a_plugged_in_notebook_and_the_battery_of_a_mouse_are_no_spoilers(tmp_path: Path) -> None:
@@ -144,17 +145,61 @@ def test_a_plugged_in_notebook_and_the_battery_of_a_mouse_are_no_spoilers(tmp_pa
 
 def test_inside_a_container_the_command_is_for_the_machine_outside(tmp_path: Path) -> None:
     root = machine(tmp_path, **{f"{CPU}__smt__active": "1\n", ".dockerenv": ""})
-    assert findings(root)["smt"].mend.startswith("outside the container: echo off")
+    assert findings(root)["smt"].fix.startswith("outside the container: echo off")
 
 
-def test_an_empty_machine_is_examined_without_a_failure(tmp_path: Path) -> None:
+def test_an_empty_machine_is_examined_and_nothing_of_it_is_called_fine(tmp_path: Path) -> None:
     found = findings(tmp_path)
-    assert found["governor"].severity == "note"
-    assert "turbo" not in found
+    assert {check: finding.severity for check, finding in found.items()} == dict.fromkeys(
+        ("governor", "affinity", "swap", "free memory", "pressure (PSI)"), "note"
+    )
+    assert "not known: /proc/meminfo does not tell" in {finding.found for finding in found.values()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "check"),
+    [
+        ({f"{CPU}__cpu0__cpufreq__scaling_governor": "", f"{CPU}__cpu1__cpufreq__scaling_governor": ""}, "governor"),
+        ({f"{CPU}__online": ""}, "affinity"),
+        ({f"{CPU}__online": "all"}, "affinity"),
+        ({"proc__self__status": "Name:\tcmp\n"}, "affinity"),
+        ({"proc__meminfo": "MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n"}, "swap"),
+        ({"proc__meminfo": "MemTotal: 16777216 kB\nSwapTotal: 0 kB\nSwapFree: 0 kB\n"}, "free memory"),
+        ({"proc__meminfo": MEMORY.format(available="many", swap=4194304)}, "free memory"),
+        ({"proc__cpuinfo": "flags\t: fpu hypervisor\n", "proc__stat": ""}, "hypervisor"),
+        ({"proc__cpuinfo": "flags\t: fpu hypervisor\n", "proc__stat": "cpu\n"}, "hypervisor"),
+        ({"proc__cpuinfo": "flags\t: fpu hypervisor\n", "proc__stat": "cpu a b c d e f g h i\n"}, "hypervisor"),
+        ({"sys__kernel__mm__transparent_hugepage__enabled": "always madvise never\n"}, "huge pages"),
+        ({"sys__class__power_supply__BAT0__type": "Battery\n"}, "power supply"),
+        (
+            {
+                "sys__class__power_supply__BAT0__type": "Battery\n",
+                "sys__class__power_supply__BAT0__status": "Unknown\n",
+            },
+            "power supply",
+        ),
+    ],
+)
+def test_what_cannot_be_learned_is_not_called_fine(tmp_path: Path, changes: dict[str, str], check: str) -> None:
+    found = findings(machine(tmp_path, **changes))
+    assert [name for name, finding in found.items() if finding.severity != "ok"] == [check]
+    assert found[check].severity == "note"
+    assert found[check].found.startswith(("not known: ", "cannot be seen: "))
+    assert found[check].why
+    assert found[check].fix
+
+
+def test_cores_that_a_control_group_keeps_are_not_asked_of_taskset(tmp_path: Path) -> None:
+    held = {f"{CPU}__online": "0-7\n", "sys__fs__cgroup__cpuset.cpus.effective": "0-1\n"}
+    assert "docker run --cpuset-cpus" in findings(machine(tmp_path / "held", **held))["affinity"].fix
+    free = {f"{CPU}__online": "0-7\n", "sys__fs__cgroup__cpuset.cpus.effective": "0-7\n"}
+    assert findings(machine(tmp_path / "free", **free))["affinity"].fix.startswith("taskset -c 0-7 cmp run")
 
 
 def test_other_work_is_a_warning() -> None:
     assert background(Busyness(0.0, 0.0, 0.1)).severity == "ok"
+    assert background(Busyness(None, None, 0.1)).severity == "note"
+    assert background(Busyness(None, 0.5, 0.1)).severity == "warning"
     assert background(Busyness(1.5, 0.0, 2.0)).severity == "warning"
 
 
@@ -203,13 +248,18 @@ def test_the_memory_limit_of_version_1_and_its_way_to_say_none(tmp_path: Path) -
 ASK = """
 import json
 from enginecmp.doctor.gpu import gpus
-print(json.dumps([[finding.check, finding.severity, finding.found, finding.mend] for finding in gpus()]))
+print(json.dumps([[finding.check, finding.severity, finding.found, finding.fix] for finding in gpus()]))
 """
 
 
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The replayed NVML, compiled once."""
+    return nvml_replay.build(tmp_path_factory.mktemp("nvml"))
+
+
 @pytest.mark.skipif(nvml_replay.COMPILER is None, reason="no C compiler to build the replayed NVML with")
-def test_what_is_wrong_with_a_gpu_is_found(tmp_path: Path) -> None:
-    library = nvml_replay.build(tmp_path)
+def test_what_is_wrong_with_a_gpu_is_found(library: Path, tmp_path: Path) -> None:
 
     def ask(**changes: str) -> dict[str, list[str]]:
         env = nvml_replay.environment(library, tmp_path / "script", changes)
@@ -233,10 +283,99 @@ def test_what_is_wrong_with_a_gpu_is_found(tmp_path: Path) -> None:
         "gpu0 processes": "warning",
         "gpu0 throttling": "warning",
     }
-    assert "500 W, the board's own is 700 W" in found["gpu0 power limit"][1]
+    assert "500 W, the GPU's default is 700 W" in found["gpu0 power limit"][1]
     assert found["gpu0 power limit"][2] == "sudo nvidia-smi -i 0 -pl 700"
     assert "hardware thermal slowdown" in found["gpu0 throttling"][1]
     assert "does not answer" in ask(nvmlDeviceGetHandleByIndex_v2="1 15")["gpu0"][1]
+    assert ask(nvmlDeviceGetCount_v2="1 0 0")["gpu"][:2] == ["note", "not known: the driver answers, and shows none"]
+    forbidden = ask(nvmlDeviceGetPersistenceMode="1 4")["gpu0 persistence"]
+    assert forbidden[:2] == ["note", "not known: Insufficient Permissions"]
+    assert "gpu0 ecc" not in ask(nvmlDeviceGetEccMode="1 3")  # a board without ECC
+
+
+# What nvml.h calls these numbers, and the words that the advice for each must and must not hold.
+@pytest.mark.parametrize(
+    ("code", "says", "advises"),
+    [
+        (4, "Insufficient Permissions", "ls -l /dev/nvidia*"),
+        (8, "Insufficient External Power", "power cables"),
+        (9, "Driver Not Loaded", "modprobe nvidia"),
+        (15, "GPU is lost", "restart the machine"),
+        (16, "", "nvidia-smi --gpu-reset"),
+        (18, "NVML/RM version mismatch", "restart the machine: the driver was updated"),
+        (999, "Unknown Error", "sudo dmesg"),
+    ],
+)
+@pytest.mark.parametrize("where", ["nvmlInitWithFlags", "nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetCount_v2"])
+@pytest.mark.skipif(nvml_replay.COMPILER is None, reason="no C compiler to build the replayed NVML with")
+def test_an_error_of_the_driver_is_never_fine_and_its_advice_fits(
+    where: str, code: int, says: str, advises: str, library: Path, tmp_path: Path
+) -> None:
+    env = nvml_replay.environment(library, tmp_path / "script", {where: f"1 {code}"})
+    done = subprocess.run([sys.executable, "-c", ASK], env=env, capture_output=True, check=True)
+    ((_, severity, found, fix),) = json.loads(done.stdout)
+    assert severity == "warning"
+    assert says in found
+    assert advises in fix
+    assert ("gpu-reset" in fix) == (code == 16)
+
+
+@pytest.mark.skipif(nvml_replay.COMPILER is None, reason="no C compiler to build the replayed NVML with")
+def test_a_driver_that_hangs_is_a_warning_and_holds_nobody_up_twice(library: Path, tmp_path: Path) -> None:
+    env = nvml_replay.environment(library, tmp_path / "script")
+    os.mkfifo(tmp_path / "never")  # the replayed driver opens its script, and waits for its writer
+    ask = """
+from enginecmp.telemetry import nvml_asked
+from enginecmp.machine.environment import describe_environment
+nvml_asked.ANSWER_SECONDS = 0.2
+print(json.dumps(describe_environment()))
+"""
+    command = [sys.executable, "-c", "import json" + ask + ASK]
+    hangs = {**env, "NVML_REPLAY": str(tmp_path / "never")}
+    done = subprocess.run(command, env=hangs, capture_output=True, text=True, timeout=60, check=True)
+    facts, ((check, severity, found, fix),) = map(json.loads, done.stdout.splitlines())
+    assert facts["gpu"] is None
+    assert facts["gpu_reason"] == "nvml: the driver hangs: no answer within 0.2 s"
+    assert (check, severity) == ("gpu", "warning")
+    assert found == "the driver hangs: no answer within 0.2 s"
+    assert "sudo dmesg" in fix
+
+
+@pytest.mark.skipif(nvml_replay.COMPILER is None, reason="no C compiler to build the replayed NVML with")
+def test_a_driver_that_crashes_ends_the_process_that_asked_it_and_no_other(library: Path, tmp_path: Path) -> None:
+    env = nvml_replay.environment(library, tmp_path / "script", {"nvmlDeviceGetCount_v2": "1 -11"})
+    ask = """
+from enginecmp.machine.environment import describe_environment
+print(json.dumps(describe_environment()))
+"""
+    done = subprocess.run([sys.executable, "-c", "import json" + ask + ASK], env=env, capture_output=True, check=True)
+    facts, ((check, severity, found, fix),) = map(json.loads, done.stdout.splitlines())
+    assert facts["gpu"] is None
+    assert facts["gpu_reason"] == "nvml: the process that asked the driver was killed by SIGSEGV"
+    assert (check, severity) == ("gpu", "warning")
+    assert found == "the process that asked the driver was killed by SIGSEGV"
+    assert "sudo dmesg" in fix
+
+
+def test_no_driver_is_fine_only_where_no_gpu_of_nvidia_shows(tmp_path: Path) -> None:
+    def of(error: Exception, **files: str) -> Finding:
+        root = tmp_path / str(len(files))
+        plant(root, proc__cpuinfo="", **files)
+        absent = SensorAbsent("nvml: there is no libnvidia-ml.so.1, so no NVIDIA driver on this machine")
+        absent.__cause__ = error
+        return gpu._unasked(absent, root)
+
+    device = "sys__bus__pci__devices__0000:01:00.0__"
+    assert of(OSError()).severity == "ok"
+    assert of(ModuleNotFoundError()).severity == "note"
+    sound = of(
+        OSError(), **{f"{device}vendor": "0x10de\n", f"{device}class": "0x040300\n", "proc__x": "", "proc__y": ""}
+    )
+    assert sound.severity == "ok"
+    seen = of(OSError(), **{f"{device}vendor": "0x10de\n", f"{device}class": "0x030200\n"})
+    assert seen.severity == "note"
+    assert seen.found.startswith("not known: there is an NVIDIA GPU, and there is no libnvidia-ml.so.1")
+    assert of(OSError(), proc__driver__nvidia__version="NVRM\n").severity == "note"
 
 
 def test_the_command_prints_a_table_and_json_and_ends_well(cmp: CommandLine) -> None:
@@ -244,7 +383,7 @@ def test_the_command_prints_a_table_and_json_and_ends_well(cmp: CommandLine) -> 
     assert table.returncode == 0, table.stderr
     assert "swap" in table.stdout
     document = json.loads(cmp("doctor", "--json").stdout)
-    assert {"check", "severity", "found", "why", "mend"} == set(document["findings"][0])
+    assert {"check", "severity", "found", "why", "fix"} == set(document["findings"][0])
     assert {finding["severity"] for finding in document["findings"]} <= {"ok", "note", "warning"}
 
 

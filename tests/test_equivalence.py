@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy.special import rel_entr, softmax
 
-from enginecmp.equivalence import divergence, exact_threshold
 from enginecmp.errors import CmpError
+from enginecmp.gate.equivalence import divergence, exact_threshold
 from enginecmp.types import ModelInfo
 
 RNG = np.random.default_rng(11)

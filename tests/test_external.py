@@ -14,9 +14,10 @@ import pytest
 from conftest import CommandLine
 from helpers import only_run, read_samples
 
-from enginecmp.external import ENGINES_VARIABLE
-from enginecmp.launch import Launch, LaunchFailure
-from enginecmp.plugins import Plugin, discover
+from enginecmp.launch.launch import Launch, LaunchFailure
+from enginecmp.plugins.discovery import discover
+from enginecmp.plugins.external import ENGINES_VARIABLE
+from enginecmp.plugins.plugin import Plugin
 from enginecmp.types import LoadOptions, ModelInfo
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -102,8 +103,8 @@ def test_an_executable_does_not_outlive_the_host(executable: Path, tmp_path: Pat
 _HOST = """
 import sys, time
 from pathlib import Path
-from enginecmp.launch import Launch
-from enginecmp.plugins import discover, find
+from enginecmp.launch.launch import Launch
+from enginecmp.plugins.discovery import discover, find
 from enginecmp.types import LoadOptions
 with Launch("other", find("other", discover()), log=Path(sys.argv[1]), options=LoadOptions()) as launch:
     print(launch.pid, flush=True)
@@ -125,7 +126,11 @@ def _alive(pid: int) -> bool:
         (f'comand = ["/bin/true"]\n{FACTS}', "did you mean 'command'"),
         (FACTS, "expected either command, or python and module"),
         (f'command = ["/bin/true"]\npython = "/usr/bin/python3"\nmodule = "x"\n{FACTS}', "expected either command"),
-        ('command = ["/bin/true"]\nmax_concurrency = "two"', "Expected `int`"),
+        (
+            f'command = ["/bin/true"]\npython = "/usr/bin/python3"\n{FACTS}',
+            "expected either command, or python and module",
+        ),
+        ('command = ["/bin/true"]\nmax_concurrency = "two"', "EngineInfo.max_concurrency: expected int, got str"),
     ],
 )
 def test_a_wrong_table_is_a_broken_engine_with_the_reason(

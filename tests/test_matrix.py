@@ -8,21 +8,16 @@ from pathlib import Path
 import msgspec
 import pytest
 from conftest import FAKE_MODULE, CommandLine
-from helpers import only_run
+from helpers import ONE_CELL, only_run
 
 from enginecmp.cli.matrix import names_of
 from enginecmp.errors import UsageError
+from enginecmp.format.readers import read_manifest
+from enginecmp.format.records import Manifest
 from enginecmp.models.synth import write_synth
-from enginecmp.results import read_manifest
-from enginecmp.types import Manifest, ModelInfo
+from enginecmp.types import ModelInfo
 
-SCENARIO = """
-name = "mini"
-primary_metric = "throughput_tokens_per_second"
-[[cells]]
-prompt_tokens = 8
-output_tokens = 6
-[profile.full]
+SCENARIO = f"""{ONE_CELL}[profile.full]
 blocks = 10
 requests = 10
 [profile.quick]
@@ -153,7 +148,7 @@ def test_quality_only_times_nothing_and_fails_where_limits_are_broken(
     limits = {key: manifest.scenario[key] for key in ("score_positions", "max_kl", "max_nll_increase")}
     assert limits == {"score_positions": 80, "max_kl": 0.01, "max_nll_increase": 2.0}
     title, *rows = done.stdout.splitlines()
-    columns = ["engine", "file", "mean KL", "top-1", "perplexity", "nats worse [95 % CI]", "greedy", "verdict"]
+    columns = ["engine", "file", "mean KL", "top-1", "perplexity", "ΔNLL (nats/token)", "greedy", "verdict"]
     assert re.split("  +", title) == columns
     good = next(row for row in rows if row.endswith("equivalent"))
     worse = "0.0000 [0.0000, 0.0000]"

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from enginecmp.models.gguf_file import read_gguf
+from enginecmp.models.gguf_write import field
+from enginecmp.models.quantize import quantize
+
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -72,6 +76,46 @@ def test_info_for_people_names_hash_shape_and_kv_cache(call: Call) -> None:
     assert len(values["sha256"]) == 64
 
 
+def test_words_of_a_file_cannot_forge_a_line_or_reach_the_terminal(call: Call, tmp_path: Path) -> None:
+    call("synth", "--like", "tiny-phi3", "-o", "mine.gguf")
+    content = (tmp_path / "mine.gguf").read_bytes()
+    span = slice(*read_gguf(tmp_path / "mine.gguf").spans["general.description"])
+    words = "fine\nforged  line\x1b[2J\x1b]0;owned\x07\u202e"
+    target = tmp_path / "a\nforged [red]\x1b.gguf"
+    # Of the same length, so that the tensors stay where they are.
+    room = span.stop - span.start - len(field("general.description", "STRING", words))
+    (tmp_path / "words.gguf").write_bytes(
+        content[: span.start] + field("general.description", "STRING", words + "." * room) + content[span.stop :]
+    )
+    quantize(tmp_path / "words.gguf", target, "f16")
+    for arguments in (("info", str(target)), ("quantize", str(target), "q8_0"), ("list",)):
+        done = call(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert all(line.isprintable() for line in (done.stdout + done.stderr).split("\n"))
+        assert not any(line.startswith("forged") for line in (done.stdout + done.stderr).split("\n"))
+    assert "fine forged line\\x1b[2J\\x1b]0;owned\\x07\\u202e" in call("info", str(target)).stdout
+
+
+def test_paths_that_are_no_utf8_or_no_file_to_write_are_refused(call: Call, tmp_path: Path) -> None:
+    call("synth", "--like", "tiny-phi3", "-o", "mine.gguf")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero.gguf").symlink_to("/dev/zero")
+    for arguments, fault in (
+        (("info", "b\udcff.gguf"), "expected a path in UTF-8"),
+        (("quantize", "mine.gguf", "f16", "-o", "b\udcff.gguf"), "expected a path in UTF-8"),
+        (("synth", "--like", "tiny-llama", "-o", "b\udcff.gguf"), "expected a path in UTF-8"),
+        (("quantize", "mine.gguf", "f16", "-o", "pipe"), "got a folder, device or pipe"),
+        (("info", "zero.gguf"), "got a device or pipe"),
+        (("info", "./pipe"), "got a device or pipe"),
+        (("info", "."), "got a folder"),
+        (("info", "./"), "got a folder"),
+    ):
+        done = call(*arguments)
+        assert fault in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.glob("*.gguf")) == ["mine.gguf", "zero.gguf"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "fault"),
     [
@@ -80,7 +124,7 @@ def test_info_for_people_names_hash_shape_and_kv_cache(call: Call) -> None:
         (("info", "smollm2-135m-instruct"), 1, "run 'cmp model pull smollm2-135m-instruct'"),
         (("synth", "--like", "tiny-lama", "-o", "x.gguf"), 2, "did you mean 'tiny-llama'"),
         (("pull", "x.gguf", "--sha256", "12"), 2, "64 hexadecimal digits"),
-        (("pull", "http://127.0.0.1:9/readme.txt"), 2, "ends in a file name"),
+        (("pull", "http://127.0.0.1:9/x.gguf"), 2, "got a URL; run 'curl -LO http://127.0.0.1:9/x.gguf' and"),
         (("quantize", "absent.gguf", "q8_0"), 1, "No such file"),
     ],
 )

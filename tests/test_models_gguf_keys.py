@@ -41,7 +41,7 @@ def test_what_is_absent_is_the_default_even_out_of_range() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "read", "expected", "came"),
+    ("value", "read", "expected", "got"),
     [
         (0, lambda keys: keys.integer("k"), "a positive whole number in llama.k", "0"),
         (-1, lambda keys: keys.integer("k", least=0), "a whole number from 0 in llama.k", "-1"),
@@ -59,26 +59,24 @@ def test_what_is_absent_is_the_default_even_out_of_range() -> None:
         (1, lambda keys: keys.text("k"), "a text in llama.k", "1"),
     ],
 )
-def test_another_type_or_range_is_refused(
-    value: Any, read: Callable[[GGUFKeys], Any], expected: str, came: str
-) -> None:
+def test_another_type_or_range_is_refused(value: Any, read: Callable[[GGUFKeys], Any], expected: str, got: str) -> None:
     with pytest.raises(UnsupportedModel) as caught:
         read(keys_of({"k": value}))
-    assert str(caught.value) == f"mine: expected {expected}, came {came}; {LEAVE}"
+    assert str(caught.value) == f"mine: expected {expected}, got {got}; {LEAVE}"
 
 
 def test_a_key_without_default_must_be_there() -> None:
-    with pytest.raises(UnsupportedModel, match=r"^mine: expected metadata llama\.block_count, came none; convert the"):
+    with pytest.raises(UnsupportedModel, match=r"^mine: expected metadata llama\.block_count, got none; convert the"):
         keys_of({}).integer("block_count")
 
 
 def test_another_architecture_is_refused() -> None:
-    with pytest.raises(UnsupportedModel, match=r"^mine: expected an architecture among llama, qwen2, came 'mamba'; "):
+    with pytest.raises(UnsupportedModel, match=r"^mine: expected an architecture among llama, qwen2, got 'mamba'; "):
         GGUFKeys("mine", file_of("mamba", {}), ("llama", "qwen2"))
 
 
 def test_a_key_that_asks_for_something_unknown_is_refused_and_one_that_asks_for_nothing_is_not() -> None:
     keys = keys_of({"block_count": 2, "expert_count": 0, "scaled": False, "names": []})
     keys.refuse_unknown({"block_count"})
-    with pytest.raises(UnsupportedModel, match=r"came llama\.block_count = 2"):
+    with pytest.raises(UnsupportedModel, match=r"got llama\.block_count = 2"):
         keys.refuse_unknown(())

@@ -121,7 +121,7 @@ def test_type_that_holds_no_weights_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "int.gguf"
     fields = [field("general.architecture", "STRING", "llama")]
     write_gguf(path, fields, [TensorPlan(name="i", shape=(2, 8), type="I32")], lambda plan: [bytes(64)])
-    with pytest.raises(ModelError, match="tensor 'i' in a type that can be dequantized, came I32"):
+    with pytest.raises(ModelError, match="tensor 'i' in a type that can be dequantized, got I32"):
         quantize(path, tmp_path / "out.gguf", "F32")
     assert not (tmp_path / "out.gguf").exists()
 
@@ -144,7 +144,7 @@ def test_disk_that_fills_up_midway_is_one_line_and_leaves_nothing(source: Path, 
     done = subprocess.run(
         [sys.executable, "-B", "-c", code, source, target], capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines() == [f"{target}: expected to write the file, came: File too large"]
+    assert done.stdout.splitlines() == [f"{target}: expected to write the file, got: File too large"]
     assert not list(tmp_path.iterdir())
 
 

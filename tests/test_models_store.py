@@ -14,7 +14,7 @@ import pytest
 from enginecmp.errors import ModelError, UsageError
 from enginecmp.models.gguf_file import read_gguf
 from enginecmp.models.info import sha256_of, shape_of
-from enginecmp.models.store import cache_dir, derived, exact_sibling, resolve
+from enginecmp.models.store import cache_dir, derived, exact_sibling, pull, resolve
 from enginecmp.models.synth import write_synth
 from enginecmp.types import ModelInfo
 
@@ -104,7 +104,7 @@ def test_exact_sibling_of_an_f32_file_is_itself(tmp_path: Path) -> None:
 
 def test_exact_sibling_that_memory_would_not_hold_is_refused(path: Path) -> None:
     model = msgspec.structs.replace(resolve(str(path)), parameters=10**15)
-    with pytest.raises(ModelError, match=r"4000000.0 GB of free memory for its F32 file, came .*--no-gate"):
+    with pytest.raises(ModelError, match=r"4000000.0 GB of free memory for its F32 file, got .*--no-gate"):
         exact_sibling(model)
 
 
@@ -116,12 +116,18 @@ def test_derived_file_that_was_damaged_is_made_again(path: Path, cache: Path) ->
     assert resolve("mine:f16") == first
 
 
-def test_url_that_was_never_pulled_says_how() -> None:
-    with pytest.raises(ModelError, match="run 'cmp model pull https:"):
-        resolve("https://example.org/x.gguf", fetch=True)
+def test_url_is_refused_with_the_command_that_fetches_it() -> None:
+    with pytest.raises(UsageError, match=r"got a URL; run 'curl -LO .https://example.org/x.gguf\?a=1&b=2.' and name"):
+        resolve("https://example.org/x.gguf?a=1&b=2", fetch=True)
 
 
-@pytest.mark.parametrize("uri", ["hf:x.gguf", "hf:owner/repo", "hf:owner/repo/file.bin", "hf://file.gguf"])
+def test_pulled_path_of_another_hash_is_refused(path: Path) -> None:
+    assert pull(str(path), sha256=sha256_of(path).upper()).sha256 == sha256_of(path)
+    with pytest.raises(ModelError, match=f"expected SHA-256 {'0' * 64}, the file .* has {sha256_of(path)}"):
+        pull(str(path), sha256="0" * 64)
+
+
+@pytest.mark.parametrize("uri", ["hf:x.gguf", "hf:owner", "hf:owner/repo/file.bin", "hf://file.gguf"])
 def test_malformed_hub_uri_is_a_usage_error(uri: str) -> None:
     with pytest.raises(UsageError, match="expected hf:OWNER/REPO/FILE"):
         resolve(uri, fetch=True)
@@ -142,7 +148,7 @@ def test_machine_without_the_hub_gets_one_line(tmp_path: Path) -> None:
         check=True,
     )
     assert len(done.stdout.splitlines()) == 1
-    assert done.stdout.startswith("hf:owner/repo/file.gguf@main: expected the file from the hub, came: ")
+    assert done.stdout.startswith("hf:owner/repo/file.gguf@main: expected the file from the hub, got: ")
 
 
 def test_kv_cache_per_token_counts_keys_and_values_of_all_layers(path: Path) -> None:

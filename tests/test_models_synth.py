@@ -1,4 +1,4 @@
-"""Invented models: the same bytes from the same seed, llama.cpp loads them, and every part shows in the logits."""
+"""Synthesized models: the same bytes from the same seed, llama.cpp loads them, and every part shows in the logits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from enginecmp.errors import UsageError
 from enginecmp.models.gguf_file import read_gguf
 from enginecmp.models.info import shape_of
 from enginecmp.models.synth import write_synth
-from enginecmp.models.synth_shapes import SHAPES, llama3_rope_factors, tensors_of
+from enginecmp.models.synth_shapes import LLAMA32_ROPE, SHAPES, tensors_of
 
 TINY = [name for name, shape in SHAPES.items() if shape.tiny]
 PROMPT = [int(token) for token in np.random.default_rng(3).integers(0, 300, 48)]
@@ -130,7 +130,7 @@ def test_large_shapes_have_the_published_number_of_parameters(like: str) -> None
 def test_llama3_rope_factors_follow_the_published_rule() -> None:
     """Wavelengths under 8192/4 keep their frequency, over 8192 are divided by 32, the rest lie between."""
     shape = SHAPES["llama-3.2-1b"]
-    factors = llama3_rope_factors(shape)
+    factors = LLAMA32_ROPE.factors(shape.rope_base, shape.head_dim)
     assert len(factors) == 32
     wavelengths = [2 * math.pi * 500_000 ** (2 * index / 64) for index in range(32)]
     for wavelength, factor in zip(wavelengths, factors, strict=True):
@@ -141,13 +141,15 @@ def test_llama3_rope_factors_follow_the_published_rule() -> None:
         else:
             assert 1 < factor < 32
     assert factors == sorted(factors)
+    # What transformers 5.24.0 divides by (modeling_rope_utils, "llama3"), given Llama 3.2's configuration.
+    assert factors[15:18] == pytest.approx([1.65133, 3.29226, 9.66673], rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
         ({"like": "tiny-lama"}, "did you mean 'tiny-llama'"),
-        ({"like": "tiny-llama", "quantization": "q8"}, "expected a known quantization, came 'Q8'"),
+        ({"like": "tiny-llama", "quantization": "q8"}, "expected a known quantization, got 'Q8'"),
         ({"like": "tiny-llama", "layers": 0}, "layers >= 1"),
         ({"like": "tiny-llama", "seed": -1}, "seed >= 0"),
     ],

@@ -154,7 +154,7 @@ def test_sentence_piece_agrees_with_llama_cpp(tmp_path: Path) -> None:
 def test_unknown_kinds_and_rules_are_named(tmp_path: Path) -> None:
     write_synth(tmp_path / "tiny.gguf", "tiny-llama")
     kind = {"tokenizer.ggml.model": field("tokenizer.ggml.model", "STRING", "bert")}
-    with pytest.raises(UnsupportedModel, match="gpt2 or llama, came 'bert'"):
+    with pytest.raises(UnsupportedModel, match="gpt2 or llama, got 'bert'"):
         load_tokenizer(with_fields(tmp_path / "tiny.gguf", tmp_path / "a.gguf", kind))
     pre = {"tokenizer.ggml.pre": field("tokenizer.ggml.pre", "STRING", "qwen22")}
     with pytest.raises(UnsupportedModel, match="did you mean 'qwen2'"):

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from enginecmp.launch import Launch
+from enginecmp.launch.launch import Launch
 from enginecmp.models.store import resolve
-from enginecmp.plugins import discover, find
+from enginecmp.plugins.discovery import discover, find
 from enginecmp.types import LoadOptions, ModelInfo
 
 pytestmark = pytest.mark.model

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from enginecmp.plan import cells_in_block, plan_launches, prompt_key
-from enginecmp.types import Cell
+from enginecmp.format.records import Cell
+from enginecmp.scenarios.plan import cells_in_block, plan_launches, prompt_key
 
 
 def test_every_block_launches_every_engine_once() -> None:

@@ -73,12 +73,24 @@ def test_check_names_what_is_wrong(made: Path, cmp: CommandLine) -> None:
     assert "ZeroDivisionError" in done.stdout
 
 
+def test_check_stops_where_the_engine_cannot_run(made: Path, cmp: CommandLine) -> None:
+    module = made / "enginecmp_swift.py"
+    text = module.read_text()
+    probe = text[text.index("def cmp_probe") :].split("\n\n\n")[0]
+    refusal = 'def cmp_probe(options):\n    return Probe(ok=False, reason="needs a GPU", fix="buy one")'
+    module.write_text(text.replace(probe, refusal))
+    done = cmp("plugin", "check", made)
+    assert done.returncode == 1
+    assert "it cannot run here: needs a GPU; the conformance suite was not run\n    buy one\n" in done.stdout
+    assert "passed" not in done.stdout
+
+
 def test_an_isolated_plugin_runs_in_an_environment_of_its_own(
     made: Path, cmp: CommandLine, tiny: ModelInfo, tmp_path: Path
 ) -> None:
     data = {"XDG_DATA_HOME": str(tmp_path / "data")}
     # The environment gets what it needs from the cache or the index, as `make setup` does.
-    done = cmp("plugin", "install", made, "--isolated", "swift", env=data, timeout=300)
+    done = cmp("plugin", "install", "--yes", made, "--isolated", "swift", env=data, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "engine swift (enginecmp-swift 0.1.0)" in done.stdout
     listed = msgspec.json.decode(cmp("plugin", "list", "--json", env=data).stdout)["plugins"]
@@ -97,7 +109,7 @@ def test_an_isolated_plugin_runs_in_an_environment_of_its_own(
 
 def test_a_failed_installation_leaves_nothing_behind(cmp: CommandLine, tmp_path: Path) -> None:
     data = {"XDG_DATA_HOME": str(tmp_path / "data")}
-    done = cmp("plugin", "install", "./nothing-here", "--isolated", "gone", env=data, timeout=300)
+    done = cmp("plugin", "install", "--yes", "./nothing-here", "--isolated", "gone", env=data, timeout=300)
     assert done.returncode == 1
     assert "installation failed" in done.stderr
     assert list((tmp_path / "data/enginecmp/environments").iterdir()) == []
@@ -125,7 +137,38 @@ def test_a_trace_shows_the_order_of_hooks(cmp: CommandLine, tiny: ModelInfo, tmp
     log = next((tmp_path / "results").glob("*/logs/*.log")).read_text()
     calls = re.findall(r"> (cmp_\w+)\(", log)
     one_request = ["cmp_reset", "cmp_prepare", "cmp_prefill", "cmp_decode", "cmp_metrics"]
-    assert calls[:2] == ["cmp_load", "cmp_metrics"]
-    assert calls[2:7] == one_request
+    assert calls[:3] == ["cmp_load", "cmp_metrics", "cmp_version"]
+    assert calls[3:8] == one_request
     assert calls[-1] == "cmp_unload"
     assert re.search(r"< cmp_prefill \d+\.\d{3} ms", log)
+
+
+def test_installing_is_agreed_to_first(cmp: CommandLine, made: Path, tmp_path: Path) -> None:
+    for arguments in ([made], ["--isolated", "swift", made]):
+        done = cmp("plugin", "install", *arguments, env={"XDG_DATA_HOME": str(tmp_path / "data")})
+        assert done.returncode == 2
+        assert "runs code of the plugin's author" in done.stderr
+        advised = done.stderr.rpartition(": ")[2].split()
+        assert advised == ["cmp", "plugin", "install", "--yes", *map(str, arguments)]
+    assert not (tmp_path / "data").exists()
+
+
+def test_modules_of_the_current_folder_are_not_run(
+    cmp: CommandLine, made: Path, tmp_path: Path, tiny: ModelInfo
+) -> None:
+    mark = tmp_path / "ran"
+    for name in ("pip", "uv", "pytest", "conftest", "sitecustomize", "usercustomize", "msgspec", "enginecmp", "venv"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(mark)!r}, 'a').write(__name__)\n")
+    env = {"ENGINECMP_CACHE": str(tmp_path / "cache"), "XDG_DATA_HOME": str(tmp_path / "data")}
+    # No index is asked: what is wanted is a folder that is not there, and a model that no address offers.
+    env |= {"PIP_NO_INDEX": "1", "UV_OFFLINE": "1"}
+    assert cmp("plugin", "install", "--yes", "./nothing-here", env=env).returncode == 1
+    assert cmp("plugin", "install", "--yes", "--isolated", "x", "./nothing-here", env=env).returncode == 1
+    assert cmp("plugin", "uninstall", "fake", env=env).returncode == 2
+    assert cmp("model", "pull", "smollm2-135m-instruct", env=env).returncode == 1
+    missing = cmp("plugin", "check", made, "--model", "nothing.gguf", env=env)
+    assert missing.returncode == 1
+    assert missing.stderr.endswith("nothing.gguf: expected a readable GGUF file, got: No such file or directory\n")
+    assert " passed" in cmp("plugin", "check", made, "--model", tiny.path, env=env, timeout=300).stdout
+    assert cmp("engines", env=env).returncode == 0
+    assert not mark.exists()

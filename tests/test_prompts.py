@@ -60,7 +60,7 @@ def test_windows_are_cut_from_the_bundled_texts(tiny: ModelInfo, prompts: Prompt
 
 
 def test_prompt_longer_than_the_context_is_refused_with_both_numbers(prompts: PromptSet) -> None:
-    with pytest.raises(UsageError, match="context holds 512 tokens, came a prompt of 513"):
+    with pytest.raises(UsageError, match="context holds 512 tokens, got a prompt of 513"):
         prompts.take(513, key=0, seed=0)
 
 

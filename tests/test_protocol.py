@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from enginecmp.errors import LaunchError
-from enginecmp.protocol import PHASES, Channel, Progress, shared_progress
+from enginecmp.format.phases import Phase
+from enginecmp.wire.protocol import Channel, Progress, shared_progress
 
 Pair = tuple[Channel, Channel, socket.socket]
 
@@ -73,7 +74,7 @@ def test_progress_is_seen_through_another_mapping() -> None:
     fd, mine = shared_progress()
     theirs = Progress(fd)
     os.close(fd)
-    mine.set(PHASES.index("decode"), 17)
-    assert theirs.get() == ("decode", 17)
+    mine.set(Phase.DECODE, 17)
+    assert theirs.get() == (Phase.DECODE, 17)
     mine.close()
     theirs.close()

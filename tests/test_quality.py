@@ -11,13 +11,15 @@ import pytest
 from scipy import stats
 from scipy.special import log_softmax as scipy_log_softmax
 
-from enginecmp.contender import Contender
-from enginecmp.deadlines import Deadlines
-from enginecmp.equivalence import Gate, run_gate, score
-from enginecmp.plugins import Plugin
+from enginecmp.format.records import Equivalence
+from enginecmp.gate.equivalence import run_gate, score
+from enginecmp.gate.gate import Gate
+from enginecmp.gate.quality import agreement_tokens, negative_log_likelihoods, quality
+from enginecmp.launch.engine_config import EngineConfig
+from enginecmp.plugins.plugin import Plugin
 from enginecmp.prompts import PromptSet
-from enginecmp.quality import agreement_tokens, negative_log_likelihoods, quality
-from enginecmp.types import NO_ID, Equivalence, LoadOptions, ModelInfo
+from enginecmp.types import NO_ID, LoadOptions, ModelInfo
+from enginecmp.wire.deadlines import Deadlines
 
 
 def test_perplexity_of_three_probabilities_done_by_hand() -> None:
@@ -102,8 +104,8 @@ def gate_of(fake: Plugin, tiny: ModelInfo, logs: Path, **changes: object) -> Gat
 
 
 def judged(fake: Plugin, gate: Gate, *options: LoadOptions) -> list[Equivalence]:
-    contenders = [Contender(f"e{number}", fake, some) for number, some in enumerate(options)]
-    return run_gate(contenders, gate, lambda line: None)
+    configs = [EngineConfig(f"e{number}", fake, some) for number, some in enumerate(options)]
+    return run_gate(configs, gate, lambda line: None)
 
 
 OTHER = LoadOptions(extra={"error": "1"})
@@ -115,7 +117,7 @@ def test_the_gates_numbers_are_those_of_the_logits(fake: Plugin, tiny: ModelInfo
     ids = list(gate.token_ids)
     expected = []
     for options in (LoadOptions(), OTHER):
-        logits = score(Contender("e", fake, options), tiny, ids, tmp_path / "log", Deadlines())
+        logits = score(EngineConfig("e", fake, options), tiny, ids, tmp_path / "log", Deadlines())
         assert logits is not None
         rows = scipy_log_softmax(logits.astype(np.float64), axis=1)
         expected.append(-rows[np.arange(63), ids[1:]])
@@ -188,6 +190,6 @@ def test_a_longer_text_reads_back_at_every_beginning(tiny: ModelInfo, n: int) ->
     ids = prompts.score_ids(n)
     assert len(ids) == n
     assert ids == prompts.score_ids(n)
-    first = len(ids) - (n if prompts._tokenizer.bos_id is None else n - 1)
+    first = len(ids) - (n if prompts.tokenizer.bos_id is None else n - 1)
     text = list(ids[first:])
     assert all(prompts._reads_back(text[:end]) for end in range(1, len(text) + 1))

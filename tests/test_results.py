@@ -5,23 +5,17 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from helpers import read_samples
 
-from enginecmp.errors import ResultsError
-from enginecmp.results import (
-    TORN_LAUNCH,
-    LaunchRecord,
-    ResultsFolder,
-    RunWriter,
-    finished_launches,
-    mark_torn,
-    read_manifest,
-    write_in_run,
-)
-from enginecmp.types import SCHEMA, Cell, Manifest, RunModel, Sample
+from enginecmp.errors import ResultsError, UnreadableSample
+from enginecmp.format.flags import Flag
+from enginecmp.format.readers import finished_launches, read_manifest
+from enginecmp.format.records import SCHEMA, Cell, LaunchRecord, Manifest, RunModel, Sample
+from enginecmp.results.writer import ResultsFolder, RunWriter, mark_torn, write_in_run
 
 
 def manifest(**changes: object) -> Manifest:
@@ -113,13 +107,13 @@ def test_every_line_is_on_disk_before_append_returns(tmp_path: Path) -> None:
     writer.close()
 
 
-def test_a_full_disk_keeps_whole_lines_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_whole_lines(tmp_path: Path) -> None:
     # A file size limit gives the same short write and error as a full disk.
     code = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
         "from enginecmp.errors import ResultsError\n"
-        "from enginecmp.results import RunWriter\n"
+        "from enginecmp.results.writer import RunWriter\n"
         "sys.path.insert(0, sys.argv[2])\n"
         "from test_results import manifest, sample\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -135,8 +129,7 @@ def test_a_full_disk_keeps_whole_lines_and_says_how_to_go_on(tmp_path: Path) -> 
         text=True,
         check=True,
     )
-    assert "what was measured is kept" in result.stdout
-    assert f"cmp run --resume {tmp_path}" in result.stdout
+    assert result.stdout == f"results folder {tmp_path}: No space left on device\n"
     kept = read_samples(tmp_path)
     assert len(kept) >= 2
     assert (tmp_path / "samples.jsonl").read_bytes().endswith(b"\n")
@@ -187,7 +180,7 @@ def test_torn_launches_are_marked_and_a_torn_line_is_dropped(tmp_path: Path) -> 
 
     assert torn.launches == ["b0-b"]
     assert torn.samples == 2
-    assert [found.flags for found in read_samples(tmp_path)] == [[], [TORN_LAUNCH], [TORN_LAUNCH]]
+    assert [found.flags for found in read_samples(tmp_path)] == [[], [Flag.TORN_LAUNCH], [Flag.TORN_LAUNCH]]
     assert mark_torn(tmp_path, ["b0-a"]).samples == 0, "marking twice changes nothing"
 
 
@@ -205,8 +198,8 @@ def test_a_bad_line_is_an_error_with_file_and_line(tmp_path: Path) -> None:
     ("content", "expected"),
     [
         ('{"schema": "enginecmp/2"}', "expected schema 'enginecmp/1', got 'enginecmp/2'"),
-        ("[]", "expected schema 'enginecmp/1', got None"),
-        ("{", "cannot read"),
+        ("[]", "expected a manifest with a schema"),
+        ("{", "expected a manifest with a schema"),
         ('{"schema": "enginecmp/1"}', "missing required field"),
     ],
 )
@@ -220,3 +213,27 @@ def test_a_manifest_that_is_not_one_is_refused(tmp_path: Path, content: str, exp
 def test_a_folder_without_manifest_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="not a run's folder"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"metrics": {"weights_bytes": float("nan")}}, "expected a sample of format version 1"),
+        ({"metrics": {"weights_bytes": float("inf")}}, "expected a sample of format version 1"),
+        ({"start_ns": 1.5}, "expected a sample of format version 1"),
+        ({"end_ns": 2**63}, "stamp: expected an int64"),
+        ({"intended_ns": -(2**70)}, "intended_ns: expected an int64"),
+        ({"output_tokens": -1}, "output_tokens: expected a count"),
+        ({"token_ns": [30, 20]}, "stamps that run backwards"),
+        ({"end_ns": 0}, "stamps that run backwards"),
+        ({"token_ns": [20] * 4}, "expected at most output_tokens"),
+    ],
+)
+def test_what_no_reader_takes_is_not_written(tmp_path: Path, changes: dict[str, Any], what: str) -> None:
+    writer = RunWriter(tmp_path, manifest())
+    writer.append(sample(index=0))
+    with pytest.raises(UnreadableSample, match=what):
+        writer.append(msgspec.structs.replace(sample(index=1), **changes))
+    writer.append(sample(index=2))
+    writer.close()
+    assert [found.index for found in read_samples(tmp_path)] == [0, 2]

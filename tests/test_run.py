@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
-from conftest import FAKE_MODULE, CommandLine
-from helpers import only_run, read_samples
+from conftest import FAKE_MODULE, CommandLine, command_line
+from helpers import ONE_CELL, only_run, read_samples
 
-from enginecmp.results import finished_launches, read_manifest
+from enginecmp.format.files import LAUNCHES, SAMPLES
+from enginecmp.format.readers import finished_launches, read_manifest
+from enginecmp.format.records import Cell, LaunchRecord, Sample
+from enginecmp.run.outcome import without_result
 from enginecmp.types import ModelInfo
 
-SCENARIO = """
-name = "mini"
-primary_metric = "throughput_tokens_per_second"
-[[cells]]
-prompt_tokens = 8
-output_tokens = 6
-[profile.full]
+SCENARIO = f"""{ONE_CELL}[profile.full]
 blocks = 3
 requests = 4
 warmup_requests = 1
@@ -34,12 +33,16 @@ floor_seconds = 1000
 """
 
 
+def small_run(folder: Path, model: ModelInfo) -> list[str]:
+    path = folder / "mini.toml"
+    path.write_text(SCENARIO)
+    return ["run", "--scenario", str(path), "--model", model.path, "--reference", "fake", "--seed", "5"]
+
+
 @pytest.fixture
 def line(tmp_path: Path, tiny: ModelInfo) -> list[str]:
     """`cmp run` with a small scenario on the tiny model."""
-    path = tmp_path / "mini.toml"
-    path.write_text(SCENARIO)
-    return ["run", "--scenario", str(path), "--model", tiny.path, "--reference", "fake", "--seed", "5"]
+    return small_run(tmp_path, tiny)
 
 
 def test_a_run_writes_every_request_of_every_launch(cmp: CommandLine, line: list[str], tmp_path: Path) -> None:
@@ -66,6 +69,18 @@ def test_a_run_writes_every_request_of_every_launch(cmp: CommandLine, line: list
     assert manifest.scenario["blocks"] == 3
     assert len(manifest.scenario["prompts_sha256"]) == 64
     assert {record.status for record in finished_launches(run)} == {"ok"}
+
+
+def test_a_run_ends_with_what_stats_says_first(cmp: CommandLine, line: list[str], tmp_path: Path) -> None:
+    done = cmp(*line, "--engines", "a=fake,b=fake", "--blocks", "2", "--no-gate")
+    assert done.returncode == 0, done.stderr
+    told = cmp("stats", Path("results") / only_run(tmp_path / "results").name)
+    assert told.stdout.startswith("No verdict yet on ")
+    assert told.stdout in done.stderr
+    cure = "start a new run with --requests 10 --blocks 10"
+    assert f"1 of 1 comparisons withheld for lack of requests; {cure}" in done.stderr
+    # The prompt sent twice in warm-up asks for one token: nothing to warn about.
+    assert "output length" not in told.stdout
 
 
 def test_the_gate_runs_first_and_its_numbers_are_recorded(cmp: CommandLine, line: list[str], tmp_path: Path) -> None:
@@ -139,7 +154,8 @@ def test_a_wrong_token_count_is_flagged(
     cmp: CommandLine, line: list[str], tmp_path: Path, option: str, flag: str, tokens: int
 ) -> None:
     done = cmp(*line, "--no-gate", "--engines", "fake", "--blocks", "1", "-o", f"fake.{option}")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1
+    assert f"cmp: nothing was measured: all 4 requests flagged {flag}; see the engine's log" in done.stderr
     measured = [s for s in read_samples(only_run(tmp_path / "results")) if s.phase == "measure"]
     assert {tuple(s.flags) for s in measured} == {(flag,)}
     assert {s.output_tokens for s in measured} == {tokens}
@@ -149,7 +165,9 @@ def test_a_wrong_token_count_is_flagged(
 def test_an_engine_that_fails_alone_makes_the_run_fail(cmp: CommandLine, line: list[str]) -> None:
     done = cmp(*line, "--no-gate", "--engines", "fake", "-o", "fake.fault=crash@load")
     assert done.returncode == 1
-    assert "no engine could be measured" in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("cmp: nothing was measured: all 3 launches failed: fake: was killed by SIGSEGV in load;")
+    assert "done: " not in done.stderr
 
 
 def start(line: list[str], folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -166,19 +184,28 @@ def start(line: list[str], folder: Path, *arguments: str) -> subprocess.Popen[st
     )
 
 
-def wait_for_samples(folder: Path, number: int) -> Path:
+def wait_for_samples(folder: Path, number: int, out: str = "results") -> Path:
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        for path in folder.glob("results/*/samples.jsonl"):
+        for path in folder.glob(f"{out}/*/samples.jsonl"):
             if path.read_bytes().count(b"\n") >= number:
                 return path.parent
         time.sleep(0.02)
     pytest.fail("the run wrote nothing")
 
 
+@pytest.fixture(scope="module")
+def order(tiny: ModelInfo, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The launches of the small run of two engines that nobody stops."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = command_line(folder)(*small_run(folder, tiny), "--no-gate", "--engines", "a=fake,b=fake")
+    assert done.returncode == 0, done.stderr
+    return [record.launch for record in finished_launches(only_run(folder / "results"))]
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_run_keeps_what_was_finished_and_resumes(
-    cmp: CommandLine, line: list[str], tmp_path: Path, stop: signal.Signals
+    cmp: CommandLine, line: list[str], order: list[str], tmp_path: Path, stop: signal.Signals
 ) -> None:
     # A real clock makes requests long enough to be cut in the middle: 30 ms a token.
     slow = ["--no-gate", "--engines", "a=fake,b=fake", "-o", "a.clock=real", "-o", "a.decode_us=30000"]
@@ -196,7 +223,8 @@ def test_a_stopped_run_keeps_what_was_finished_and_resumes(
         assert status == "interrupted"
         assert f"cmp run --resume {run.relative_to(tmp_path)}" in said
 
-    resumed = cmp("run", "--resume", run, "--model", line[line.index("--model") + 1])
+    # The run's folder knows its file: the printed command needs no more than that.
+    resumed = cmp("run", "--resume", run)
     assert resumed.returncode == 0, resumed.stderr
     samples = read_samples(run)
     assert read_manifest(run).status == "complete"
@@ -209,10 +237,7 @@ def test_a_stopped_run_keeps_what_was_finished_and_resumes(
     assert Counter(s.engine for s in valid) == {"a": 12, "b": 12}, resumed.stderr
     assert len({(s.block, s.engine, s.index) for s in valid}) == 24
     # The same order as one uninterrupted run of the same seed.
-    again = cmp(*line, "--no-gate", "--engines", "a=fake,b=fake", "--out", "other")
-    assert again.returncode == 0, again.stderr
-    whole = finished_launches(only_run(tmp_path / "other"))
-    assert [r.launch for r in whole] == [r.launch.partition(".")[0] for r in finished_launches(run)]
+    assert [r.launch.partition(".")[0] for r in finished_launches(run)] == order
 
 
 def test_resuming_a_complete_run_changes_nothing(cmp: CommandLine, line: list[str], tmp_path: Path) -> None:
@@ -262,8 +287,8 @@ def test_engines_get_the_same_prompts_in_a_block_and_others_in_the_next(
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path / "results")
     from enginecmp.models.store import resolve
-    from enginecmp.plan import prompt_key
     from enginecmp.prompts import PromptSet
+    from enginecmp.scenarios.plan import prompt_key
 
     prompts = PromptSet(resolve(line[line.index("--model") + 1], fetch=False))
     taken = [
@@ -302,8 +327,8 @@ def test_disturbed_requests_are_followed_by_spare_ones(cmp: CommandLine, line: l
     scenario = Path(line[line.index("--scenario") + 1])
     scenario.write_text(SCENARIO.replace("floor_seconds = 1000", "floor_seconds = 0\nforeign_cpu_share = 0"))
     done = cmp(*line, "--no-gate", "--engines", "fake", "--blocks", "1", "-o", "fake.clock=real")
-    assert done.returncode == 0, done.stderr
     measured = [s for s in read_samples(only_run(tmp_path / "results")) if s.phase == "measure"]
+    assert done.returncode == all(s.flags for s in measured), done.stderr
     flagged = sum("foreign_cpu" in s.flags for s in measured)
     assert len(measured) == 4 + min(flagged, 2), "4 requests and at most 2 spare ones"
     assert [s.index for s in measured] == list(range(len(measured)))
@@ -324,6 +349,7 @@ def test_an_adaptive_run_stops_when_it_is_precise_enough(cmp: CommandLine, line:
     assert read_manifest(run).scenario["blocks"] == 10, "ten blocks are the least, and enough here"
     assert len(finished_launches(run)) == 20
     assert "wanted ±2.0%" in done.stderr
+    assert "stopped after 10 blocks: precise enough" in done.stderr
 
 
 def test_an_adaptive_run_goes_on_to_its_limit_when_it_is_not(cmp: CommandLine, line: list[str], tmp_path: Path) -> None:
@@ -334,3 +360,87 @@ def test_an_adaptive_run_goes_on_to_its_limit_when_it_is_not(cmp: CommandLine, l
     )
     assert done.returncode == 0, done.stderr
     assert len(finished_launches(only_run(tmp_path / "results"))) == 24
+    assert "stopped after 12 blocks: the most that were allowed, and not precise enough" in done.stderr
+
+
+def test_a_run_that_measures_nothing_says_so_after_one_block_and_is_no_baseline(
+    cmp: CommandLine, line: list[str], tmp_path: Path
+) -> None:
+    asked = [*line, "--no-gate", "--engines", "a=fake,b=fake", "-o", "a.short=2", "--save-baseline", "base"]
+    one = cmp(*asked)
+    assert one.returncode == 0, one.stderr
+    said = one.stderr.splitlines()
+    why = "nothing that counts was measured"
+    first = next(n for n, text in enumerate(said) if text.startswith("block 2/3"))
+    assert any(text.startswith(f"warning: a: {why} in the first block: all 4 requests") for text in said[:first])
+
+    (tmp_path / "results" / "baselines.json").unlink()
+    both = cmp(*asked, "-o", "b.short=2")
+    assert both.returncode == 1
+    assert both.stderr.splitlines()[-1].startswith("cmp: nothing was measured: all 12 requests flagged short_output; ")
+    assert not (tmp_path / "results" / "baselines.json").exists()
+    run = max(path.parent for path in (tmp_path / "results").glob("*/manifest.json"))
+    again = cmp("run", "--resume", run)
+    assert again.returncode == 1
+    assert not (tmp_path / "results" / "baselines.json").exists()
+
+
+def test_a_resumed_run_is_done_as_it_was_asked(cmp: CommandLine, line: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    slow = ["--engines", "a=fake,b=fake", "-o", "a.clock=real", "-o", "a.decode_us=30000", "--reference", "fake"]
+    with start(line, tmp_path, *slow, "--out", "a b", "--save-baseline", "base", "--no-sensors") as process:
+        wait_for_samples(tmp_path, 9, "a b")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    (advice,) = (text.partition("kept: ")[2] for text in said.splitlines() if text.startswith("interrupted"))
+    words = shlex.split(advice)
+    assert words[:3] == ["cmp", "run", "--resume"]
+    done = cmp(*words[1:])
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / words[3]
+    assert read_manifest(run).status == "complete"
+    assert msgspec.json.decode((folder / "baselines.json").read_bytes()) == {"base": run.name}
+
+
+def test_gates_leave_nothing_behind(cmp: CommandLine, line: list[str], tmp_path: Path) -> None:
+    left = tmp_path / "results" / "old" / "logs" / "gate-x1"
+    left.mkdir(parents=True)
+    (left / "reference.f32").write_bytes(b"x")
+    done = cmp(*line, "--engines", "fake", "--reference", "fake", "--blocks", "1")
+    assert done.returncode == 0, done.stderr
+    assert [path for path in (tmp_path / "results").glob("*/logs/*") if not path.name.endswith(".log")] == []
+
+
+def test_the_command_of_a_plan_works_as_printed(cmp: CommandLine, line: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a b.toml").write_text((tmp_path / "mini.toml").read_text())
+    asked = [*line, "--no-gate", "--engines", "a=fake,b=fake", "-o", "a.launch_sd=0.01", "--scenario", "./a b.toml"]
+    done = cmp(*asked, "--no-sensors")
+    assert done.returncode == 0, done.stderr
+    planned = cmp("stats", only_run(tmp_path / "results"), "--plan")
+    (command,) = [text.partition(": ")[2] for text in planned.stdout.splitlines() if " --blocks " in text]
+    words = shlex.split(command)
+    assert words[:4] == ["cmp", "run", "--engines", "a=fake,b=fake"]
+    assert words[words.index("--scenario") + 1] == str(tmp_path / "a b.toml")
+    assert "--seed" not in words
+    again = cmp(*words[1:], "--dry-run")
+    assert again.returncode == 0, again.stderr
+    assert "a, b on " in again.stdout
+
+
+def test_the_reason_of_an_empty_run_is_what_ended_its_launches(tmp_path: Path) -> None:
+    cell = Cell(prompt_tokens=8, output_tokens=4, concurrency=4)
+    place: dict[str, Any] = {"block": 0, "order": 0, "launch": "b0-a", "engine": "a", "cell": cell, "phase": "measure"}
+    stamps: dict[str, Any] = {"intended_ns": 1, "start_ns": 1, "token_ns": [], "end_ns": 2}
+    sizes = {"prompt_tokens": 8, "output_tokens": 0}
+    samples = [
+        Sample(**place, **stamps, **sizes, index=index, status="error", error="its reason went with the worker")
+        for index in range(3)
+    ]
+    over = [
+        LaunchRecord(launch=f"b{block}-a", block=block, engine="a", status="error", seconds=1.0, error="a: no kernel")
+        for block in range(2)
+    ]
+    (tmp_path / SAMPLES).write_bytes(b"".join(msgspec.json.encode(sample) + b"\n" for sample in samples))
+    (tmp_path / LAUNCHES).write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in over))
+    assert without_result(tmp_path, ["a", "b"]) == {"a": "both launches failed: a: no kernel"}

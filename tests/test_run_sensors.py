@@ -19,8 +19,9 @@ import pytest
 from conftest import FAKE_MODULE, CommandLine
 from helpers import only_run, read_samples
 
-from enginecmp.results import read_manifest
-from enginecmp.types import ModelInfo, Sample, TelemetryReading
+from enginecmp.format.readers import read_manifest
+from enginecmp.format.records import Sample, TelemetryReading
+from enginecmp.types import ModelInfo
 
 SCENARIO = """
 name = "mini"
@@ -114,8 +115,8 @@ def test_a_killed_sampler_costs_telemetry_and_nothing_else(line: list[str], tmp_
         wait_for(lambda: lines_of(tmp_path, "samples.jsonl") >= 3)
         (sampler,) = [
             child
-            for child in psutil.Process(process.pid).children()
-            if "enginecmp.telemetry.sampler" in child.cmdline()
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if child.cmdline()[1:4] == ["-P", "-m", "enginecmp.telemetry.sampler"]
         ]
         sampler.send_signal(signal.SIGKILL)
         _, said = process.communicate(timeout=60)

@@ -5,11 +5,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from enginecmp.drive import room_for
 from enginecmp.errors import UsageError
+from enginecmp.format.records import Cell
+from enginecmp.run.drive import room_for
 from enginecmp.scenarios import Scenario, available, load_scenario
 from enginecmp.scenarios.fit import fit
-from enginecmp.types import Cell, LoadOptions, ModelInfo
+from enginecmp.scenarios.loader import change_deadlines
+from enginecmp.types import LoadOptions, ModelInfo
+from enginecmp.wire.deadlines import Deadlines
 
 GOOD = """
 name = "mine"
@@ -117,6 +120,53 @@ def test_a_wrong_key_or_value_names_the_right_one(tmp_path: Path, change: tuple[
     assert expected in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("blocks = 2", "blocks = 1_000_000_000_000"), "expected blocks from 0 to 1e+06, got 1000000000000"),
+        (("requests = 3", "requests = 9_223_372_036_854_775_807"), "expected requests from 0 to 1e+07, got 92233"),
+        (("requests = 3", "requests = 3\nseconds = inf"), "expected seconds from 0 to 1e+07, got inf"),
+        (("requests = 3", "requests = 3\nwarmup_requests = 10_000_000"), "at most 10000000 prompts in a cell"),
+        (("requests = 3", "requests = 3\noutput_tokens = 2_000_000_000"), "at most 1073741824 output tokens in a cell"),
+        (("output_tokens = 4", "output_tokens = 4\nconcurrency = 1_000_000"), "cells.concurrency from 1 to 65536"),
+        (("output_tokens = 4", 'output_tokens = 4\narrival = "poisson"\nrate_per_second = nan'), "got nan"),
+        (("output_tokens = 4", 'output_tokens = 4\narrival = "poisson"\nrate_per_second = 1e-320'), ">= 1e-06 in an"),
+        (("output_tokens = 4", 'output_tokens = 4\nvariant = "\\u001b[2J"'), r"printable characters, got '\\x1b[2J'"),
+        (('name = "mine"', 'name = ""'), "expected name: 1 to 200 printable characters, got ''"),
+        (("[profile", "[deadlines]\ndecode_seconds = nan\n[profile"), "deadlines.decode_seconds from 0.001 to 1e+07"),
+        (("[profile", "[deadlines]\nload_seconds = -1\n[profile"), "deadlines.load_seconds from 0.001 to 1e+07"),
+        (("[profile", "[validity]\nfloor_seconds = -inf\n[profile"), "validity.floor_seconds from 0 to 1e+12"),
+        (("[profile", "[goodput]\nttft_seconds = 0\n[profile"), "goodput.ttft_seconds from 1e-09 to 1e+07, got 0"),
+        (("requests = 3", "requests = 3\ncells = 5"), "[profile.full]: expected cells as [[cells]] tables, got 5"),
+        (("[[cells]]", "expect = 5\n[[cells]]"), "expected claims as [[expect]] tables, got 5"),
+        (("[[cells]]", "operation = [5]\n[[cells]]"), "Expected `str`, got `array`"),
+        (("[[cells]]", 'max_nll_increase = -1\n[[cells]]'), "expected max_nll_increase from 0 to 1e+06, got -1"),
+    ],
+)  # fmt: skip
+def test_a_number_that_no_run_can_mean_is_refused(tmp_path: Path, change: tuple[str, str], expected: str) -> None:
+    with pytest.raises(UsageError, match=r"mine\.toml") as error:
+        load_scenario(write(tmp_path, GOOD.replace(*change)), "full")
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "0", "x", ""])
+def test_a_deadline_is_a_number_of_seconds(seconds: str) -> None:
+    with pytest.raises(UsageError, match=r"expected PHASE=SECONDS"):
+        change_deadlines(Deadlines(), [f"load={seconds}"])
+
+
+def test_without_a_profile_the_usual_one_is_taken_or_the_only_one(tmp_path: Path) -> None:
+    def profile(*names: str) -> str:
+        text = GOOD[GOOD.index("[profile.full]") :]
+        own = "".join(text.replace("profile.full", f"profile.{name}") for name in names)
+        return load_scenario(write(tmp_path, GOOD.replace(text, own)), None, usual_profile="quick").profile
+
+    assert profile("full") == "full"
+    assert profile("full", "quick") == "quick"
+    with pytest.raises(UsageError, match=r"mine\.toml: has no profile 'quick'; choose: --profile full or long$"):
+        profile("long", "full")
+
+
 OPERATION = """
 name = "mine"
 primary_metric = "operation_seconds"
@@ -144,7 +194,7 @@ def test_a_scenario_of_an_operation_needs_engines_that_offer_it(tmp_path: Path) 
         (("top_k", "topk"), "did you mean 'top_k'"),
         (("1.5", '"warm"'), "Expected `float`"),
         (("top_k = 4", "top_p = 1.5"), "<= 1"),
-        (('operation = "sampling"', 'operation = "sample"'), "one of tokenize, sampling, matmul"),
+        (('operation = "sampling"', 'operation = "sample"'), "one of tokenize, sampling, matmul, elementwise, layer"),
         (('operation = "sampling"', ""), "an operation exactly where"),
         (("[variants.hot]", "[variants.cold]"), "a variant of cold in every cell, got 'hot'"),
         (('kind = "operation"\noperation = "sampling"', 'kind = "load"'), "launch_per_cell = true"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from enginecmp.errors import UsageError
-from enginecmp.plugins import Plugin
-from enginecmp.selection import SERVER_ENGINE, implied_options, parse_devices, parse_engines, parse_options
+from enginecmp.plugins.plugin import Plugin
+from enginecmp.run.selection import SERVER_ENGINE, implied_options, parse_devices, parse_engines, parse_options
 from enginecmp.types import EngineInfo
 
 
@@ -48,7 +48,6 @@ def test_an_address_makes_the_server_an_engine(text: str, label: str, url: str) 
     ("text", "expected"),
     [
         ("llamacp", "did you mean 'llamacpp'"),
-        ("gone", "its plugin is broken: no such module"),
         ("llamacpp,llamacpp", "twice"),
         ("openai:http://a,openai:http://b", "'openai' twice"),
         ("a b=llamacpp", "label 'a b'"),
@@ -58,6 +57,31 @@ def test_an_address_makes_the_server_an_engine(text: str, label: str, url: str) 
 def test_what_cannot_be_meant_is_refused(text: str, expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
         parse_engines(text, PLUGINS)
+
+
+@pytest.mark.parametrize(
+    ("text", "suggested"),
+    [
+        ("vllm", "vllm=openai:http://127.0.0.1:8000/v1"),
+        ("fast=vLLM", "fast=openai:http://127.0.0.1:8000/v1"),
+        ("sglang,llamacpp", "sglang=openai:http://127.0.0.1:30000/v1"),
+        ("ollama", "ollama=openai:http://127.0.0.1:11434/v1"),
+        ("llama-server", "llama-server=openai:http://127.0.0.1:8080/v1"),
+        ("openai", "openai:http://127.0.0.1:8000/v1"),
+        ("http://host:8000/v1", "openai:http://host:8000/v1"),
+        ("llamacpp,https://host/v1?a=b", "openai:https://host/v1?a=b"),
+        ("mine=http://host:8000/v1", "mine=openai:http://host:8000/v1"),
+    ],
+)
+def test_a_server_by_name_or_bare_address_is_told_what_to_write(text: str, suggested: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        parse_engines(text, PLUGINS)
+    assert str(raised.value).endswith(f": --engines {suggested}")
+    assert list(parse_engines(suggested, PLUGINS).values()) == [PLUGINS[2]]
+
+
+def test_an_engine_of_a_server_s_name_is_that_engine() -> None:
+    assert list(parse_engines("vllm", [*PLUGINS, plugin("vllm")])) == ["vllm"]
 
 
 @pytest.mark.parametrize(
@@ -78,3 +102,8 @@ def test_a_device_is_for_every_engine_or_for_the_one_named(text: str | None, dev
 def test_a_device_for_nobody_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="expected ENGINE=DEVICE"):
         parse_devices(text, ["a", "b"])
+
+
+def test_an_option_of_bytes_that_are_no_text_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"-o fake\.x=\\udcff: expected text in UTF-8, got other bytes"):
+        parse_options(["fake.x=\udcff"], ["fake"])

@@ -7,7 +7,7 @@ import pytest
 from conftest import CommandLine
 from helpers import only_run
 
-from enginecmp.noise import NoiseFloor, floors_for, known_floors, publish
+from enginecmp.machine.noise import NoiseFloor, floors_for, known_floors, publish
 from enginecmp.types import ModelInfo
 
 SCENARIO = """

@@ -17,9 +17,10 @@ import psutil
 import pytest
 
 from enginecmp import clock
+from enginecmp.format.files import TELEMETRY
+from enginecmp.format.records import TelemetryReading
 from enginecmp.telemetry.conditions import INTERVALS, ConditionPages
-from enginecmp.telemetry.watch import TELEMETRY, Telemetry
-from enginecmp.types import TelemetryReading
+from enginecmp.telemetry.watch import Telemetry
 
 FAKE_SENSORS = "enginecmp.testing.fake_sensors"
 
@@ -201,6 +202,67 @@ def test_what_cannot_be_read_is_absent_with_its_reason_and_has_no_readings(
     assert readings(tmp_path, "gone") == []
 
 
+@pytest.mark.parametrize(
+    ("read", "says"),
+    [
+        ("return {5: 1.0}, ()", "expected names of values, letters, digits and _, at most 64, got 5"),
+        (r"return {'\x1b[2J': 1.0}, ()", "expected names of values"),
+        ("return {'a_watts': '5'}, ()", "expected numbers, got text as a_watts"),
+        ("return {'a_watts': None}, ()", "TypeError"),
+        ("return {'a_watts': 10**400}, ()", "OverflowError"),
+        ("return {f'a{n}': 1.0 for n in range(1000)}, ()", "expected at most 256 values"),
+        ("return {}, 'hot'", "a sequence of conditions"),
+        ("return {}, [5]", "TypeError"),
+        ("return None", "TypeError"),
+        (r"raise RuntimeError('\x1b]0;title\x07' + 'x' * 10**8)", r"RuntimeError: \x1b]0;title\x07xxx"),
+        ("raise type('E', (Exception,), {'__str__': lambda self: 5})", "E: its message cannot be read"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+    ],
+)
+def test_a_reading_that_is_none_ends_its_sensor_in_a_bounded_line(
+    read: str, says: str, tmp_path: Path, meter: Callable[..., str]
+) -> None:
+    said: list[str] = []
+    with Telemetry(tmp_path, said.append, [meter(read)]) as telemetry:
+        telemetry.facts()
+        wait_for(lambda: telemetry.idle() or "lost" in telemetry.facts()["meter"])
+        assert "cores" in telemetry.facts()["cpu"]["facts"]
+    assert says in said[0]
+    assert len(said) == 1
+    assert len(said[0]) < 700
+    assert said[0].isprintable()
+
+
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        ("return {'fact': 'x' * 100_000}", "expected at most 65536 bytes of facts, got 100011"),
+        (r"return {'fact': '\ud800'}", "UnicodeEncodeError"),
+        ("return {'fact': 2**70}", "OverflowError"),
+        ("return 5", "TypeError"),
+    ],
+)
+def test_facts_that_no_manifest_can_hold_make_their_sensor_absent(
+    start: str, says: str, tmp_path: Path, meter: Callable[..., str]
+) -> None:
+    with Telemetry(tmp_path, print, [meter("pass", start)]) as telemetry:
+        facts = telemetry.facts()
+    assert says in facts["meter"]["absent"]
+    assert "cores" in facts["cpu"]["facts"]
+
+
+def test_a_plugin_that_does_not_name_its_sensors_costs_its_own_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = "from enginecmp import hookimpl\n@hookimpl\ndef cmp_telemetry():\n    import time\n    time.sleep(3600)\n"
+    (tmp_path / "hanging_meter.py").write_text(hook)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Telemetry(tmp_path, print, ["hanging_meter"]) as telemetry:
+        facts = telemetry.facts()
+    assert "TimeoutError: no answer within 3 s" in facts["hanging_meter"]["absent"]
+    assert "cores" in facts["cpu"]["facts"]
+
+
 def test_two_sensors_cannot_share_a_name(tmp_path: Path, script: Callable[..., None]) -> None:
     script({"name": "cpu"})
     with Telemetry(tmp_path, print, [FAKE_SENSORS]) as telemetry:
@@ -237,19 +299,60 @@ def test_a_hanging_sensor_holds_nobody_up(tmp_path: Path, script: Callable[..., 
     assert not process.is_running()
 
 
-def test_a_killed_sampler_is_told_once_and_ends_telemetry_alone(tmp_path: Path, script: Callable[..., None]) -> None:
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [("kill", "was killed by SIGKILL"), ("stop", "was stopped (SIGSTOP)"), ("exit", "exited with code 7")],
+)
+def test_a_sensor_of_a_plugin_that_ends_the_sampler_costs_those_of_plugins_alone(
+    tmp_path: Path, script: Callable[..., None], act: str, says: str
+) -> None:
     said: list[str] = []
-    script({"name": "fake", "readings": [{"values": {"a_watts": 1.0}}, {"from": 3, "act": "kill"}]})
+    script({"name": "fake", "readings": [{"values": {"a_watts": 1.0}}, {"from": 3, "act": act}]})
     with Telemetry(tmp_path, said.append, [FAKE_SENSORS]) as telemetry:
         telemetry.facts()
+        first = telemetry.pid
+        wait_for(lambda: telemetry.idle() or said)
+        facts = telemetry.facts()
+        assert "cores" in facts["cpu"]["facts"]
+        assert "lost" not in facts["cpu"], "ours were started anew"
+        assert says in facts["fake"]["lost"]
+        assert f"went on without those of {FAKE_SENSORS}" in facts["plugins"]["lost"]
+        assert not psutil.pid_exists(first)
+        before = len(readings(tmp_path, "cpu"))
+        telemetry.watch("b0-x", os.getpid())
+        wait_for(lambda: len(readings(tmp_path, "cpu")) > before + 1)
+        telemetry.idle()
+    assert "b0-x" in {reading.launch for reading in readings(tmp_path, "cpu")}
+    assert len(said) == 1
+    assert says in said[0]
+    assert f"ours go on without those of {FAKE_SENSORS}" in said[0]
+
+
+def test_a_plugin_that_ends_the_sampler_before_it_starts_costs_those_of_plugins_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ending_meter.py").write_text("import os\nos._exit(3)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    said: list[str] = []
+    with Telemetry(tmp_path, said.append, ["ending_meter"]) as telemetry:
+        facts = telemetry.facts()
+    assert "exited with code 3" in facts["plugins"]["absent"]
+    assert "cores" in facts["cpu"]["facts"]
+    assert len(said) == 1
+
+
+def test_a_killed_sampler_without_plugins_is_told_once_and_ends_telemetry_alone(tmp_path: Path) -> None:
+    said: list[str] = []
+    with Telemetry(tmp_path, said.append) as telemetry:
+        telemetry.facts()
+        os.kill(telemetry.pid, signal.SIGKILL)
         wait_for(lambda: telemetry.idle() or said)
         telemetry.watch("b0-x", os.getpid())
         telemetry.idle()
         assert telemetry.flags(0, clock.now_ns()) == []
         assert "SIGKILL" in telemetry.facts()["sensors"]["lost"]
     assert len(said) == 1
-    assert "was killed by SIGKILL" in said[0]
-    assert len(readings(tmp_path, "fake")) == 2
+    assert "was killed by SIGKILL; the run goes on without telemetry" in said[0]
 
 
 def test_a_full_disk_ends_the_file_and_not_the_flags(tmp_path: Path, script: Callable[..., None]) -> None:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(nvml_replay.COMPILER is None, reason="no C compi
 READ = """
 import json, sys
 from enginecmp.telemetry.nvml import NvmlSensor
-from enginecmp.telemetry.sensor import SensorAbsent
+from enginecmp.errors import SensorAbsent
 sensor, said = NvmlSensor(), []
 try:
     said.append(dict(sensor.start()))
@@ -175,7 +175,7 @@ def test_a_process_of_this_machine_that_comes_during_a_launch_is_foreign(replay:
 
 
 def test_the_manifest_names_the_gpu_and_the_driver(library: Path, tmp_path: Path) -> None:
-    ask = "import json; from enginecmp.environment import describe_environment as d; print(json.dumps(d()))"
+    ask = "import json; from enginecmp.machine.environment import describe_environment as d; print(json.dumps(d()))"
     environments = [nvml_replay.environment(library, tmp_path / "one")]
     environments.append(nvml_replay.environment(library, tmp_path / "two", {"nvmlDeviceGetHandleByIndex_v2": "1 15"}))
     healthy, lost = (

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 from helpers import plant
 
-from enginecmp.guardian import NAME as GUARDIAN
+from enginecmp.errors import SensorAbsent
 from enginecmp.telemetry.cpu import CpuSensor
 from enginecmp.telemetry.process import ProcessSensor
 from enginecmp.telemetry.rapl import RaplSensor
-from enginecmp.telemetry.sensor import SensorAbsent
 from enginecmp.telemetry.tree import ProcessTree
 
 MEGABYTE = 2**20
@@ -156,24 +155,6 @@ def test_faults_of_a_child_that_ended_still_count(sized: subprocess.Popen[bytes]
     assert after["minor_faults"] >= before["minor_faults"]
 
 
-def test_the_guardian_is_not_a_part_of_the_engine() -> None:
-    code = (
-        "import os, time; from enginecmp.guardian import guard; r, w = os.pipe(); os.setsid(); guard(r)\n"
-        "print(1, flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        end = time.monotonic() + 10
-        pids = ProcessTree(process.pid).pids()
-        while Path(f"/proc/{pids[1]}/comm").read_text() != f"{GUARDIAN}\n" and time.monotonic() < end:
-            time.sleep(0.01)
-        values, _ = ProcessSensor().read(pids)
-        process.kill()
-    assert len(pids) == 2
-    assert values["process_threads"] == 1
-
-
 def test_between_launches_there_is_nothing_to_read_of_processes() -> None:
     assert ProcessSensor().read(()) == ({}, [])
     assert ProcessTree(2**22 + 1).pids() == ()
@@ -208,7 +189,7 @@ def test_a_machine_without_counters_has_no_energy_and_says_why(tmp_path: Path) -
         RaplSensor(tmp_path).start()
 
 
-def test_counters_that_this_user_may_not_read_are_absent_with_what_mends_it() -> None:
+def test_counters_that_this_user_may_not_read_are_absent_with_what_fixes_it() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         domain(root, "0", "package-0", 5_000_000)

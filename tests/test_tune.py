@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -9,22 +10,23 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 from conftest import FAKE_MODULE, CommandLine
+from helpers import ONE_CELL
 
-from enginecmp.results import finished_launches, read_manifest
+from enginecmp.format.readers import finished_launches, read_manifest
+from enginecmp.plugins.discovery import discover
+from enginecmp.run.options import RunOptions
+from enginecmp.run.prepare import make_request, make_scenario
+from enginecmp.tune.candidates import candidate
+from enginecmp.tune.race import Judge, Rules, race
 from enginecmp.types import ModelInfo
+from enginecmp_analysis.judge.race import Race
 
-SCENARIO = """
-name = "mini"
-primary_metric = "throughput_tokens_per_second"
-[[cells]]
-prompt_tokens = 8
-output_tokens = 6
-[profile.quick]
+SCENARIO = f"""{ONE_CELL}[profile.quick]
 blocks = 3
 requests = 4
 [validity]
@@ -148,18 +150,50 @@ def test_a_default_that_fails_is_an_error(cmp: CommandLine, line: list[str], tmp
     assert stored(tmp_path) == []
 
 
-def test_no_block_is_begun_that_would_not_end_in_time(cmp: CommandLine, line: list[str], tmp_path: Path) -> None:
-    # Real seconds: two launches of at least 0.7 s each, so 30 blocks would take 42 s and more.
-    slow = ["-o", "start_seconds=0.7", "--budget", "8s"]
-    done = cmp(*line, "toy", "--no-gate", *slow, env=toy(tmp_path, gear=("1", "4")))
-    (counts,) = launches(tmp_path)
-    assert 1 <= counts["default"] <= 5
-    assert "its time of 8 s is over" in done.stdout
-    if counts["default"] < 3:  # a very busy machine
-        assert done.returncode == 1
-        assert stored(tmp_path) == []
-    else:
-        assert stored(tmp_path)[0]["changes"] == {}
+class _Standing(NamedTuple):
+    """A candidate that looks like the default."""
+
+    label: str
+    n: int = 0
+    ratio: float = 1.0
+    ci_low: float = 1.0
+    ci_high: float = 1.0
+    better_p: float = 0.5
+
+
+def test_no_block_is_begun_when_the_time_is_over(
+    tmp_path: Path, tiny: ModelInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 300 s of a clock of its own pass between two looks; blocks that take 0.2 s or 90 s give the same count.
+    (tmp_path / "mini.toml").write_text(SCENARIO)
+    monkeypatch.setenv("CMP_PLUGINS", FAKE_MODULE)
+    plugins = discover()
+    asked = RunOptions(
+        engines="fake", scenario=str(tmp_path / "mini.toml"), profile="quick", blocks=30, no_gate=True, no_sensors=True
+    )
+    request = make_request(asked, make_scenario(asked, plugins), tiny, 4, plugins, print)
+    clock = itertools.count(0, 300)
+    judge = Judge(
+        state=Race(["default", "gear=4"], alpha=0.0),
+        scores=lambda _: {},
+        beside=lambda labels, _: [_Standing(label) for label in labels],
+        min_blocks=3,
+    )
+    limits = {"seconds": 1000.0, "most_seconds": 1000.0}
+    rules = Rules(metric="throughput_tokens_per_second", higher_is_better=True, alpha=0.05, margin=0.03, **limits)
+    found = race(
+        request,
+        [candidate({}), candidate({"gear": "4"})],
+        tmp_path / "out",
+        rules,
+        judge,
+        print,
+        lambda: float(next(clock)),
+    )
+    # The race begins at 300 s; after blocks 1, 2 and 3 it is 600, 900 and 1200 s; 1500 s is more than 1000 s later.
+    assert (found.blocks, found.ended) == (4, "its time of 16 min 40 s is over")
+    assert found.launches == {"default": 4, "gear=4": 4}
+    assert read_manifest(found.folder).status == "complete"
 
 
 def test_too_little_time_to_tell_anything_stores_nothing(cmp: CommandLine, line: list[str], tmp_path: Path) -> None:

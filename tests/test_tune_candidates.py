@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from enginecmp.contender import Contender
-from enginecmp.environment import usable_cores
 from enginecmp.errors import CmpError, ResultsError
-from enginecmp.noise import machine_of
-from enginecmp.plugins import Plugin
+from enginecmp.launch.engine_config import EngineConfig
+from enginecmp.machine.environment import usable_cores
+from enginecmp.machine.noise import machine_of
+from enginecmp.plugins.plugin import Plugin
 from enginecmp.tune import store
 from enginecmp.tune.apply import with_tuned
 from enginecmp.tune.candidates import Candidate, candidate, combined, sweep_of, values_of, with_changes
@@ -89,11 +91,11 @@ def winner(tiny: ModelInfo, **changes: object) -> store.Tuned:
 
 
 @pytest.fixture
-def plain(fake: Plugin) -> Contender:
-    return Contender("f", fake, LoadOptions(extra={"decode_us": "5"}))
+def plain(fake: Plugin) -> EngineConfig:
+    return EngineConfig("f", fake, LoadOptions(extra={"decode_us": "5"}))
 
 
-def test_a_winner_belongs_to_machine_version_model_and_device(tiny: ModelInfo, plain: Contender) -> None:
+def test_a_winner_belongs_to_machine_version_model_and_device(tiny: ModelInfo, plain: EngineConfig) -> None:
     environment = {"cpu": "x", "cores": 2, "python": "any"}
     store.publish(winner(tiny))
     store.publish(winner(tiny, changes={"gear": "4"}))
@@ -111,7 +113,7 @@ def test_a_winner_belongs_to_machine_version_model_and_device(tiny: ModelInfo, p
     assert store.find(plain, tiny, environment) == (None, "")
 
 
-def test_another_version_is_named(tiny: ModelInfo, plain: Contender) -> None:
+def test_another_version_is_named(tiny: ModelInfo, plain: EngineConfig) -> None:
     store.publish(winner(tiny, version="0.9"))
     assert store.find(plain, tiny, {"cpu": "x", "cores": 2}) == (None, "tuned was version 0.9, installed is 1.0")
 
@@ -119,25 +121,27 @@ def test_another_version_is_named(tiny: ModelInfo, plain: Contender) -> None:
 def test_a_file_that_is_not_ours_is_refused_and_kept(tiny: ModelInfo, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "tuned.json").write_text("{")
-    with pytest.raises(ResultsError, match="mend or remove it"):
+    with pytest.raises(ResultsError, match="fix or remove it"):
         store.publish(winner(tiny))
     assert (tmp_path / "cache" / "tuned.json").read_text() == "{"
 
 
-def apply(plain: Contender, tiny: ModelInfo, said: list[str], **changes: object) -> list[Contender]:
-    fields: dict[str, object] = {"both": False, "everything": False, "given": {}, "say": said.append}
+def apply(plain: EngineConfig, tiny: ModelInfo, said: list[str], **changes: object) -> list[EngineConfig]:
+    fields: dict[str, object] = {"both": False, "everything": False, "threads_given": False, "say": said.append}
     return with_tuned([plain], tiny, **{**fields, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def _stored(tiny: ModelInfo) -> None:
-    from enginecmp.environment import describe_environment
+    from enginecmp.machine.environment import describe_environment
 
     store.publish(winner(tiny, machine=machine_of(describe_environment())))
 
 
 @pytest.mark.usefixtures("_stored")
-def test_tuned_settings_take_the_place_of_the_defaults_or_stand_beside_them(plain: Contender, tiny: ModelInfo) -> None:
+def test_tuned_settings_take_the_place_of_the_defaults_or_stand_beside_them(
+    plain: EngineConfig, tiny: ModelInfo
+) -> None:
     (alone,) = apply(plain, tiny, [])
     assert (alone.label, alone.tuned) == ("f", "tuned")
     assert alone.options == LoadOptions(threads=2, extra={"decode_us": "5", "gear": "2"})
@@ -149,14 +153,14 @@ def test_tuned_settings_take_the_place_of_the_defaults_or_stand_beside_them(plai
 @pytest.mark.usefixtures("_stored")
 def test_what_the_user_sets_wins_and_is_told(fake: Plugin, tiny: ModelInfo) -> None:
     said: list[str] = []
-    given = Contender("f", fake, LoadOptions(threads=1, extra={"gear": "3"}))
-    (found,) = apply(given, tiny, said, given={"f": {"gear"}})
+    given = EngineConfig("f", fake, LoadOptions(threads=1, extra={"gear": "3"}))
+    (found,) = apply(given, tiny, said)
     assert found.options == LoadOptions(threads=2, extra={"gear": "3"})
     assert said == ["f: gear=3 as given, not 2 as tuned"]
 
 
 @pytest.mark.usefixtures("_stored")
-def test_a_default_that_is_the_best_runs_once(plain: Contender, tiny: ModelInfo) -> None:
+def test_a_default_that_is_the_best_runs_once(plain: EngineConfig, tiny: ModelInfo) -> None:
     (stored,) = store.known()
     store.publish(msgspec.structs.replace(stored, changes={}))
     said: list[str] = []
@@ -164,12 +168,12 @@ def test_a_default_that_is_the_best_runs_once(plain: Contender, tiny: ModelInfo)
     assert "runs once" in said[0]
 
 
-def test_without_a_winner_the_error_names_the_command(plain: Contender, tiny: ModelInfo) -> None:
-    with pytest.raises(CmpError, match=f"run: cmp tune fake --model {tiny.name}"):
+def test_without_a_winner_the_error_names_the_command(plain: EngineConfig, tiny: ModelInfo) -> None:
+    with pytest.raises(CmpError, match=re.escape(f"run: cmp tune fake --model {shlex.quote(tiny.path)}")):
         apply(plain, tiny, [])
 
 
-def test_of_all_engines_those_without_a_winner_are_told(plain: Contender, tiny: ModelInfo) -> None:
+def test_of_all_engines_those_without_a_winner_are_told(plain: EngineConfig, tiny: ModelInfo) -> None:
     said: list[str] = []
     with pytest.raises(CmpError, match="no engine has tuned settings"):
         apply(plain, tiny, said, everything=True, both=True)

@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "enginecmp.hookspecs": ("Session", "hookimpl"),
-    "enginecmp.types": ("ENDED", "NO_ID", "EngineInfo", "LoadOptions", "ModelInfo", "Probe", "Request"),
+    "enginecmp.types": ("ENDED", "NO_ID", "EngineInfo", "LoadOptions", "ModelInfo", "Probe", "Request", "Sensor"),
     "enginecmp.errors": (
         "CmpError",
         "ContextOverflow",
@@ -21,14 +21,16 @@ _HOMES = {
         "ModelError",
         "RequestFailed",
         "RoundTripError",
+        "SensorAbsent",
         "UnknownOption",
         "UnsupportedModel",
         "did_you_mean",
     ),
+    "enginecmp.format.text": ("plain",),
     "enginecmp.models.gguf_file": ("GGUFFile", "TensorInfo", "read_gguf"),
     "enginecmp.models.gguf_keys": ("GGUFKeys",),
     "enginecmp.models.tokenizer": ("load_tokenizer",),
-    "enginecmp.kinds.operation": ("matrices",),
+    "enginecmp.operands": ("layer_shapes", "layer_tensor", "matrices", "vectors"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -40,16 +42,18 @@ if TYPE_CHECKING:
         ModelError,
         RequestFailed,
         RoundTripError,
+        SensorAbsent,
         UnknownOption,
         UnsupportedModel,
         did_you_mean,
     )
+    from enginecmp.format.text import plain
     from enginecmp.hookspecs import Session, hookimpl
-    from enginecmp.kinds.operation import matrices
     from enginecmp.models.gguf_file import GGUFFile, TensorInfo, read_gguf
     from enginecmp.models.gguf_keys import GGUFKeys
     from enginecmp.models.tokenizer import load_tokenizer
-    from enginecmp.types import ENDED, NO_ID, EngineInfo, LoadOptions, ModelInfo, Probe, Request
+    from enginecmp.operands import layer_shapes, layer_tensor, matrices, vectors
+    from enginecmp.types import ENDED, NO_ID, EngineInfo, LoadOptions, ModelInfo, Probe, Request, Sensor
 
 __all__ = [
     "ENDED",
@@ -67,6 +71,8 @@ __all__ = [
     "Request",
     "RequestFailed",
     "RoundTripError",
+    "Sensor",
+    "SensorAbsent",
     "Session",
     "TensorInfo",
     "UnknownOption",
@@ -74,9 +80,13 @@ __all__ = [
     "__version__",
     "did_you_mean",
     "hookimpl",
+    "layer_shapes",
+    "layer_tensor",
     "load_tokenizer",
     "matrices",
+    "plain",
     "read_gguf",
+    "vectors",
 ]
 
 

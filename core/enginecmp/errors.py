@@ -1,4 +1,4 @@
-"""Every error a user can meet, each one line: who, what was expected, what came, the next step.
+"""Every error a user can meet, each one line: who, what was expected, what it got, the next step.
 
 CmpError                    exit code 1
 ├── UsageError              exit code 2: a name, option or combination that does not exist
@@ -10,8 +10,11 @@ CmpError                    exit code 1
 │   ├── ContextOverflow     more tokens than the session's context holds
 │   └── RoundTripError      a text-only engine does not read its prompt back as the same ids
 ├── LaunchError             a worker crashed, hung or broke the protocol
-│   └── LaunchFailure       the same with its status, phase and tokens; in `enginecmp.launch`
-└── ResultsError            a results folder cannot be written, or a file in it is not what it should be
+│   ├── UnreadableSample    what it said would make the whole run unreadable, so it was not written
+│   └── LaunchFailure       the same with its status, phase and tokens; in `enginecmp.launch.launch`
+├── SensorAbsent            a sensor cannot be read here
+└── ResultsError            a file of a results folder is not what it should be
+    └── CannotWrite         a results folder cannot be written
 """
 
 from __future__ import annotations
@@ -71,8 +74,34 @@ class LaunchError(CmpError):
     """A worker crashed, hung or broke the protocol."""
 
 
+class UnreadableSample(LaunchError):
+    """What a worker said would make the whole run unreadable, so it was not written."""
+
+
+class SensorAbsent(CmpError):
+    """This machine, or this user, cannot read the sensor; the message is the reason that people are shown."""
+
+
 class ResultsError(CmpError):
-    """A results folder cannot be written, or a file in it is not what it should be."""
+    """A file of a results folder is not what it should be."""
+
+
+class CannotWrite(ResultsError):
+    """A results folder cannot be written: a full disk, a missing permission."""
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """Return the known name that a user means: hyphens and underscores are the same; else the name as it came.
+
+    Args:
+        name: what the user wrote.
+        known: what exists.
+    """
+    names = list(known)
+    if name in names:
+        return name
+    alike = [other for other in names if other.replace("-", "_") == name.replace("-", "_")]
+    return alike[0] if len(alike) == 1 else name
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

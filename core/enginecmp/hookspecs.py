@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from enginecmp.telemetry.sensor import Sensor
-    from enginecmp.types import EngineInfo, LoadOptions, ModelInfo, Probe, Request
+    from enginecmp.types import EngineInfo, LoadOptions, ModelInfo, Probe, Request, Sensor
 
 PROJECT = "enginecmp"
 """pluggy project name and entry-point group."""
@@ -35,8 +34,9 @@ Session: TypeAlias = Any
 def cmp_engine() -> EngineInfo:  # type: ignore[empty-body]
     """Return the engine's static facts.
 
-    Called in the host for every installed plugin, so it must be fast and import nothing native: read versions
-    with `importlib.metadata`.
+    Called in a process of its own for every installed plugin, and kept until the plugin, or what is installed,
+    changes; so it must be fast, import nothing native and depend on nothing else: read versions with
+    `importlib.metadata`. A wrong type, or text that is no line of printable text, makes the plugin broken.
     """
 
 
@@ -48,7 +48,7 @@ def cmp_probe(options: LoadOptions) -> Probe | None:
     `cmp engines` asks every engine and must answer within 1.5 s in all.
 
     Returns:
-        `Probe(ok=True)`, or the reason and the command that mends it.
+        `Probe(ok=True)`, or the reason and the command that fixes it.
     """
 
 
@@ -62,6 +62,15 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
     Raises:
         UnsupportedModel: architecture or quantization that the engine cannot load.
         UnknownOption: a key in `options.extra` that the engine does not know.
+    """
+
+
+@hookspec(firstresult=True)
+def cmp_version(session: Session) -> str | None:
+    """Return name and version of what was loaded, where the static facts cannot know them. Optional, never timed.
+
+    For engines that compute elsewhere, a server say: "vLLM 0.32.0". It stands in the manifest and in every table
+    instead of `EngineInfo.version`; launches of two versions are never put together.
     """
 
 
@@ -167,9 +176,12 @@ def cmp_metrics(session: Session) -> Mapping[str, float] | None:
     """Return what only the engine knows of the request that just ended, names with units.
 
     Called after every request, outside its timed window. Known names: `weights_bytes`, `kv_cache_bytes`,
-    `device_prefill_seconds`, `device_decode_seconds`. Others are kept as they are. `engine_cpu_seconds`, the CPU time
-    of the engine's other processes since `cmp_prepare` (or `cmp_reset`, with several in flight), is taken out of
-    `foreign_cpu_seconds`.
+    `device_prefill_seconds`, `device_decode_seconds`; right after `cmp_load` also `load_parse_seconds`,
+    `load_map_seconds` and `load_init_seconds`, parts of the time that it took. Others are kept as they are.
+    `engine_cpu_seconds`, the CPU time of the engine's other processes since `cmp_prepare` (or `cmp_reset`, with several
+    in flight), is taken out of `foreign_cpu_seconds`. Names under which `cmp` writes what it reads itself (`rss_bytes`,
+    `foreign_cpu_seconds` and the others of docs/results-format.md) are refused: the request, or the load, is then an
+    error.
     """
 
 
@@ -192,14 +204,22 @@ def cmp_operation(session: Session, kind: str, parameters: Mapping[str, Any]) ->
 
     Args:
         session: from `cmp_load`.
-        kind: "tokenize", "sampling", "matmul", or one of a scenario's own.
+        kind: "tokenize", "sampling", "matmul", "elementwise", "layer", or one of a scenario's own.
         parameters: for "tokenize" {"direction": "encode", "text": str} (return a list of ids, no special ids
             added) or {"direction": "decode", "token_ids": [...]} (return str); for "sampling" {"token_ids": [...],
             "temperature": float, "top_k": int, "top_p": float, "seed": int} (draw one id from the distribution
             after these ids, computed once beforehand: temperature first, then top-k, then top-p; temperature 0 is
             greedy, top_k 0 and top_p 1 are off); for "matmul" {"rows": m, "inner": k, "columns": n, "method":
             "naive" | "parallel" | "library", "seed": int} (return the (m, n) product of the float32 matrices that
-            `enginecmp.matrices` makes).
+            `enginecmp.matrices` makes); for "elementwise" {"function": "add" | "silu_mul" | "rms_norm" | "softmax" |
+            "rope", "rows": m, "length": n, "head_dim": int, "start": int, "rope_base": float, "epsilon": float,
+            "seed": int} (return a + b, silu(a) * b, a over its root mean square times b's first row, softmax of a's
+            rows, or a's heads turned by positions from `start` on; (m, n), a and b as `enginecmp.vectors` makes them);
+            for "layer" {"rows": m, "past": int, "width": n, "heads": int, "kv_heads": int, "head_dim": int,
+            "feed_forward": int, "rope_base": float, "epsilon": float, "seed": int} (return the (m, n) hidden states
+            behind one layer of llama's shape, from arrays that `enginecmp.layer_tensor` makes: positions from `past`
+            on, the cache before them holding `keys` and `values`). Both rotate the pairs (i, i + head_dim / 2). Every
+            call of either gives the same answer.
 
     Returns:
         A callable without arguments, or None where the engine does not offer this operation.
@@ -218,7 +238,10 @@ def cmp_unload(session: Session) -> None:
 
 @hookspec
 def cmp_scenarios() -> Sequence[str]:  # type: ignore[empty-body]
-    """Return paths of scenario files (TOML) that the plugin brings. Called in the host."""
+    """Return paths of scenario files (TOML) that the plugin brings; called and kept together with `cmp_engine`.
+
+    A file's name is the scenario's; one that `cmp` brings itself keeps its name.
+    """
 
 
 @hookspec

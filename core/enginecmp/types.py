@@ -1,24 +1,15 @@
-"""The values that cross a boundary: hook arguments and results, and the results format.
+"""What the host and an engine plugin hand to each other: hook arguments and results.
 
-Two groups, and nothing else, live here:
-
-* what the host and an engine plugin hand to each other (`EngineInfo`, `Probe`, `ModelInfo`, `LoadOptions`,
-  `Request`);
-* results format version 1 (`Manifest`, `Sample` and their parts), which outside tools write and read too
-  (docs/results-format.md).
-
-This module imports only the standard library and msgspec, so an engine's worker process stays small.
+The results format, which outside tools write and read, is `enginecmp.format.records`. This module imports only
+the standard library and msgspec, so an engine's worker process stays small.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal, Protocol
 
 import msgspec
-
-SCHEMA = "enginecmp/1"
-"""Value of `Manifest.schema` that this version writes and reads."""
 
 NO_ID = -1
 """Yielded by an engine whose API hands out text, not token ids."""
@@ -31,11 +22,6 @@ Numerics = Literal["default", "exact"]
 
 UNTIMED_DEVICES = frozenset({"emulated"})
 """Devices that prove what is computed and not how fast: their engines go through the gate and are never timed."""
-
-Arrival = Literal["constant", "poisson", "gamma", "trace"]
-Phase = Literal["load", "warmup", "measure"]
-Status = Literal["ok", "error", "timeout", "crash"]
-RunStatus = Literal["running", "complete", "interrupted"]
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,10 +44,17 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
             The option "threads" is `LoadOptions.threads`, every other one a key of `LoadOptions.extra`;
             "DEVICE:OPTION" is for that device alone. "{cores}" is replaced by the number of usable cores,
             "{half_cores}" by half of it, and threads "auto" by what `cmp run` takes without `--threads`.
-        operations: what it offers by itself: "tokenize", "sampling", "matmul" (`cmp_operation`), "profile"
-            (`cmp_profile`). Scenarios of the others leave it out.
+        operations: what it offers by itself: "tokenize", "sampling", "matmul", "elementwise", "layer"
+            (`cmp_operation`), "profile" (`cmp_profile`). Scenarios of the others leave it out.
         limits: what its API gives less than the hooks ask, one sentence each; copied into every result.
+        reads_split_models: it loads a model in several GGUF files, given the first; otherwise it gets a file that the
+            host has merged.
+        option_names: keys of `LoadOptions.extra` that it knows, so that a misspelt one is found before anything is
+            started; empty where it does not tell.
+        reads_hf_folders: it loads a Hugging Face folder and no GGUF file: `ModelInfo.hf_folder` is one, the user's or
+            made by the host from the GGUF file.
         homepage: where the wrapped engine lives; may be empty.
+        remote: it computes elsewhere, in a server say, so that its files here do not tell what it is.
     """
 
     name: str
@@ -77,7 +70,11 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     tunables: Mapping[str, tuple[str, ...]] = {}
     operations: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    reads_split_models: bool = False
+    option_names: tuple[str, ...] = ()
+    reads_hf_folders: bool = False
     homepage: str = ""
+    remote: bool = False
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,27 +83,40 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         ok: it can.
         reason: why not, in one sentence; empty when ok.
-        mend: the command or step that makes it run; empty when ok or when there is none.
+        fix: the command or step that makes it run; empty when ok or when there is none.
+        running: it runs already (a server that somebody else started), so that neither file nor numerics can be asked
+            for, and neither its start nor its memory can be measured.
+        version: what runs there, name and version, where only asking it tells; else empty.
+        prove: the options, as on a command line and with "{label}" for the engine's label, with which the gate could
+            ask the exact question of an engine that is `running`; empty where nothing could.
     """
 
     ok: bool
     reason: str = ""
-    mend: str = ""
+    fix: str = ""
+    running: bool = False
+    version: str = ""
+    prove: str = ""
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One weights file, known by its content.
+    """One model, known by the content of its weights file, or files where it is split.
 
     Attributes:
         name: how people call it, e.g. "smollm2-135m-instruct:q8_0".
-        path: absolute path of the GGUF file.
-        sha256: hexadecimal SHA-256 of the file.
+        path: absolute path of the GGUF file; of a split model, its first part.
+        sha256: hexadecimal SHA-256 of the file; of a split model, of its parts one after the other.
         architecture: GGUF `general.architecture`.
         parameters: number of weights in all tensors.
         quantization: the tensor type that holds most of the weights, e.g. "Q8_0".
-        bytes: size of the file.
+        bytes: size of the file, or of all parts together.
         context_tokens: longest context the model was made for.
         vocabulary: number of token ids.
+        parts: absolute paths of all files of a split model, in order; empty for one file.
+        hf_folder: absolute path of a Hugging Face folder with the same weights, where the model was named by one or the
+            engine asks for one; else empty.
+        hf_sha256: hexadecimal SHA-256 of that folder: over SHA-256, size and name of each of its files, a line a file.
+        derived: which of the two was made from the other: "gguf", "hf_folder", or "" where there is one only.
     """
 
     name: str
@@ -118,6 +128,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     context_tokens: int
     vocabulary: int
+    parts: tuple[str, ...] = ()
+    hf_folder: str = ""
+    hf_sha256: str = ""
+    derived: Literal["", "gguf", "hf_folder"] = ""
 
 
 class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,193 +170,36 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int
 
 
-# --- results format, version 1 -------------------------------------------------------------------------------
-
-
-class Cell(msgspec.Struct, frozen=True, omit_defaults=False):
-    """One point of a scenario's grid. The last three are not written where they are absent.
+class Sensor(Protocol):
+    """One family of readings of the machine, ten times a second at most. Lives in the sensors' process.
 
     Attributes:
-        prompt_tokens: ids in the prompt.
-        output_tokens: ids to generate, the first included; 0 where nothing is generated.
-        concurrency: requests in flight at once; 0 where an imported result does not tell. In an open loop the most
-            that the engine is given at once; the others wait in front of it.
-        arrival: how requests arrive in an open loop; absent in a closed loop, where `concurrency` users each send
-            the next request when the last one is over.
-        rate_per_second: mean rate of arrivals in an open loop, requests per second.
-        variant: what else tells this cell from others: "cold" and "warm", a sampling strategy, a matrix shape.
-    """
-
-    prompt_tokens: int
-    output_tokens: int
-    concurrency: int = 1
-    arrival: Arrival | msgspec.UnsetType = msgspec.UNSET
-    rate_per_second: float | msgspec.UnsetType = msgspec.UNSET
-    variant: str | msgspec.UnsetType = msgspec.UNSET
-
-
-class Sample(msgspec.Struct, kw_only=True):
-    """One request: one line of samples.jsonl.
-
-    All `_ns` values are `perf_counter_ns` of the worker, which on Linux is one clock for the whole machine.
-
-    Attributes:
-        block: number of the block, from 0.
-        order: position of the launch inside its block, from 0.
-        launch: name of the launch, unique in the run.
-        engine: label of the engine in the manifest.
-        cell: the point of the grid; for phase "load" the launch's first cell.
-        index: number of the request inside launch, cell and phase, from 0.
-        phase: load, warmup or measure; only "measure" is compared.
-        intended_ns: when the request should have started; equals `start_ns` in a closed loop.
-        start_ns: when the prompt was handed to the engine.
-        token_ns: when each output token could be used by the caller. Fewer entries than `output_tokens` mean
-            that the engine hands out several tokens at once: per-token gaps are then absent, not invented.
-        end_ns: when the request was over.
-        prompt_tokens: ids handed to the engine.
-        output_tokens: tokens that the engine generated.
-        status: ok, error, timeout or crash.
-        error: what happened, else null.
-        flags: reasons, declared before the run, to leave this sample out (docs/results-format.md lists them).
-        metrics: numbers with their unit in the name, e.g. "foreign_cpu_seconds".
-    """
-
-    block: int
-    order: int
-    launch: str
-    engine: str
-    cell: Cell
-    index: int
-    phase: Phase
-    intended_ns: int
-    start_ns: int
-    token_ns: list[int]
-    end_ns: int
-    prompt_tokens: int
-    output_tokens: int
-    status: Status
-    error: str | None = None
-    flags: list[str] = []
-    metrics: dict[str, float] = {}
-
-
-class RunModel(msgspec.Struct, kw_only=True):
-    """The model as the manifest records it.
-
-    `shape` holds layers, hidden, heads, kv_heads, head_dim, value_dim, feed_forward and vocabulary; it is empty
-    where the weights are not known.
+        name: lower case, unique, e.g. "nvml".
+        period_seconds: wanted time between two readings; never less than 0.1.
     """
 
     name: str
-    sha256: str
-    architecture: str = ""
-    parameters: int = 0
-    quantization: str = ""
-    bytes: int = 0
-    shape: dict[str, int] = {}
+    period_seconds: float
 
+    def start(self) -> Mapping[str, object]:
+        """Open what is needed and return facts for the manifest (device names, limits, units).
 
-class RunEngine(msgspec.Struct, kw_only=True):
-    """One engine of a run as the manifest records it.
+        Raises:
+            SensorAbsent: it cannot be read here; the reason goes into the manifest, and no value is invented.
+        """
+        ...
 
-    Attributes:
-        name: the label used in samples; the engine's own name unless the user gave another.
-        version: version of the wrapped engine.
-        device: device it ran on.
-        options: everything it was loaded with: engine, plugin and plugin version, threads, numerics, extra,
-            environment, limits; `tuned` ("default" or "tuned"); `batching` ("own", or "queue" where requests in
-            flight wait for each other first-in-first-out).
-    """
+    def read(self, pids: Sequence[int]) -> tuple[Mapping[str, float], Sequence[str]]:
+        """Return values (unit in the name) and conditions (flags for the requests under way).
 
-    name: str
-    version: str
-    device: str = "cpu"
-    options: dict[str, Any] = {}
+        Args:
+            pids: the processes of the launch under way; empty between launches. Others are foreign.
 
+        Raises:
+            SensorAbsent: it is lost (a GPU fell off the bus); told once, then no longer read.
+        """
+        ...
 
-class Equivalence(msgspec.Struct, kw_only=True):
-    """How close one engine computes to the reference, on one file.
-
-    Attributes:
-        engine: label of the engine.
-        mean_kl: mean over positions of KL(reference || engine) in nats; null when it could not be had.
-        max_kl: the largest of them.
-        top1: share of positions at which both name the same most likely token.
-        verdict: "equivalent", "not comparable", "reference" or "not checked".
-        quantization: which file was scored, e.g. "F32" or "Q8_0".
-        positions: number of positions scored.
-        threshold: largest mean_kl that passes, in nats.
-        note: reason of a "not checked" or "not comparable" without numbers.
-        perplexity: exp of the mean negative log-likelihood of the bundled text; null without numbers.
-        reference_perplexity: the same of the reference on the same positions.
-        nll_difference: mean over positions of the engine's negative log-likelihood minus the reference's, nats.
-        nll_difference_low: lower 95 % limit of it.
-        nll_difference_high: upper 95 % limit of it.
-        greedy_agreement_tokens: greedy tokens until the engine first parts from the reference; information only.
-    """
-
-    engine: str
-    mean_kl: float | None
-    max_kl: float | None
-    top1: float | None
-    verdict: str
-    quantization: str = ""
-    positions: int = 0
-    threshold: float | None = None
-    note: str = ""
-    perplexity: float | None = None
-    reference_perplexity: float | None = None
-    nll_difference: float | None = None
-    nll_difference_low: float | None = None
-    nll_difference_high: float | None = None
-    greedy_agreement_tokens: int | None = None
-
-
-class TelemetryReading(msgspec.Struct, kw_only=True):
-    """One reading of one sensor: one line of telemetry.jsonl.
-
-    Attributes:
-        time_ns: when, on the clock of the samples.
-        sensor: its name, e.g. "cpu", "process", "rapl", "nvml".
-        launch: the launch under way; empty between launches.
-        values: numbers with their unit in the name (docs/results-format.md lists them). Counters of energy and
-            faults are cumulative since an arbitrary origin, everything else is since the last reading or now.
-        conditions: what was the matter at that moment, e.g. "gpu_throttled"; each is a flag of samples too.
-    """
-
-    time_ns: int
-    sensor: str
-    launch: str
-    values: dict[str, float]
-    conditions: list[str] = []
-
-
-class Manifest(msgspec.Struct, kw_only=True):
-    """manifest.json: what was run, on what, and how it ended.
-
-    Attributes:
-        schema: "enginecmp/1".
-        run_id: name of the run's folder.
-        created_utc: ISO 8601 with seconds and "Z".
-        status: running, complete or interrupted. "running" in a run that nobody writes means it was killed.
-        seed: everything random in the run comes from it.
-        scenario: the fully resolved scenario, profile applied, with keys name, profile, primary_metric, cells,
-            blocks, requests, and the rules (deadlines, validity) that were in force.
-        model: the weights file.
-        baseline: label of the engine that others are compared with.
-        engines: one entry a label.
-        environment: CPU, cores, memory, GPU, driver, OS, governor, library versions.
-        equivalence: one entry an engine and file; empty when nothing was checked.
-    """
-
-    schema: str
-    run_id: str
-    created_utc: str
-    status: RunStatus
-    seed: int
-    scenario: dict[str, Any]
-    model: RunModel
-    baseline: str
-    engines: list[RunEngine]
-    environment: dict[str, Any] = {}
-    equivalence: list[Equivalence] = []
+    def close(self) -> None:
+        """Let everything go."""
+        ...

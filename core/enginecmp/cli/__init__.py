@@ -7,11 +7,13 @@ ours, or two or more operands of which the first is not a verb.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
 
 from enginecmp import __version__
+from enginecmp.cli.streams import ReaderGone, give_up_output, prepare_streams
 from enginecmp.errors import CmpError, UsageError, did_you_mean
 
 VERBS = {
@@ -19,18 +21,22 @@ VERBS = {
     "stats": "Turn samples into verdicts.",
     "tune": "Find the best settings of an engine on this machine.",
     "report": "Draw verdicts, launches and distributions in one HTML file.",
+    "guide": "Write which engine to deploy for which use, what it costs, what is open.",
     "compare": "Say whether a new run is slower than an old one.",
     "selftest": "Compare an engine with itself: the noise floor of this machine.",
     "import": "Bring results of other tools into this format.",
-    "doctor": "Say what on this machine will spoil a measurement, and what mends it.",
+    "doctor": "Say what on this machine will spoil a measurement, and what fixes it.",
     "engines": "List engines, and what keeps the missing ones away.",
+    "scenario": "List, show and check scenarios.",
     "plugin": "Make, list, check and install engine plugins.",
-    "model": "List, fetch, convert, describe or invent weights files.",
+    "model": "List, fetch, convert, describe or synthesize weights files.",
 }
 """Every verb and its line in the help; the module of the same name holds its command."""
 
 _MODULES = {"import": "import_results"}
 """Modules of verbs that Python keeps as its own words."""
+
+_SCENARIO_VERBS = ("list", "show", "check")
 
 _OWN_OPTIONS = ("-h", "--help", "--version", "--debug")
 
@@ -58,6 +64,9 @@ Two files are compared as by the POSIX cmp: `cmp a b`.
 
 def is_posix_call(arguments: list[str]) -> bool:
     """Say whether a command line is meant for the POSIX cmp."""
+    if arguments[:1] == ["scenario"] and len(arguments) > 1 and arguments[1] not in _SCENARIO_VERBS:
+        # A word that files bear, too: two of them are compared.
+        return all(os.path.exists(argument) for argument in arguments[:2])
     if not arguments or arguments[0] in VERBS or arguments[0] in _OWN_OPTIONS:
         return False
     if arguments[0].startswith("-"):
@@ -80,6 +89,7 @@ def system_cmp() -> str | None:
 
 def main() -> None:
     """Run the command line; every expected error is one line on stderr and an exit code."""
+    prepare_streams()
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     if is_posix_call(arguments):
@@ -88,21 +98,27 @@ def main() -> None:
             os.execv(path, ["cmp", *arguments])
     try:
         code = _dispatch(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         code = 130
     except CmpError as error:
         if debug:
             raise
         code = _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output went away (`cmp stats | head`): not an error, and nothing more to say.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderGone:
         code = 0
     except Exception as error:
         if debug:
             raise
         text = f"internal error: {type(error).__name__}: {error}; run again with --debug and report it"
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            # No file has such a name, wherever it is looked for.
+            text = f"{str(error.filename)[:80]}…: {error.strerror}; give the path of a file or folder that is there"
         code = _fail(text, 1)
+    try:
+        sys.stdout.flush()
+    except (CmpError, ReaderGone):  # told already, or told by an error before it
+        give_up_output()
     sys.exit(code)
 
 
@@ -134,5 +150,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _fail(text: str, code: int) -> int:
-    print("cmp:", " ".join(text.split()), file=sys.stderr)
+    from enginecmp.format.text import visible  # takes a while
+
+    print("cmp:", visible(" ".join(text.split())), file=sys.stderr)
     return code

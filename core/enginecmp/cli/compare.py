@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from enginecmp.cli.console import show
+from enginecmp.cli.console import echo_text, show
 from enginecmp.cli.options import read_share
-from enginecmp.errors import ResultsError, UsageError
+from enginecmp.errors import UsageError
+from enginecmp.results.files import write_atomically
 
 if TYPE_CHECKING:
-    from enginecmp.types import Manifest
-    from enginecmp_analysis.gate import CompareReport, Level
+    from enginecmp.format.records import Manifest
+    from enginecmp_analysis.schema.regression import CompareReport, Level
 
 REGRESSION = 3
 """Exit code of a confirmed regression, and of nothing else."""
@@ -26,6 +27,13 @@ REGRESSION = 3
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Instead of the primary one; repeatable.")
 @click.option("--warning", callback=read_share, default="10%", show_default=True, help="Slowdown that is a warning.")
 @click.option("--critical", callback=read_share, default="20%", show_default=True, help="Slowdown that is critical.")
+@click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="METRIC=W%[,C%]",
+    help="Other limits for one metric or quantile, which is compared too: ttft_seconds_p50=5%,10%; repeatable.",
+)
 @click.option(
     "--fail-on",
     type=click.Choice(["warning", "critical"]),
@@ -44,6 +52,7 @@ def command(
     metrics: tuple[str, ...],
     warning: float,
     critical: float,
+    limits: tuple[str, ...],
     fail_on: str,
     allow_different: bool,
     results: str,
@@ -56,35 +65,37 @@ def command(
     for a confirmed regression only; noise and too few launches are inconclusive and exit with 0.
     """
     from enginecmp_analysis.data.load import load_runs
-    from enginecmp_analysis.gate import Limits, compare_runs
+    from enginecmp_analysis.data.metrics import find_metric
+    from enginecmp_analysis.decisions.limits import Limits, parse_limit
+    from enginecmp_analysis.decisions.regression import compare_runs
 
+    level = cast("Level", fail_on)
+    own = dict(parse_limit(text, level) for text in limits)
+    metrics = tuple(find_metric(name).name for name in metrics)
     report = compare_runs(
         load_runs([_locate(base, Path(results))]),
         load_runs([_locate(new, Path(results))]),
-        limits=Limits(warning, critical, cast("Level", fail_on)),
+        limits=Limits(warning, critical, level),
         metrics=metrics,
+        limits_of=own,
         allow_different=allow_different,
     )
     if junit is not None:
-        from enginecmp_analysis.output.junit import to_junit
+        from enginecmp_analysis.render.junit import to_junit
 
-        try:
-            junit.write_text(to_junit(report), encoding="utf-8")
-        except OSError as error:
-            msg = f"{junit}: cannot write: {error.strerror or error}"
-            raise ResultsError(msg) from error
+        write_atomically(junit, to_junit(report).encode(), "name another file with --junit")
     if form == "json":
-        from enginecmp_analysis.output.export import to_json
+        from enginecmp_analysis.render.export import to_json
 
-        click.echo(to_json(report))
+        echo_text(to_json(report))
     elif form == "markdown":
-        from enginecmp_analysis.output.gate_table import gate_markdown
+        from enginecmp_analysis.render.regression_table import regression_markdown
 
-        click.echo(gate_markdown(report), nl=False)
+        echo_text(regression_markdown(report))
     else:
-        from enginecmp_analysis.output.gate_table import render_gate
+        from enginecmp_analysis.render.regression_table import render_regression
 
-        show(render_gate(report))
+        show(render_regression(report))
     return _exit_code(report)
 
 
@@ -98,11 +109,12 @@ def check_conditions(saved: Path, manifest: Manifest) -> None:
     Raises:
         UsageError: model, machine, driver or scenario differ.
     """
+    from enginecmp.format.readers import read_manifest
     from enginecmp_analysis.data.columns import ColumnBuilder
     from enginecmp_analysis.data.fingerprint import difference
-    from enginecmp_analysis.data.load import MANIFEST, Run, read_manifest
+    from enginecmp_analysis.data.load import Run
 
-    old, nothing = read_manifest(saved / MANIFEST), ColumnBuilder().build()
+    old, nothing = read_manifest(saved), ColumnBuilder().build()
     # Set when the run starts; the texts come with the program.
     manifest.scenario["prompts_sha256"] = old.scenario.get("prompts_sha256")
     gap = difference(Run(old, nothing), Run(manifest, nothing))
@@ -119,11 +131,11 @@ def compare_with_saved(saved: Path, run: Path, say: Callable[[str], None]) -> in
         ResultsError: the runs were made under different conditions.
     """
     from enginecmp_analysis.data.load import load_runs
-    from enginecmp_analysis.gate import compare_runs
-    from enginecmp_analysis.output.gate_table import render_gate
+    from enginecmp_analysis.decisions.regression import compare_runs
+    from enginecmp_analysis.render.regression_table import render_regression
 
     report = compare_runs(load_runs([saved]), load_runs([run]))
-    for text, _ in render_gate(report):
+    for text, _ in render_regression(report):
         say(text)
     return _exit_code(report)
 
@@ -134,7 +146,7 @@ def _exit_code(report: CompareReport) -> int:
 
 def _locate(text: str, results: Path) -> Path:
     """Return the path that an argument means; what is there as a path comes before a saved name."""
-    from enginecmp.baselines import find
+    from enginecmp.results.baselines import find
 
     path = Path(text)
     # Whatever looks like a path is one, so that a missing folder is not searched among names.

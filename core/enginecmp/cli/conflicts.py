@@ -9,11 +9,12 @@ from click.core import ParameterSource
 
 from enginecmp.errors import UsageError
 
-_ABOUT_THE_GATE = ("score_positions", "max_kl", "max_nll_increase")
+_ABOUT_THE_GATE = ("score_positions", "max_kl", "max_nll_increase", "fresh_gate")
 _WITH_RESUME = (
-    *("resume", "model_name", "reference", "baseline", "save_baseline"),
+    *("resume", "model", "reference", "baseline", "save_baseline"),
     *("no_sensors", "wait_idle", "as_json"),
 )
+_WITH_EXTEND = (*_WITH_RESUME, "blocks", "max_extra", "extend")
 _WITH_HISTORY = ("over_time", "paths", "metrics", "form")
 
 
@@ -78,8 +79,27 @@ def check_run(context: click.Context) -> None:
     given = Given(context)
     given.refuse_beside("resume", "goes on with what the manifest says", _not_among(_WITH_RESUME))
     given.refuse_beside(
-        "matrix", "measures several files, and {other} is about one run", _among(("model_name", "save_baseline"))
+        "extend", "adds to what the manifest says", lambda name: name == "resume" or name not in _WITH_EXTEND
     )
+    if context.params.get("more_blocks") and context.params.get("extend") is None:
+        msg = f"--blocks +{context.params['more_blocks']}: adds to a run; name it with --extend results/ID"
+        raise UsageError(msg)
+    given.refuse_without("extend", "blocks", "adds as many blocks as are named by")
+    given.refuse_beside(
+        "matrix", "measures several files, and {other} is about one run", _among(("model", "save_baseline"))
+    )
+    given.refuse_beside(
+        "suite",
+        "holds runs of their own, and {other} is about one or about others",
+        _among(("matrix", "save_baseline")),
+    )
+    given.refuse_beside(
+        "find_max",
+        "chooses loads and launches by itself, and {other} does too",
+        _among(("matrix", "adaptive", "requests", "max_extra", "quality_only")),
+    )
+    given.refuse_without("find_max", "slo", "is the largest load that keeps")
+    given.refuse_without("slo", "find_max", "is what must be kept by")
     given.refuse_beside("no_gate", "skips the gate, and {other} is about it", _among(_ABOUT_THE_GATE))
     given.refuse_beside(
         "quality_only",

@@ -1,81 +1,82 @@
-"""`cmp engines`: what is installed, what can run here, and what mends the rest."""
+"""`cmp engines`: what is installed, what can run here, and what fixes the rest."""
 
 from __future__ import annotations
 
-import sys
 import tempfile
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
-from enginecmp.launch import Launch, LaunchFailure
-from enginecmp.plugins import Plugin, discover
-from enginecmp.types import LoadOptions, Probe
-
-_PROBE_SECONDS = 20.0
+from enginecmp.cli.console import echo, print_json, say, table
+from enginecmp.plugins.discovery import discover
+from enginecmp.plugins.plugin import Plugin
+from enginecmp.run.probe import probe_all
+from enginecmp.types import Probe
 
 
 @click.command("engines", short_help="List engines.")
 @click.option("--device", help="Ask about this device; each engine's default without it.")
 @click.option("--sensors", is_flag=True, help="List the sensors too, and why the missing ones are absent.")
+@click.option("--available", is_flag=True, help="List all known engines, with the one command that brings each.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(device: str | None, sensors: bool, as_json: bool) -> None:
+def command(device: str | None, sensors: bool, available: bool, as_json: bool) -> None:
     """List every engine: name, version, devices, and whether it can run here.
 
-    An engine that cannot run shows the reason and the command that mends it. A plugin that fails to import is
+    An engine that cannot run shows the reason and the command that fixes it. A plugin that fails to import is
     listed as broken with its error.
     """
+    if available:
+        _print_known(as_json)
+        return
     rows = [_row(plugin, probe) for plugin, probe in probe_all(discover(), device)]
     readable = _sensors() if sensors else {}
     if as_json:
         document = {"engines": rows, **({"sensors": readable} if sensors else {})}
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+        print_json(document)
         return
     _print_table(rows)
     if sensors:
         _print_sensors(readable)
 
 
+def _print_known(as_json: bool) -> None:
+    """Print every engine that is known by name, and those that joined from outside."""
+    from enginecmp.plugins.catalog import KNOWN, joins
+
+    here = {plugin.name for plugin in discover() if plugin.error is None}
+    rows = [
+        {
+            "name": engine.name,
+            "what": engine.what,
+            "status": "server" if engine.how == "server" else "installed" if engine.name in here else "not installed",
+            "install": engine.brings,
+            "engines": joins(engine),
+            "docs": f"docs/engines/{'servers' if engine.how == 'server' else engine.name}.md"
+            if engine.how != "plugin"
+            else f"plugins/{engine.name}/README.md",
+        }
+        for engine in KNOWN
+    ]
+    if as_json:
+        print_json({"engines": rows})
+        return
+    for row in rows:  # no table: a command that is broken over lines cannot be copied
+        echo(f"{row['name']:<17} {row['status']:<14} {row['install']}  # {row['what']}")
+    echo()
+    echo("a server joins as --engines openai:http://HOST:PORT/v1, or started by each launch: docs/engines/servers.md")
+
+
 def _sensors() -> dict[str, dict[str, Any]]:
     """Start every sensor once; return facts, or the reason why it is absent."""
-    from enginecmp.plugins import sensor_modules
+    from enginecmp.plugins.discovery import sensor_modules
     from enginecmp.telemetry.watch import Telemetry
 
-    with tempfile.TemporaryDirectory(prefix="cmp-sensors-") as folder:
-        say = partial(print, file=sys.stderr)
-        with Telemetry(Path(folder), say, sensor_modules()) as telemetry:
-            return telemetry.facts()
-
-
-def probe_all(plugins: list[Plugin], device: str | None = None) -> list[tuple[Plugin, Probe]]:
-    """Ask every plugin, each in a worker of its own, whether it can run here."""
-    with tempfile.TemporaryDirectory(prefix="cmp-probe-") as folder, ThreadPoolExecutor() as pool:
-        return list(zip(plugins, pool.map(lambda p: probe(p, device, Path(folder)), plugins), strict=True))
-
-
-def probe(plugin: Plugin, device: str | None, logs: Path, extra: Mapping[str, str] = {}) -> Probe:
-    """Ask one plugin whether it can run here, with its own options; a crash or a hang is an answer too."""
-    if plugin.info is None:
-        return Probe(ok=False, reason=plugin.error or "broken", mend=_mend_broken(plugin))
-    device = device or plugin.info.devices[0]
-    if device not in plugin.info.devices:
-        return Probe(ok=False, reason=f"runs on {', '.join(plugin.info.devices)}, not on {device}")
-    options = LoadOptions(device=device, extra=extra)
-    try:
-        with Launch(plugin.name, plugin, log=logs / f"{plugin.name}.log", options=options) as launch:
-            answer = launch.call("probe", _PROBE_SECONDS, options=msgspec.to_builtins(options))
-        return msgspec.convert(answer, Probe)
-    except LaunchFailure as failure:
-        return Probe(ok=False, reason=str(failure).partition("; log:")[0])
-
-
-def _mend_broken(plugin: Plugin) -> str:
-    return f"pip install --force-reinstall {plugin.distribution}" if plugin.distribution else ""
+    with (
+        tempfile.TemporaryDirectory(prefix="cmp-sensors-") as folder,
+        Telemetry(Path(folder), say, sensor_modules()) as telemetry,
+    ):
+        return telemetry.facts()
 
 
 def _row(plugin: Plugin, probe: Probe) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def _row(plugin: Plugin, probe: Probe) -> dict[str, Any]:
         "version": info.version if info else "",
         "status": status,
         "reason": probe.reason,
-        "mend": probe.mend,
+        "fix": probe.fix,
         "devices": list(info.devices) if info else [],
         "architectures": list(info.architectures) if info else [],
         "quantizations": list(info.quantizations) if info else [],
@@ -99,30 +100,29 @@ def _row(plugin: Plugin, probe: Probe) -> dict[str, Any]:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
     if not rows:
-        console.print("no engine plugins are installed; try `pip install enginecmp-llamacpp`")
+        echo("no engine plugins are installed; try `pip install enginecmp-llamacpp`")
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("engine", "version", "devices", "status", "licence"):
-        table.add_column(heading)
     style = {"available": "green", "unavailable": "yellow", "broken": "red"}
-    for row in rows:
-        status = f"[{style[row['status']]}]{row['status']}[/]"
-        table.add_row(row["name"], row["version"], " ".join(row["devices"]), status, row["licence"])
-    console.print(table)
+    table(
+        ("engine", "version", "devices", "status", "licence"),
+        [
+            (r["name"], r["version"], " ".join(r["devices"]), (r["status"], style[r["status"]]), r["licence"])
+            for r in rows
+        ],
+    )
     for row in rows:
         if row["status"] != "available":
-            mend = f"\n  mend: {row['mend']}" if row["mend"] else ""
-            console.print(f"\n{row['name']}: {row['reason']}{mend}", markup=False, soft_wrap=True)
+            echo()
+            echo(f"{row['name']}: {row['reason']}")
+            if row["fix"]:
+                echo(f"  fix: {row['fix']}")
 
 
 def _print_sensors(readable: dict[str, dict[str, Any]]) -> None:
-    print("\nsensors")
+    echo()
+    echo("sensors")
     for name, said in readable.items():
         absent = said.get("facts", {}).get("absent", {})
         parts = [f"not {value}: {reason}" for value, reason in absent.items()] if isinstance(absent, dict) else []
-        print(f"  {name}: {str(said.get('absent', '')).removeprefix(f'{name}: ') or '; '.join(['read', *parts])}")
+        echo(f"  {name}: {str(said.get('absent', '')).removeprefix(f'{name}: ') or '; '.join(['read', *parts])}")

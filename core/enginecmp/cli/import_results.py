@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import re
+import shutil
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from enginecmp.errors import UsageError
-from enginecmp.types import Cell
+from enginecmp.cli.console import echo, print_json
+from enginecmp.errors import ResultsError, UsageError
+from enginecmp.format.records import Cell
+from enginecmp.format.text import command_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from enginecmp.format.records import Manifest
     from enginecmp.importers.folder import Source
-    from enginecmp.types import Manifest
+    from enginecmp.importers.parts import Part
 
 _LABEL = re.compile(r"[A-Za-z0-9_.-]+")
 
@@ -36,7 +40,7 @@ def _cell(ctx: click.Context, param: click.Parameter, value: str | None) -> Cell
 
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, metavar="LABEL=FILE...")
-@click.option("--from", "tool", metavar="TOOL", help="llama-bench, vllm, aiperf or guidellm; else found by the keys.")
+@click.option("--from", "tool", metavar="TOOL", help="Tool that wrote the files; else found by the keys.")
 @click.option("--model", metavar="NAME", help="Name of the model, where files do not tell or call it differently.")
 @click.option("--only", "only", multiple=True, metavar="KEY=VALUE", help="Take only tests of this setting; repeatable.")
 @click.option("--cell", callback=_cell, metavar="P:O:C", help="Put all requests into this cell: prompt, output, conc.")
@@ -55,8 +59,9 @@ def command(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Bring results of llama-bench, vLLM, aiperf and guidellm into one run of this format.
+    """Bring results of other tools into one run of this format.
 
+    Read are files of llama-bench, vllm, sglang, aiperf, genai-perf, guidellm, inference-perf and optimum-benchmark.
     Every file is one launch of the engine LABEL; give a label several files to have several launches. What a tool
     does not tell is absent. Example: cmp import vllm=a1.json vllm=a2.json sglang=b1.json sglang=b2.json
     """
@@ -67,17 +72,37 @@ def command(
     sources = [Source(label, path, *read_file(path, tool)) for label, path in map(_labelled, files)]
     sources = select(sources, choices)
     folder, manifest = write_run(sources, choices, out)
+    _read_back(folder)
     told = _told(folder, manifest, sources)
     if as_json:
-        click.echo(json.dumps(told, indent=2))
+        print_json(told)
         return
     for engine in told["engines"]:
         counts = ", ".join(f"{count} {what}" for what, count in engine["requests"].items() if count)
         launches = "1 launch" if engine["launches"] == 1 else f"{engine['launches']} launches"
-        click.echo(f"{engine['label']}: {launches} from {engine['tool']}, requests: {counts}")
+        requests = f"requests: {counts}" if counts else "averages only"
+        echo(f"{engine['label']}: {launches} from {engine['tool']}, {requests}")
     for note in told["notes"]:
-        click.echo(f"note: {note}")
-    click.echo(f"{folder}; next: cmp stats {folder}")
+        echo(f"note: {note}")
+    echo(f"{folder}; next: {command_line(['cmp', 'stats', str(folder)])}")
+
+
+def _read_back(folder: Path) -> None:
+    """Hold what was written to the rules of its reader, and leave nothing behind that it refuses.
+
+    Raises:
+        ResultsError: it refuses it.
+    """
+    from enginecmp_analysis.data.load import load_run
+
+    try:
+        left_out = load_run(folder).warnings
+    except ResultsError as error:
+        left_out = (str(error),)
+    if left_out:
+        shutil.rmtree(folder)
+        msg = f"the files hold what no run may: {left_out[0]}"
+        raise ResultsError(msg)
 
 
 def _labelled(argument: str) -> tuple[str, Path]:
@@ -128,6 +153,18 @@ def _told(folder: Path, manifest: Manifest, sources: Sequence[Source]) -> dict[s
         )
         if left_out:
             notes.append(f"{engine.name}: {left_out} requests that the end of the test cut off are left out")
+        if outside := counts["warmup"]:
+            notes.append(f"{engine.name}: {outside} requests of warm-up and cool-down are not compared")
+        if not any(_measured(part) for part in parts):
+            notes.append(f"{engine.name}: no request that was measured succeeded")
+        said = dict.fromkeys(note for part in parts for note in part.notes)
+        notes += [f"{engine.name}: {note}" for note in said]
+        notes += _given_twice(engine.name, [source.path for source in mine])
+        if averaged := sum(any(part.averages for part in launch) for launch in launches):
+            notes.append(
+                f"{engine.name}: {averaged} of {len(launches)} launches rest on averages of the tool: no quantiles, "
+                "and compared from 10 launches on"
+            )
     for label, mine_cells in cells.items():
         if label != manifest.baseline and not mine_cells & cells[manifest.baseline]:
             notes.append(
@@ -145,3 +182,19 @@ def _told(folder: Path, manifest: Manifest, sources: Sequence[Source]) -> dict[s
         "engines": engines,
         "notes": notes,
     }
+
+
+def _measured(part: Part) -> bool:
+    return part.averages is not None or any(r.status == "ok" and r.phase == "measure" for r in part.requests)
+
+
+def _given_twice(label: str, paths: Sequence[Path]) -> list[str]:
+    """Return a note for files of a label with the same content: one measurement is no two launches."""
+    first: dict[bytes, Path] = {}
+    copies = []
+    for path in paths:
+        digest = sha256(path.read_bytes()).digest()
+        if first.setdefault(digest, path) is not path:
+            copies.append(f"{path} is {first[digest]} again")
+    same = "; ".join(dict.fromkeys(copies))
+    return [f"{label}: {same}: one measurement counts as {len(copies) + 1} launches"] if copies else []

@@ -6,20 +6,18 @@ import contextlib
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import click
 import msgspec
 
-from enginecmp.cli.console import say
-from enginecmp.cli.measure import measure
-from enginecmp.cli.prepare import choose_seed, find_model, headline, make_request, make_scenario
+from enginecmp.cli.console import columns, echo, print_json, say
+from enginecmp.cli.measure import Prepared, measure, prepare
 from enginecmp.errors import CmpError, ResultsError, UsageError
-from enginecmp.scenarios.fit import fit
+from enginecmp.format.text import command_line
+from enginecmp.run.options import RunOptions
+from enginecmp.run.prepare import find_model
+from enginecmp.run.summary import headline
 from enginecmp.types import ModelInfo
-
-if TYPE_CHECKING:
-    from enginecmp.run_request import RunRequest
 
 
 class MatrixRun(msgspec.Struct, kw_only=True):
@@ -66,109 +64,107 @@ def model_of(name: str) -> ModelInfo:
     return find_model(name)
 
 
-def measure_matrix(arguments: dict[str, Any]) -> int:
+def measure_matrix(options: RunOptions, models: str) -> int:
     """Measure every model of `--matrix` in a run of its own, with one scenario and one seed.
 
     Everything is prepared before the first launch, so that a wrong name costs no measurement. An engine that cannot
     load a file is told and left out of that run; a run that fails is told, and the next one starts.
 
+    Args:
+        options: of every run.
+        models: value of `--matrix`.
+
     Returns:
         0, or 1 when a run failed.
     """
-    from enginecmp.estimate import duration, expected_seconds
+    from enginecmp.run.estimate import duration
 
-    names = names_of(arguments["matrix"])
-    arguments = {**arguments, "seed": choose_seed(arguments)}
+    names = names_of(models)
+    options = msgspec.structs.replace(options, seed=options.chosen_seed())
     done: list[MatrixRun] = []
-    ready: list[tuple[MatrixRun, RunRequest, float, str]] = []
+    ready: list[tuple[str, MatrixRun, Prepared]] = []
     for name in names:
         model = model_of(name)
         run = MatrixRun(model=model.name)
         done.append(run)
         try:
-            request = _prepare(arguments, model)
+            ready.append((name, run, _prepare(options, model)))
         except UsageError:
             raise
         except CmpError as error:
             run.error = str(error)
             say(f"no run of {model.name}: {error}")
-            continue
-        ready.append((run, request, *expected_seconds(request.scenario, model, request.contenders, arguments["out"])))
-    total = sum(seconds for _, _, seconds, _ in ready)
-    say(f"matrix of {len(ready)} runs, seed {arguments['seed']}, about {duration(total)} and the gates:")
-    for number, (_, request, seconds, _) in enumerate(ready, start=1):
-        say(f"  {number}. {headline(request)}; about {duration(seconds)}")
-    if arguments["dry_run"]:
+    total = sum(prepared.seconds for *_, prepared in ready)
+    say(f"matrix of {len(ready)} runs, seed {options.seed}, about {duration(total)} and the gates:")
+    for number, (*_, prepared) in enumerate(ready, start=1):
+        say(f"  {number}. {headline(prepared.request)}; about {duration(prepared.seconds)}")
+    if options.dry_run:
         return 0
-    for number, (run, request, seconds, basis) in enumerate(ready):
+    for number, (_, run, prepared) in enumerate(ready, start=1):
         try:
             # With --json, stdout is for the one document at the end.
-            with contextlib.redirect_stdout(sys.stderr if arguments["as_json"] else sys.stdout):
-                run.folder = str(measure({**arguments, "as_json": False}, request, seconds, basis))
+            with contextlib.redirect_stdout(sys.stderr if options.as_json else sys.stdout):
+                run.folder = str(measure(msgspec.structs.replace(options, as_json=False), prepared))
         except KeyboardInterrupt:
-            left = ",".join(other.model for other, *_ in ready[number + 1 :])
-            say(f"not begun: cmp run --matrix {left} --seed {arguments['seed']}" if left else "it was the last one")
+            left = ",".join(name for name, *_ in ready[number:])
+            rest = msgspec.structs.replace(options, matrix=left)
+            say(f"not begun: {command_line(rest.words())}" if left else "it was the last one")
             raise
         except ResultsError:
             raise  # nothing can be written any more
         except CmpError as error:
             run.error = str(error)
             say(f"run of {run.model} failed: {error}")
-    _summarize(done, arguments)
+    _summarize(done, options)
     return 1 if any(run.error for run in done) else 0
 
 
-def _prepare(arguments: dict[str, Any], model: ModelInfo) -> RunRequest:
-    from enginecmp.baselines import engine_or_saved
-    from enginecmp.plugins import discover
-
-    plugins = discover()
-    scenario = fit(make_scenario(arguments, plugins), model, say)
-    request = make_request(arguments, scenario, model, arguments["seed"], plugins)
-    request.baseline, saved = engine_or_saved(arguments["baseline"], request.labels, arguments["out"])
-    if saved is not None:
-        msg = f"--matrix --baseline {arguments['baseline']}: a saved run is one file; name an engine"
+def _prepare(options: RunOptions, model: ModelInfo) -> Prepared:
+    prepared = prepare(options, model)
+    if prepared.saved is not None:
+        msg = f"--matrix --baseline {options.baseline}: a saved run is one file; name an engine"
         raise UsageError(msg)
-    return request
+    return prepared
 
 
-def _summarize(done: list[MatrixRun], arguments: dict[str, Any]) -> None:
+def _summarize(done: list[MatrixRun], options: RunOptions) -> None:
     """Print the table of models and engines, as text or as JSON."""
     rows: list[dict[str, Any]] = []
     for run in done:
-        if run.folder and not arguments["quality_only"]:
+        if run.folder and not options.quality_only:
             rows += _rows(run)
-    if arguments["as_json"]:
-        content = {"runs": done, "results": rows}
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+    if options.as_json:
+        print_json({"runs": done, "results": rows})
         return
     if rows:
         _print(rows)
-    elif not arguments["quality_only"]:
-        click.echo("no request ended well and undisturbed")
+    elif not options.quality_only:
+        echo("no request ended well and undisturbed")
     for run in done:
         if run.error:
-            click.echo(f"{run.model}: {run.error}")
-    folders = " ".join(run.folder for run in done if run.folder)
+            echo(f"{run.model}: {run.error}")
+    folders = [run.folder for run in done if run.folder]
     if folders:
-        click.echo(f"all of it: cmp stats {folders}")
+        echo(f"all of it: {command_line(['cmp', 'stats', *folders])}")
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
     table: list[tuple[str, ...]] = [("model", "cell", "engine", rows[0]["metric"], "verdict")]
     table += [(r["model"], r["cell"], r["engine"], _number(r["mean"]), r["verdict"]) for r in rows]
-    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-    for before, row in zip([(), *table], table, strict=False):
-        # A model and a cell are named once.
-        shown = ["" if row[:k] == before[:k] and k <= 2 else row[k - 1] for k in range(1, len(row) + 1)]
-        click.echo("  ".join(text.ljust(width) for text, width in zip(shown, widths, strict=True)).rstrip())
+    # A model and a cell are named once.
+    columns(
+        [
+            ["" if row[:k] == before[:k] and k <= 2 else row[k - 1] for k in range(1, len(row) + 1)]
+            for before, row in zip([(), *table], table, strict=False)
+        ]
+    )
 
 
 def _rows(run: MatrixRun) -> list[dict[str, Any]]:
     """Return one row an engine and cell of a run: mean of the primary metric, and the verdict on it."""
+    from enginecmp_analysis.analyse import analyse
     from enginecmp_analysis.data.cells import short_name
     from enginecmp_analysis.data.load import load_runs
-    from enginecmp_analysis.report import analyse
 
     analysis = analyse(load_runs([run.folder]))
     metric = analysis.contexts[0].primary_metric
@@ -180,6 +176,8 @@ def _rows(run: MatrixRun) -> list[dict[str, Any]]:
         if summary.metric != metric:
             continue
         cell = summary.cell
+        if summary.flagged:
+            continue
         verdict = "baseline" if summary.engine == baseline else verdicts.get((summary.engine, cell), "")
         found.append(
             {

@@ -1,63 +1,193 @@
-"""From a prepared run to what a user is told of it: what `cmp run`, `--matrix` and `--resume` have in common."""
+"""From options to what a user is told of a run: what `cmp run`, `--matrix`, `--resume` and `cmp selftest` share."""
 
 from __future__ import annotations
 
 import contextlib
+import shlex
+import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from enginecmp.cli.console import say
-from enginecmp.cli.prepare import check_idle, exact_of, headline
-from enginecmp.errors import CmpError
+from enginecmp.cli.console import print_json, say
+from enginecmp.errors import CannotWrite, CmpError, ResultsError, UsageError, did_you_mean
+from enginecmp.format.files import MANIFEST
+from enginecmp.format.text import command_line
+from enginecmp.plugins.discovery import discover
+from enginecmp.run.options import RunOptions
+from enginecmp.run.prepare import check_idle, exact_of, make_request, make_scenario
+from enginecmp.run.summary import headline
+from enginecmp.scenarios.fit import fit
+from enginecmp.types import ModelInfo
 
 if TYPE_CHECKING:
-    from enginecmp.run_request import RunRequest
-    from enginecmp.types import Manifest
+    from enginecmp.format.records import Manifest
+    from enginecmp.run.request import RunRequest
+    from enginecmp.scenarios import Scenario
 
 
-def measure(arguments: dict[str, Any], request: RunRequest, seconds: float, basis: str) -> Path:
+class Prepared(msgspec.Struct, frozen=True):
+    """A run that can start.
+
+    Attributes:
+        request: what it will do, with its baseline.
+        saved: folder of the saved run that it is compared with afterwards.
+        seconds: how long its launches will take.
+        basis: what that rests on.
+    """
+
+    request: RunRequest
+    saved: Path | None
+    seconds: float
+    basis: str
+
+
+def prepare(options: RunOptions, model: ModelInfo) -> Prepared:
+    """Return the run that the options ask for.
+
+    Args:
+        options: what was asked for.
+        model: the file being timed.
+
+    Raises:
+        UsageError: a name or a combination does not exist.
+        CmpError: an engine that was named cannot run, or none can.
+    """
+    from enginecmp.results.baselines import engine_or_saved
+    from enginecmp.run.estimate import expected_seconds
+
+    plugins = discover()
+    scenario = make_scenario(options, plugins)
+    if options.find_max is not None:
+        from enginecmp.cli.find_max import searching
+
+        scenario = searching(scenario, options)
+    scenario = fit(scenario, model, say)
+    _check_claims(scenario)
+    request = make_request(options, scenario, model, options.chosen_seed(), plugins, say)
+    if options.tuned != "default":
+        from enginecmp.tune.apply import with_tuned
+
+        request.configs = with_tuned(
+            request.configs,
+            model,
+            both=options.tuned == "both",
+            everything=options.engines == "all",
+            threads_given=options.threads != "auto",
+            say=say,
+        )
+    request.baseline, saved = engine_or_saved(options.baseline, request.labels, options.out)
+    request.baseline_chosen = options.baseline is not None and saved is None
+    return Prepared(request, saved, *expected_seconds(request.scenario, model, request.configs, options.out))
+
+
+def _check_claims(scenario: Scenario) -> None:
+    """Refuse claims about what nothing measures, before anything is measured.
+
+    Raises:
+        UsageError: names the claim and the nearest right metric.
+    """
+    if not scenario.expect:
+        return
+    from enginecmp_analysis.data.metrics import METRICS
+    from enginecmp_analysis.decisions.expect import RATIO
+
+    for claim in scenario.expect:
+        if claim.metric not in (RATIO, *METRICS):
+            hint = did_you_mean(claim.metric, [RATIO, *METRICS])
+            msg = f"scenario {scenario.name}: [[expect]] of {claim.engine}: unknown metric '{claim.metric}'{hint}"
+            raise UsageError(msg)
+
+
+def measure(options: RunOptions, prepared: Prepared, run_id: str = "") -> Path:
     """Run what was prepared, in a new folder, and return that folder.
 
     Args:
-        arguments: values of the options.
-        request: from `make_request`, with its baseline.
-        seconds: how long the launches will take.
-        basis: what that rests on.
+        options: what was asked for.
+        prepared: the run.
+        run_id: name of the folder; empty makes one.
     """
-    from enginecmp.estimate import duration
-    from enginecmp.manifest import new_run_id
-    from enginecmp.results import ResultsFolder
+    from enginecmp.results.writer import ResultsFolder
+    from enginecmp.run.estimate import duration, gate_seconds, time_range
+    from enginecmp.run.manifest import new_run_id
+    from enginecmp.run.request import Again
 
+    request = prepared.request
     if request.reference is not None:
         request.exact = exact_of(request.model)
-    with ResultsFolder(arguments["out"]):
-        folder: Path = arguments["out"] / new_run_id(request.scenario.name)
-        gate = " and the gate" if request.reference is not None else ""
-        takes = f"about {duration(seconds)}{gate} ({basis})" if request.scenario.blocks else "the gate alone"
-        say(f"{folder}: {headline(request)}; {takes}")
+    with ResultsFolder(options.out):
+        folder = options.out / (run_id or new_run_id(request.scenario.name))
+        most = gate_seconds(request.scenario, request.model, request.everybody)
+        gate = f" and the gate, at most {duration(most)} or so" if request.reference is not None else ""
+        takes = f"about {time_range(prepared.seconds, request.scenario.max_extra)}{gate} ({prepared.basis})"
+        say(f"{folder}: {headline(request)}; {takes if request.scenario.blocks else 'the gate alone'}")
         if request.scenario.blocks:
-            check_idle(arguments["wait_idle"])
-        execute(request, folder, None, arguments["as_json"])
+            check_idle(options.wait_idle, say)
+        path = str(Path(request.model.path).absolute())
+        request.again = Again(
+            model=path,
+            reference=options.reference,
+            sensors=not options.no_sensors,
+            baseline=options.baseline if prepared.saved is not None else None,
+            save_baseline=options.save_baseline,
+            command=shlex.join(options.same_question(path).words()),
+        )
+        execute(request, folder, None, options.as_json)
     return folder
 
 
-def after(arguments: dict[str, Any], folder: Path, saved: Path | None) -> int:
-    """Save the finished run under the name asked for, compare it with a saved one, and return the exit code."""
-    from enginecmp import baselines
+def after(options: RunOptions, folder: Path, saved: Path | None) -> int:
+    """Show the answer, save the run under the name asked for, compare it with a saved one; return the exit code."""
+    from enginecmp.results import baselines
 
-    if arguments["save_baseline"] is not None:
-        baselines.save(folder.parent, arguments["save_baseline"], folder)
-        say(f"saved as baseline '{arguments['save_baseline']}'")
+    if not (options.as_json or options.quality_only):
+        _answer(folder)
+    if options.save_baseline is not None:
+        baselines.save(folder.parent, options.save_baseline, folder)
+        say(f"saved as baseline '{options.save_baseline}'")
     if saved is None:
         return 0
     from enginecmp.cli.compare import compare_with_saved
 
     return compare_with_saved(saved, folder, say)
+
+
+def _answer(folder: Path) -> None:
+    """Print what `cmp stats` would say first of a run."""
+    from enginecmp_analysis.analyse import analyse
+    from enginecmp_analysis.data.load import load_runs
+    from enginecmp_analysis.render.first_screen import first_screen
+
+    analysis = analyse(load_runs([folder]))
+    if analysis.groups[0].runs[0].manifest.scenario.get("find_max"):
+        from enginecmp.cli.find_max import tell
+
+        tell(folder)
+        return
+    if analysis.report.rankings:
+        # On stderr like everything else of a run: a closed stdout must not make a finished run a failure.
+        shown = command_line(["cmp", "stats", str(folder)])
+        for text, _ in first_screen(analysis, shown, shutil.get_terminal_size().columns):
+            say(text)
+    primary = [c for c in analysis.report.comparisons if c.primary]
+    withheld = [c for c in primary if c.verdict == "withheld"]
+    # Where launches lack requests, more of the same launches would never do. What was tested and is open is another
+    # question: to go on because of its p-value would raise false alarms.
+    needed = max((c.launches_needed or 0 for c in withheld if not c.requests_needed), default=0)
+    if needed:
+        command = command_line(["cmp", "run", "--extend", str(folder), "--blocks", f"+{needed}"])
+        say(f"{len(withheld)} of {len(primary)} comparisons withheld for lack of launches; go on with: {command}")
+    short = [c for c in withheld if c.requests_needed]
+    asked = analysis.groups[0].runs[0].manifest.scenario.get("requests")
+    if short and isinstance(asked, int):
+        least = max(c.requests_needed for c in short)
+        launches = max((c.n_launches + c.launches_needed for c in short if c.launches_needed), default=0)
+        blocks = f" --blocks {launches}" if launches else ""
+        cure = f"--requests {least}{blocks}" if asked < least else "--wait-idle: too many were flagged"
+        say(f"{len(short)} of {len(primary)} comparisons withheld for lack of requests; start a new run with {cure}")
 
 
 def execute(request: RunRequest, folder: Path, manifest: Manifest | None, as_json: bool) -> None:
@@ -71,17 +201,28 @@ def execute(request: RunRequest, folder: Path, manifest: Manifest | None, as_jso
 
     Raises:
         KeyboardInterrupt: after telling how to go on.
-        CmpError: no engine could be measured.
+        ResultsError: the folder cannot be written; tells how to go on.
+        CmpError: nothing was measured.
     """
-    from enginecmp import run
+    from enginecmp.run import execute as run
 
     try:
+        if request.scenario.find_max:
+            from enginecmp.cli.find_max import loads_of
+
+            request.next_loads = loads_of(request.scenario)
         if request.scenario.precision:
             request.enough = _precise_enough(request.scenario.precision)
         outcome = run.execute(request, folder, say, manifest)
     except KeyboardInterrupt:
-        say(f"interrupted; everything finished is kept: cmp run --resume {folder}")
+        kept = (folder / MANIFEST).exists()
+        say(f"interrupted; everything finished is kept: {resume_command(folder)}" if kept else "interrupted")
         raise
+    except CannotWrite as error:
+        kept = (folder / MANIFEST).exists()
+        then = f"what was measured is kept; make room or grant access, then: {resume_command(folder)}"
+        msg = f"{error}; {then if kept else 'nothing was measured; make room or grant access, and start again'}"
+        raise ResultsError(msg) from error
     if not request.scenario.blocks:
         from enginecmp.cli.quality_table import show_quality
 
@@ -92,18 +233,46 @@ def execute(request: RunRequest, folder: Path, manifest: Manifest | None, as_jso
     for record in outcome.failed:
         say(f"{record.launch}: {record.status}: {record.error}")
     if as_json:
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(outcome, enc_hook=str), indent=2) + b"\n")
-    say(f"done: {folder}; read it with: cmp stats {folder}")
-    if len(outcome.given_up) == len(request.contenders):
-        msg = f"no engine could be measured; the reasons are above and in {folder}"
+        print_json(outcome)
+    if len(outcome.without_result) == len(request.configs) and outcome.flagged and not as_json:
+        _answer(folder)  # figures that are marked are better than none
+    require_result(outcome.without_result, len(request.configs), folder)
+    for label, why in outcome.without_result.items():
+        say(f"warning: {label}: nothing that counts was measured: {why}")
+    say(f"done: {folder}; read it with: {command_line(['cmp', 'stats', str(folder)])}")
+    if len(outcome.given_up) == len(request.configs):
+        msg = f"every engine was given up before the end; the reasons are above and in {folder}"
         raise CmpError(msg)
+
+
+def require_result(without: dict[str, str], engines: int, folder: Path) -> None:
+    """Refuse to call a run done of which no engine has a result.
+
+    Args:
+        without: label → why it has none.
+        engines: how many are timed.
+        folder: of the run.
+
+    Raises:
+        CmpError: the reason first.
+    """
+    if engines and len(without) == engines:
+        reasons = dict.fromkeys(without.values())
+        told = next(iter(reasons)) if len(reasons) == 1 else "; ".join(f"{k}: {v}" for k, v in without.items())
+        msg = f"nothing was measured: {told}; the run is in {folder}"
+        raise CmpError(msg)
+
+
+def resume_command(folder: Path) -> str:
+    """Return the command that goes on with a run, ready to be pasted into a shell."""
+    return command_line(["cmp", "run", "--resume", str(folder)])
 
 
 def _precise_enough(precision: float) -> Callable[[Path], bool]:
     """Return the question that an adaptive run asks before each block: precision, never significance."""
+    from enginecmp_analysis.analyse import analyse
     from enginecmp_analysis.data.load import load_runs
-    from enginecmp_analysis.report import analyse
-    from enginecmp_analysis.statistics.stopping import progress
+    from enginecmp_analysis.judge.stopping import progress
 
     def enough(folder: Path) -> bool:
         found = progress(analyse(load_runs([str(folder)])).report.comparisons, precision)

@@ -1,26 +1,27 @@
-"""`cmp model`: list, fetch, convert, describe and invent weights files."""
+"""`cmp model`: list, fetch, convert, describe and synthesize weights files."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
+from enginecmp.cli.console import echo, print_json, say, table
+from enginecmp.errors import UsageError
+from enginecmp.format.text import plain
 from enginecmp.types import ModelInfo
 
 
-@click.group("model", short_help="List, fetch, convert, describe or invent weights files.")
+@click.group("model", short_help="List, fetch, convert, describe or synthesize weights files.")
 def command() -> None:
-    """List, fetch, convert, describe or invent weights files.
+    """List, fetch, convert, describe or synthesize weights files.
 
     A MODEL is a catalog name such as smollm2-135m-instruct:q8_0, the name of a cached file, the path of a .gguf
-    file, or hf:OWNER/REPO/FILE.gguf[@REVISION]. Cached files live in the user's cache folder, or in
-    ENGINECMP_CACHE.
+    file (of a split model, its first part) or of a Hugging Face folder, hf:OWNER/REPO/FILE.gguf[@REVISION], or
+    hf:OWNER/REPO[@REVISION] for a folder. Cached files live in the user's cache folder, or in ENGINECMP_CACHE.
     """
 
 
@@ -32,43 +33,39 @@ def list_command(as_json: bool) -> None:
 
     rows = _rows()
     if as_json:
-        _print_json({"cache": str(cache_dir()), "models": rows})
+        print_json({"cache": str(cache_dir()), "models": rows})
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("model", "type", "MB", "parameters", "sha256", "status"):
-        table.add_column(heading, justify="right" if heading in ("MB", "parameters") else "left", no_wrap=True)
-    for row in rows:
-        known = bool(row["bytes"])
-        table.add_row(
-            row["name"],
-            row["quantization"],
-            f"{row['bytes'] / 1e6:.1f}" if known else "",
-            f"{row['parameters'] / 1e6:.1f} M" if row["parameters"] else "",
-            row["sha256"][:12],
-            f"[green]{row['status']}[/]" if row["status"] == "cached" else row["status"],
-        )
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f"\ncache: {cache_dir()}", markup=False, soft_wrap=True)
+    table(
+        ("model", "type", "MB", "parameters", "sha256", "status"),
+        [
+            (
+                row["name"],
+                row["quantization"],
+                f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else "",
+                f"{row['parameters'] / 1e6:.1f} M" if row["parameters"] else "",
+                row["sha256"][:12],
+                (row["status"], "green" if row["status"] == "cached" else ""),
+            )
+            for row in rows
+        ],
+        right=("MB", "parameters"),
+    )
+    echo()
+    echo(f"cache: {cache_dir()}")
 
 
 @command.command("pull")
 @click.argument("model")
-@click.option("--sha256", metavar="HEX", help="What the file of a URL must hash to; anything else is refused.")
+@click.option("--sha256", metavar="HEX", help="What the file must hash to; anything else is refused.")
 def pull_command(model: str, sha256: str | None) -> None:
-    """Bring MODEL into the cache: a catalog name, an hf: URI or the URL of a .gguf file.
+    """Bring MODEL into the cache: a catalog name or an hf: URI.
 
-    A file that is there already is not fetched again; an interrupted download of a URL is resumed.
+    A file that is there already is not fetched again.
     """
     from enginecmp.models.store import pull
 
     _require_hex(sha256)
-    with _bytes_progress() as on_bytes:
-        info = pull(model, sha256=sha256, say=_say, progress=sys.stderr.isatty(), on_bytes=on_bytes)
-    _print_result(info)
+    _print_result(pull(model, sha256=sha256, say=say, progress=sys.stderr.isatty()))
 
 
 @command.command("quantize")
@@ -86,19 +83,49 @@ def quantize_command(model: str, quantization: str, output: Path | None) -> None
 
     base = model.partition(":")[0]
     if base in CATALOG and output is None:
-        _print_result(pull(f"{base}:{quantization}", say=_say, progress=sys.stderr.isatty()))
+        _print_result(pull(f"{base}:{quantization}", say=say, progress=sys.stderr.isatty()))
         return
-    source = pull(base, say=_say, progress=sys.stderr.isatty()) if base in CATALOG else resolve(model, fetch=True)
+    source = pull(base, say=say, progress=sys.stderr.isatty()) if base in CATALOG else resolve(model, fetch=True)
     if output is None:
         target = cache_dir() / f"{base_name(source)}.{quantization.lower()}.gguf"
-        _print_result(derived(source, quantization, target, say=_say))
+        _print_result(derived(source, quantization, target, say=say))
         return
     from enginecmp.models.quantize import quantize
 
     info, notes = quantize(source.path, output, quantization)
     for note in notes:
-        _say(note)
+        say(note)
     _print_result(info)
+
+
+@command.command("convert")
+@click.argument("model")
+@click.argument("output", type=click.Path(path_type=Path))
+def convert_command(model: str, output: Path) -> None:
+    """Write MODEL in the other form: a GGUF file as the Hugging Face folder OUTPUT, a folder as OUTPUT.gguf.
+
+    Weights in F32, F16 and BF16 stay bit for bit; other types become F32. The tokenizer is proven on texts before
+    anything appears. Architectures: llama (and mistral), qwen2, phi3, gpt2. `cmp run` does this by itself, into the
+    cache, for engines that read the other form only.
+    """
+    from enginecmp.models.gguf_file import read_gguf
+    from enginecmp.models.huggingface.folder import folder_sha256, read_folder
+    from enginecmp.models.huggingface.to_folder import write_folder_of
+    from enginecmp.models.huggingface.to_gguf import write_gguf_of
+    from enginecmp.models.store import resolve
+
+    info = resolve(model, fetch=True, say=say)
+    to_gguf = output.suffix == ".gguf"
+    if to_gguf != (info.derived == "gguf"):
+        other = "a folder OUTPUT, without .gguf" if to_gguf else "OUTPUT.gguf"
+        msg = f"{model}: expected {other}, got {output}; `cmp model quantize` changes types of weights"
+        raise UsageError(msg)
+    if to_gguf:
+        sha256 = write_gguf_of(read_folder(Path(info.hf_folder)), info.hf_sha256, output)
+        echo(f"{output}  sha256:{sha256}  made from {info.hf_folder}  sha256:{info.hf_sha256}")
+        return
+    write_folder_of(read_gguf(info.path), info.sha256, output)
+    echo(f"{output}  sha256:{folder_sha256(output)}  made from {info.path}  sha256:{info.sha256}")
 
 
 @command.command("info")
@@ -110,7 +137,7 @@ def info_command(model: str, as_json: bool) -> None:
     from enginecmp.models.info import shape_of, type_histogram
     from enginecmp.models.store import resolve
 
-    info = resolve(model, fetch=False)
+    info = resolve(model, fetch=False, say=say)
     file = read_gguf(info.path)
     shape = shape_of(file)
     facts = {
@@ -118,17 +145,18 @@ def info_command(model: str, as_json: bool) -> None:
         **msgspec.to_builtins(shape),
         "quantization_histogram": dict(type_histogram(file).most_common()),
         "kv_bytes_per_token": shape.kv_bytes_per_token(),
-        "tokenizer": file.metadata.get("tokenizer.ggml.model", ""),
-        "description": file.metadata.get("general.description", ""),
+        "tokenizer": plain(str(file.metadata.get("tokenizer.ggml.model", "")), 60),
+        "description": plain(str(file.metadata.get("general.description", "")), 1000),
     }
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     types = ", ".join(f"{kind} {count:,}" for kind, count in facts["quantization_histogram"].items())
     lines = {
         "name": info.name,
         "path": info.path,
         "sha256": info.sha256,
+        **({"made from": info.hf_folder, "its sha256": info.hf_sha256} if info.derived == "gguf" else {}),
         "architecture": info.architecture,
         "parameters": f"{info.parameters:,}",
         "layers": shape.layers,
@@ -138,14 +166,14 @@ def info_command(model: str, as_json: bool) -> None:
         "context": f"{info.context_tokens:,} tokens",
         "vocabulary": f"{info.vocabulary:,} tokens ({facts['tokenizer'] or 'no tokenizer'})",
         "weights by type": types,
-        "file": f"{info.bytes:,} bytes",
+        "file": f"{info.bytes:,} bytes" + (f" in {len(info.parts)} parts of a split model" if info.parts else ""),
         "KV cache": f"{shape.kv_bytes_per_token():,} bytes per token (F16)",
     }
     if facts["description"]:
         lines["description"] = facts["description"]
     width = max(map(len, lines))
     for name, value in lines.items():
-        click.echo(f"{name:<{width}}  {value}")
+        echo(f"{name:<{width}}  {value}")
 
 
 @command.command("synth")
@@ -196,39 +224,13 @@ def _rows() -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["name"])
 
 
-@contextmanager
-def _bytes_progress() -> Iterator[Callable[[int, int | None], None] | None]:
-    """Give a callback that draws a download's progress on stderr, or None where nobody would see it."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task("", visible=False)
-    with bar:
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
-
-
 def _require_hex(sha256: str | None) -> None:
     """Refuse something that cannot be a SHA-256 before anything is fetched."""
     if sha256 is not None and (len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef")):
-        msg = f"--sha256: expected 64 hexadecimal digits, came '{sha256}'"
+        msg = f"--sha256: expected 64 hexadecimal digits, got '{sha256}'"
         raise click.UsageError(msg)
 
 
 def _print_result(info: ModelInfo) -> None:
     """Print one line on stdout: the model that is now there."""
-    click.echo(f"{info.name}  {info.quantization}  {info.bytes:,} bytes  sha256:{info.sha256}  {info.path}")
-
-
-def _print_json(content: object) -> None:
-    """Print JSON on stdout."""
-    click.echo(msgspec.json.format(msgspec.json.encode(content), indent=2).decode())
-
-
-def _say(line: str) -> None:
-    """Tell the user what is being done, on stderr."""
-    click.echo(line, err=True)
+    echo(f"{info.name}  {info.quantization}  {info.bytes:,} bytes  sha256:{info.sha256}  {info.path}")

@@ -17,6 +17,33 @@ def read_share(ctx: click.Context, param: click.Parameter, value: str) -> float:
     return share
 
 
+def read_extra(ctx: click.Context, param: click.Parameter, value: str) -> float:
+    """Read a share of the planned time written as "50%", "0.5" or "0"; more than all of it is one too."""
+    try:
+        share = float(value[:-1]) / 100 if value.endswith("%") else float(value)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < float("inf"):
+        msg = f"expected a share like 50% or 0.5, or 0 for none, got '{value}'"
+        raise click.BadParameter(msg, ctx, param)
+    return share
+
+
+def read_blocks(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Read a number of blocks; "+2", which adds to a run, becomes the parameter `more_blocks`."""
+    if value is None:
+        return None
+    digits = value.removeprefix("+")
+    number = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 10 else 0
+    if number < 1:
+        msg = f"expected a number of blocks like 12, or +2 with --extend, got '{value}'"
+        raise click.BadParameter(msg, ctx, param)
+    if value.startswith("+"):
+        ctx.params["more_blocks"] = number
+        return None
+    return number
+
+
 def read_duration(ctx: click.Context, param: click.Parameter, value: str) -> float:
     """Read seconds written as "90", "90s", "5min" or "1.5h"."""
     units = {"s": 1.0, "min": 60.0, "h": 3600.0}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from enginecmp.errors import CmpError, UsageError
-from enginecmp.plugins import Plugin, discover
+from enginecmp.cli.console import echo, print_json, say, table
+from enginecmp.errors import CmpError, UsageError, did_you_mean, meant
+from enginecmp.format.text import command_line
+from enginecmp.plugins.discovery import discover
+from enginecmp.plugins.plugin import Plugin
 
 
 @click.group("plugin", short_help="Make, list, check and install engine plugins.")
@@ -28,12 +31,13 @@ def command() -> None:
 @click.option("--in", "parent", type=click.Path(file_okay=False, path_type=Path), default=".", help="Where to make it.")
 def new(name: str, parent: Path) -> None:
     """Write a complete, working plugin for the engine NAME; replace its class by your engine."""
-    from enginecmp.scaffold import scaffold
+    from enginecmp.plugin_tools.new import scaffold
 
     folder = scaffold(name, parent)
-    click.echo(f"{folder}: a working engine '{name}', a llama in NumPy until you put yours in its place")
-    click.echo(f"  cmp plugin check {folder}      does it do what every engine must do?")
-    click.echo(f"  cmp plugin install {folder}    then it stands in `cmp engines`")
+    echo(f"{folder}: a working engine '{name}', a llama in NumPy until you put yours in its place")
+    quoted = command_line([str(folder)])
+    echo(f"  cmp plugin check {quoted}      does it do what every engine must do?")
+    echo(f"  cmp plugin install {quoted}    then it stands in `cmp engines`")
 
 
 @command.command("list")
@@ -42,22 +46,19 @@ def list_plugins(as_json: bool) -> None:
     """List every plugin, where it comes from, and what is broken."""
     plugins = discover()
     if as_json:
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode({"plugins": plugins}), indent=2) + b"\n")
+        print_json({"plugins": plugins})
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("engine", "plugin", "version", "environment", "status"):
-        table.add_column(heading)
-    for plugin in plugins:
-        status = "ok" if plugin.error is None else "broken"
-        table.add_row(plugin.name, plugin.distribution or plugin.module, plugin.version, _where(plugin), status)
-    console = Console(highlight=False)
-    console.print(table)
+    table(
+        ("engine", "plugin", "version", "environment", "status"),
+        [
+            (p.name, p.distribution or p.module, p.version, _where(p), "ok" if p.error is None else "broken")
+            for p in plugins
+        ],
+    )
     for plugin in plugins:
         if plugin.error is not None:
-            console.print(f"\n{plugin.name}: {plugin.error}", markup=False, soft_wrap=True)
+            echo()
+            echo(f"{plugin.name}: {plugin.error}")
 
 
 def _where(plugin: Plugin) -> str:
@@ -70,7 +71,7 @@ def _where(plugin: Plugin) -> str:
 
 @command.command("check")
 @click.argument("target", metavar="NAME|FOLDER")
-@click.option("--model", help="Catalog name or GGUF file; tiny invented ones without it.")
+@click.option("--model", help="Catalog name or GGUF file; tiny synthesized ones without it.")
 @click.option("--device", help="The engine's default without it.")
 @click.option("-v", "--verbose", is_flag=True, help="Show every test.")
 def check(target: str, model: str | None, device: str | None, verbose: bool) -> int:
@@ -78,7 +79,7 @@ def check(target: str, model: str | None, device: str | None, verbose: bool) -> 
 
     With a FOLDER the plugin in it is checked without being installed.
     """
-    from enginecmp.check_plugin import check_plugin
+    from enginecmp.plugin_tools.check import check_plugin
 
     return check_plugin(target, model, device, verbose)
 
@@ -86,33 +87,56 @@ def check(target: str, model: str | None, device: str | None, verbose: bool) -> 
 @command.command("install", context_settings={"ignore_unknown_options": True})
 @click.argument("specs", nargs=-1, required=True, metavar="SPEC...", type=click.UNPROCESSED)
 @click.option("--isolated", metavar="NAME", help="Into an environment of its own, for dependencies that conflict.")
+@click.option("--yes", is_flag=True, help="Do not ask: the authors of what is installed are trusted.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done.")
-def install(specs: tuple[str, ...], isolated: str | None, dry_run: bool) -> None:
+def install(specs: tuple[str, ...], isolated: str | None, yes: bool, dry_run: bool) -> None:
     """Install plugins with pip (or uv) and say which engines came.
 
-    SPEC is what the installer understands: a name, a folder, a wheel, or an option of it.
+    SPEC is what the installer understands: a name, a folder, a wheel, or an option of it. Installing runs code of the
+    plugin's author, and of everything that it depends on, with your rights: it asks first, or takes --yes.
     """
-    from enginecmp import isolated as environments
+    from enginecmp.plugin_tools import isolated as environments
 
     if isolated is not None:
         folder = environments.folder_of(isolated)
-        click.echo(f"new environment {folder}: {' '.join(specs)}")
+        echo(f"new environment {folder}: {' '.join(specs)}")
         if not dry_run:
+            _agreed(yes, ["--isolated", isolated, *specs])
             _tell(environments.create(isolated, specs))
         return
     line = [*environments.installer(sys.executable), *specs]
-    click.echo(shlex.join(line))
+    echo(command_line(line))
     if dry_run:
         return
+    _agreed(yes, specs)
     before = {plugin.name for plugin in _fresh()}
-    if subprocess.run(line, check=False).returncode != 0:
+    if subprocess.run(line, env=environments.without_current_folder(), check=False).returncode != 0:
         msg = f"installing {' '.join(specs)} failed; the installer's messages are above"
         raise CmpError(msg)
-    came = [plugin for plugin in _fresh() if plugin.name not in before]
-    if came:
-        _tell(came)
+    got = [plugin for plugin in _fresh() if plugin.name not in before]
+    if got:
+        _tell(got)
     else:
-        click.echo("no new engine; see `cmp plugin list` (one that was there may be newer now)")
+        echo("no new engine; see `cmp plugin list` (one that was there may be newer now)")
+
+
+def _agreed(yes: bool, arguments: Sequence[str]) -> None:
+    """Say what installing means, and go on only where somebody agreed.
+
+    Raises:
+        UsageError: nobody is there to ask.
+        CmpError: the answer was no.
+    """
+    say("installing runs code of the plugin's author, and of what it depends on, with your rights")
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        again = f"cmp plugin install --yes {command_line(arguments)}"
+        msg = f"plugin install: expected a terminal to ask on, there is none; where you trust its author: {again}"
+        raise UsageError(msg)
+    if not click.confirm("install it?", err=True):
+        msg = "nothing was installed"
+        raise CmpError(msg)
 
 
 @command.command("uninstall")
@@ -120,34 +144,32 @@ def install(specs: tuple[str, ...], isolated: str | None, dry_run: bool) -> None
 @click.option("--dry-run", is_flag=True, help="Show what would be done.")
 def uninstall(name: str, dry_run: bool) -> None:
     """Remove the plugin of the engine NAME, or the environment NAME."""
-    from enginecmp import isolated as environments
+    from enginecmp.plugin_tools import isolated as environments
 
     plugins = {plugin.name: plugin for plugin in discover()}
-    plugin = plugins.get(name)
-    own = Path(plugin.python).parent.parent.name if plugin is not None and plugin.python else name
-    if (plugin is None or plugin.python) and environments.folder_of(own).is_dir():
-        click.echo(f"remove {environments.folder_of(own)}")
+    plugin = plugins.get(meant(name, plugins))
+    own = environments.holding(plugin) if plugin is not None else name
+    if own and environments.folder_of(own).is_dir():
+        echo(f"remove {environments.folder_of(own)}")
         if not dry_run:
             environments.remove(own)
         return
     if plugin is None:
-        from enginecmp.errors import did_you_mean
-
         msg = f"no plugin '{name}'{did_you_mean(name, plugins)}"
         raise UsageError(msg)
     if not plugin.distribution:
         msg = f"{name}: was not installed, it is named by {plugin.source or 'CMP_PLUGINS'}; take it out there"
         raise UsageError(msg)
-    line = [sys.executable, "-m", "pip", "uninstall", "--yes", plugin.distribution]
-    click.echo(shlex.join(line))
-    if not dry_run and subprocess.run(line, check=False).returncode != 0:
+    line = [sys.executable, "-P", "-m", "pip", "uninstall", "--yes", plugin.distribution]
+    echo(command_line(line))
+    if not dry_run and subprocess.run(line, env=environments.without_current_folder(), check=False).returncode != 0:
         msg = f"{name}: uninstalling {plugin.distribution} failed; pip's messages are above"
         raise CmpError(msg)
 
 
 def _fresh() -> list[Plugin]:
     """Discover in a process of its own: what was just installed is not visible in this one."""
-    code = "import sys, msgspec; from enginecmp.plugins import discover; "
+    code = "import sys, msgspec; from enginecmp.plugins.discovery import discover; "
     code += "sys.stdout.buffer.write(msgspec.json.encode(discover()))"
     done = subprocess.run([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, check=True)
     return msgspec.json.decode(done.stdout, type=list[Plugin])
@@ -156,4 +178,4 @@ def _fresh() -> list[Plugin]:
 def _tell(plugins: list[Plugin]) -> None:
     for plugin in plugins:
         state: Any = f"broken: {plugin.error}" if plugin.error else f"{plugin.info.version}" if plugin.info else ""
-        click.echo(f"engine {plugin.name} ({plugin.distribution} {plugin.version}): {state}")
+        echo(f"engine {plugin.name} ({plugin.distribution} {plugin.version}): {state}")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import click
-import msgspec
-
-from enginecmp.equivalence import NOT_COMPARABLE
+from enginecmp.cli.console import columns, echo, print_json
 from enginecmp.errors import CmpError
-from enginecmp.results import read_manifest
-from enginecmp.types import Equivalence
-from enginecmp_analysis.output.decision_table import quality_values
+from enginecmp.format.readers import read_manifest
+from enginecmp.format.records import NOT_COMPARABLE, Equivalence
+from enginecmp_analysis.render.decision_table import proven_on, quality_values
 
 
 def show_quality(folder: Path, as_json: bool) -> None:
@@ -25,7 +21,7 @@ def show_quality(folder: Path, as_json: bool) -> None:
     entries = read_manifest(folder).equivalence
     if as_json:
         found = {"folder": str(folder), "equivalence": entries}
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+        print_json(found)
     else:
         _print(entries)
     if failed := dict.fromkeys(entry.engine for entry in entries if entry.verdict == NOT_COMPARABLE):
@@ -35,18 +31,18 @@ def show_quality(folder: Path, as_json: bool) -> None:
 
 def _print(entries: Sequence[Equivalence]) -> None:
     rows: list[tuple[str, ...]] = []
-    rows.append(("engine", "file", "mean KL", "top-1", "perplexity", "nats worse [95 % CI]", "greedy", "verdict"))
-    rows += [(entry.engine, *quality_values(entry), entry.verdict) for entry in entries]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        click.echo("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    rows.append(("engine", "file", "mean KL", "top-1", "perplexity", "ΔNLL (nats/token)", "greedy", "verdict"))
+    rows += [(entry.engine, *quality_values(entry), f"{entry.verdict}{proven_on(entry)}") for entry in entries]
+    columns(rows)
     scored = [entry for entry in entries if entry.perplexity is not None]
     if scored:
-        click.echo(
-            f"\n{scored[0].positions} positions of the bundled text; the reference in float32: perplexity "
-            f"{scored[0].reference_perplexity:.4g}.\nnats worse: what a token costs more than there.\n"
-            "greedy: tokens until the text parts from the reference's, information only."
+        echo()
+        echo(
+            f"{scored[0].positions} positions of the bundled text; the reference in float32: perplexity "
+            f"{scored[0].reference_perplexity:.4g}."
         )
+        echo("ΔNLL: negative log-likelihood beyond the reference's, with its 95 % CI.")
+        echo("greedy: tokens until the text parts from the reference's, information only.")
     for entry in entries:
         if entry.note:
-            click.echo(f"{entry.engine} on {entry.quantization}: {entry.note}")
+            echo(f"{entry.engine} on {entry.quantization}: {entry.note}")

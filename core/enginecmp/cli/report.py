@@ -8,7 +8,7 @@ import click
 
 from enginecmp.cli.console import say
 from enginecmp.cli.options import read_share
-from enginecmp.files import write_atomically
+from enginecmp.results.files import write_atomically
 
 
 @click.command("report")
@@ -29,11 +29,12 @@ def command(
 
     PATHS are run folders or folders of runs (default: results).
     """
-    from enginecmp.noise import described
+    from enginecmp.machine.noise import described
+    from enginecmp_analysis.analyse import analyse
     from enginecmp_analysis.data.load import load_runs
     from enginecmp_analysis.decisions.decide import Questions, decide_more
-    from enginecmp_analysis.pictures.page import to_page
-    from enginecmp_analysis.report import Options, analyse
+    from enginecmp_analysis.judge.judge import Options
+    from enginecmp_analysis.render.pictures.page import to_page
 
     options = Options(baseline=baseline, pairs=pairs, margin=margin, include_flagged=include_flagged)
     runs = load_runs(paths or ("results",))

@@ -1,72 +1,152 @@
-"""`cmp run --resume`: finish what was cut off, with what the manifest says and nothing else."""
+"""`cmp run --resume` and `--extend`: go on with a run, with what its manifest says and nothing else."""
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from enginecmp.cli.console import say
-from enginecmp.cli.measure import after, execute
-from enginecmp.cli.prepare import by_what_is_timed, check_idle, exact_of, find_model, headline
+from enginecmp.cli.measure import after, execute, require_result
 from enginecmp.errors import CmpError, ResultsError, UsageError
-from enginecmp.plugins import Plugin, discover, find
-from enginecmp.results import MANIFEST, ResultsFolder, read_manifest
-from enginecmp.types import Manifest, ModelInfo
+from enginecmp.format.files import MANIFEST
+from enginecmp.format.readers import finished_launches, read_manifest
+from enginecmp.format.records import Manifest, RunEngine
+from enginecmp.plugins.discovery import discover, find
+from enginecmp.plugins.plugin import Plugin
+from enginecmp.results.writer import ResultsFolder
+from enginecmp.run.counting import LAUNCHES_NEEDED
+from enginecmp.run.options import RunOptions
+from enginecmp.run.outcome import without_result
+from enginecmp.run.prepare import by_what_is_timed, check_idle, exact_of, find_model
+from enginecmp.run.request import RunRequest, read_again
+from enginecmp.run.summary import headline
+from enginecmp.types import ModelInfo, Probe
 
 if TYPE_CHECKING:
-    from enginecmp.contender import Contender
+    from enginecmp.launch.engine_config import EngineConfig
 
 
-def resume(arguments: dict[str, Any]) -> int:
+def resume(options: RunOptions, folder: Path) -> int:
     """Go on with a run, then save it or compare it as asked, and return the exit code.
+
+    Args:
+        options: those that go with --resume.
+        folder: of the run.
 
     Raises:
         ResultsError: it is no run, or was made with another file or another version of an engine.
         CmpError: an engine of it cannot be loaded any more.
     """
-    from enginecmp.baselines import check_name, engine_or_saved
-    from enginecmp.run_request import RunRequest
+    return _go_on(options, folder, longer=None)
+
+
+def extend(options: RunOptions, folder: Path | None) -> int:
+    """Add blocks to a run, complete or not: the same plan, the next numbers, the same conditions.
+
+    Args:
+        options: those that go with --extend.
+        folder: of the run.
+
+    Raises:
+        ResultsError: as `resume`; or machine, engines or program are not what they were.
+        CmpError: an engine of it cannot be loaded any more.
+    """
+    assert folder is not None
+
+    def longer(manifest: Manifest, folder: Path) -> int:
+        planned = manifest.scenario.get("blocks") or 0
+        begun = 1 + max((record.block for record in finished_launches(folder)), default=-1)
+        if not planned:
+            msg = f"{folder}: is of the gate alone, so there is nothing to extend; start a new run"
+            raise ResultsError(msg)
+        wanted = options.blocks or max(planned, begun) + (options.more_blocks or 0)
+        if wanted <= begun:
+            msg = f"{folder}: has {begun} blocks already, --blocks {wanted} adds none; try --blocks +{LAUNCHES_NEEDED}"
+            raise UsageError(msg)
+        return wanted
+
+    return _go_on(options, folder, longer)
+
+
+def _go_on(options: RunOptions, folder: Path, longer: Callable[[Manifest, Path], int] | None) -> int:
+    """Go on with a run; `longer` says how many blocks it shall have, None leaves it as it was planned."""
+    from enginecmp.results.baselines import check_name, engine_or_saved
     from enginecmp.scenarios import Scenario
 
-    folder: Path = arguments["resume"]
     if folder.name in ("", ".."):
         folder = folder.resolve()  # "." has no folder of runs above it that could be named
     _require_run(folder)
+    options, model_path = _as_asked(options, folder)
     with ResultsFolder(folder.parent):
         manifest = read_manifest(folder)
         labels = [engine.name for engine in manifest.engines if engine.options.get("timed", True)]
-        if arguments["save_baseline"] is not None:
-            check_name(arguments["save_baseline"], labels)
-        _, saved = engine_or_saved(arguments["baseline"], labels, folder.parent)
-        if manifest.status == "complete":
+        if options.save_baseline is not None:
+            check_name(options.save_baseline, labels)
+        _, saved = engine_or_saved(options.baseline, labels, folder.parent)
+        blocks = longer(manifest, folder) if longer else None
+        if manifest.status == "complete" and blocks is None:
             say(f"{folder}: is complete, nothing to resume")
-            return after(arguments, folder, saved)
+            require_result(without_result(folder, labels), len(labels), folder)
+            return after(options, folder, saved)
         try:
             scenario = msgspec.convert(manifest.scenario, Scenario)
         except msgspec.ValidationError as error:
             msg = f"{folder / MANIFEST}: scenario: {error}; start a new run"
             raise ResultsError(msg) from error
-        model = _model_of(folder, manifest, arguments["model_name"])
+        model = _model_of(folder, manifest, options.model, model_path)
         plugins = discover()
-        contenders, untimed = by_what_is_timed(_contenders(folder, manifest, model, plugins))
+        configs, untimed = by_what_is_timed(_configs(folder, manifest, model, plugins), say)
         request = RunRequest(
             scenario=scenario,
             model=model,
-            contenders=contenders,
+            configs=configs,
             untimed=untimed,
             baseline=manifest.baseline,
+            baseline_chosen=manifest.baseline != engine_or_saved(None, labels, folder.parent)[0],
             seed=manifest.seed,
-            sensors=not arguments["no_sensors"],
+            sensors=not options.no_sensors,
         )
+        if blocks is not None:
+            _check_conditions(folder, manifest, request)
+            # How long it shall be is said by the number now, not by a precision.
+            request.scenario = msgspec.structs.replace(
+                scenario, blocks=blocks, max_extra=options.max_extra, precision=0.0
+            )
+            manifest.scenario |= {"blocks": blocks, "max_extra": options.max_extra}
         if scenario.gate and not manifest.equivalence:
-            request.reference = find(arguments["reference"], plugins)
+            request.reference = find(options.reference, plugins)
             request.exact = exact_of(model)
-        say(f"{folder}: resuming: {headline(request)}")
-        check_idle(arguments["wait_idle"])
-        execute(request, folder, manifest, arguments["as_json"])
-        return after(arguments, folder, saved)
+        say(f"{folder}: {'resuming' if blocks is None else 'extending'}: {headline(request)}")
+        check_idle(options.wait_idle, say)
+        execute(request, folder, manifest, options.as_json)
+        return after(options, folder, saved)
+
+
+def _check_conditions(folder: Path, manifest: Manifest, request: RunRequest) -> None:
+    """Refuse to put blocks beside others that were made under other conditions.
+
+    Raises:
+        ResultsError: model, machine, libraries or engines are not what they were.
+    """
+    from enginecmp.run.manifest import new_manifest
+    from enginecmp_analysis.data.columns import ColumnBuilder
+    from enginecmp_analysis.data.fingerprint import difference
+    from enginecmp_analysis.data.load import Run
+
+    now = new_manifest(request, manifest.run_id)
+    now.scenario = manifest.scenario
+    # What a run finds out of its machine only while it goes on.
+    now.environment = {**manifest.environment, **now.environment}
+    nothing = ColumnBuilder().build()
+    gap = difference(Run(manifest, nothing), Run(now, nothing))
+    if changed := [*gap.conditions, *gap.builds]:
+        msg = f"{folder}: was made under other conditions: {'; '.join(changed[:3])}; start a new run under these"
+        raise ResultsError(msg)
 
 
 def _require_run(folder: Path) -> None:
@@ -83,15 +163,36 @@ def _require_run(folder: Path) -> None:
     read_manifest(folder)
 
 
-def _model_of(folder: Path, manifest: Manifest, asked: str | None) -> ModelInfo:
-    """Return the file that a run was made with.
+def _as_asked(options: RunOptions, folder: Path) -> tuple[RunOptions, str]:
+    """Return the options with what the run was started with where nothing else is asked for now, and its file's path.
+
+    Raises:
+        ResultsError: resume.json is not what it should be.
+    """
+    again = read_again(folder)
+    if again is None:
+        return options, ""
+    default = RunOptions().reference
+    filled = msgspec.structs.replace(
+        options,
+        reference=again.reference if options.reference == default else options.reference,
+        no_sensors=options.no_sensors or not again.sensors,
+        baseline=options.baseline or again.baseline,
+        save_baseline=options.save_baseline or again.save_baseline,
+    )
+    return filled, again.model
+
+
+def _model_of(folder: Path, manifest: Manifest, asked: str | None, path: str) -> ModelInfo:
+    """Return the file that a run was made with: the one asked for, the one at its path, or the one of its name.
 
     Raises:
         ResultsError: it is another one, or was a file of the user's that only they can name.
     """
     wanted = manifest.model
     try:
-        model = find_model(asked or wanted.name)
+        here = path if asked is None and os.path.exists(path) else None
+        model = find_model(asked or here or wanted.name)
     except UsageError as error:
         if asked is not None:
             raise
@@ -106,23 +207,46 @@ def _model_of(folder: Path, manifest: Manifest, asked: str | None) -> ModelInfo:
     return model
 
 
-def _contenders(folder: Path, manifest: Manifest, model: ModelInfo, plugins: list[Plugin]) -> list[Contender]:
+def _configs(folder: Path, manifest: Manifest, model: ModelInfo, plugins: list[Plugin]) -> list[EngineConfig]:
     """Return the engines of a run as they were, or refuse to mix them with others."""
-    from enginecmp.manifest import stored_contender
-    from enginecmp.selection import unfit
+    from enginecmp.run.manifest import stored_config
+    from enginecmp.run.selection import is_label, unfit
 
-    contenders = []
+    configs = []
     for engine in manifest.engines:
+        if not is_label(engine.name):
+            msg = f"{folder / MANIFEST}: engine '{engine.name}': expected letters, digits and . _ + = , - only"
+            raise ResultsError(msg)
         plugin = find(engine.options.get("engine", engine.name), plugins)
         assert plugin.info is not None
-        if plugin.info.version != engine.version:
+        probed = _asked_again(engine, plugin)
+        now = probed.version if probed else engine.version if plugin.info.remote else plugin.info.version
+        if now != engine.version:
             msg = (
-                f"{folder}: was made with {engine.name} {engine.version}, installed is {plugin.info.version}; "
-                "install that version again or start a new run"
+                f"{folder}: was made with {engine.name} {engine.version}, {'there' if probed else 'installed'} is "
+                f"{now}; {'start' if probed else 'install'} that version again or start a new run"
             )
             raise ResultsError(msg)
         if reason := unfit(plugin, model):
             msg = f"{engine.name}: {reason}"
             raise CmpError(msg)
-        contenders.append(stored_contender(engine, plugin))
-    return contenders
+        configs.append(stored_config(engine, plugin, probed))
+    return configs
+
+
+def _asked_again(engine: RunEngine, plugin: Plugin) -> Probe | None:
+    """Return what an engine that runs by itself says now; None of one that is started for each launch.
+
+    Raises:
+        CmpError: it does not answer any more.
+    """
+    from enginecmp.run.probe import probe
+
+    if not engine.options.get("running"):
+        return None
+    with tempfile.TemporaryDirectory(prefix="cmp-probe-") as logs:
+        found = probe(plugin, engine.device, Path(logs), engine.options.get("extra", {}))
+    if not found.ok:
+        msg = f"{engine.name}: cannot run here: {found.reason}{f'; fix: {found.fix}' if found.fix else ''}"
+        raise CmpError(msg)
+    return found

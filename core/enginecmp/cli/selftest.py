@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from enginecmp.cli.console import echo, print_json
 from enginecmp.errors import CmpError
+from enginecmp.run.options import RunOptions
 
 if TYPE_CHECKING:
-    from enginecmp.noise import NoiseFloor
+    from enginecmp.machine.noise import NoiseFloor
 
 
 @click.command("selftest")
 @click.option("--aa", "engine", required=True, metavar="ENGINE", help="Compare this engine with itself.")
 @click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="How many A/A runs.")
 @click.option("--scenario", default="sustained", show_default=True, help="A name or a TOML file.")
-@click.option("--profile", default="quick", show_default=True, help="How much of the scenario.")
+@click.option("--profile", help="How much of the scenario.  [default: quick, or the only one that a file has]")
 @click.option("--model", help="A catalog name or a GGUF file.")
 @click.option("--threads", default="auto", show_default=True, help="Compute threads.")
 @click.option("--blocks", type=click.IntRange(min=10), help="Launches of each label; at least 10.")
@@ -29,7 +30,7 @@ def command(
     engine: str,
     repeat: int,
     scenario: str,
-    profile: str,
+    profile: str | None,
     model: str | None,
     threads: str,
     blocks: int | None,
@@ -42,43 +43,49 @@ def command(
     Later verdicts on this machine quote it. At a level of 5 %, one A/A run in twenty calls the labels different by
     chance; with --repeat, more false alarms than chance allows (99 % binomial limit) fail the test.
     """
-    import msgspec
+    from enginecmp.machine.noise import publish
 
-    from enginecmp.noise import publish
-
-    arguments = ["--engines", f"a={engine},b={engine}", "--baseline", "a", "--no-gate"]
-    arguments += ["--scenario", scenario, "--profile", profile, "--threads", threads, "--out", str(out)]
-    arguments += ["--model", model] if model else []
-    arguments += ["--blocks", str(blocks)] if blocks else []
-    for option in options:
-        arguments += ["-o", f"a.{option}", "-o", f"b.{option}"]
-    floor = _measure(arguments, out, engine, repeat)
+    asked = RunOptions(
+        engines=f"a={engine},b={engine}",
+        baseline="a",
+        no_gate=True,
+        scenario=scenario,
+        profile=profile,
+        usual_profile="quick",
+        model=model,
+        threads=threads,
+        blocks=blocks,
+        options=tuple(f"{label}.{option}" for option in options for label in "ab"),
+        out=out,
+    )
+    floor = _measure(asked, engine, repeat)
     publish(floor)
     if as_json:
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(floor), indent=2) + b"\n")
+        print_json(floor)
     else:
-        click.echo(floor.describe())
-        click.echo(f"false alarms: {floor.false_alarms} of {floor.runs}, {_allowed(floor.runs)} allowed")
+        echo(floor.describe())
+        echo(f"false alarms: {floor.false_alarms} of {floor.runs}, {_allowed(floor.runs)} allowed")
     return 1 if floor.false_alarms > _allowed(floor.runs) else 0
 
 
-def _measure(arguments: list[str], out: Path, engine: str, repeat: int) -> NoiseFloor:
-    from enginecmp.cli.run import command as run
-    from enginecmp.noise import NoiseFloor, machine_of
+def _measure(asked: RunOptions, engine: str, repeat: int) -> NoiseFloor:
+    from enginecmp.cli.measure import measure, prepare, terminated_like_interrupted
+    from enginecmp.machine.noise import NoiseFloor, machine_of
+    from enginecmp.run.prepare import find_model
+    from enginecmp_analysis.analyse import analyse
     from enginecmp_analysis.data.load import load_runs
-    from enginecmp_analysis.report import analyse
 
     false_alarms = 0
+    model = find_model(asked.model)
     for _ in range(repeat):
-        before = set(out.glob("*/manifest.json"))
-        run.main(args=arguments, prog_name="cmp run", standalone_mode=False)
-        (manifest_path,) = set(out.glob("*/manifest.json")) - before
-        runs = load_runs([str(manifest_path.parent)])
+        with terminated_like_interrupted():
+            folder = measure(asked, prepare(asked, model))
+        runs = load_runs([str(folder)])
         report = analyse(runs).report
         primary = [comparison for comparison in report.comparisons if comparison.primary]
         if not primary or any(comparison.verdict == "withheld" for comparison in primary):
             msg = (
-                f"selftest: {manifest_path.parent} has too few undisturbed launches for a verdict "
+                f"selftest: {folder} has too few undisturbed launches for a verdict "
                 f"({'; '.join(report.warnings) or 'none measured'}); try again on an idle machine"
             )
             raise CmpError(msg)

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from enginecmp.cli.conflicts import check_stats
-from enginecmp.cli.console import show
+from enginecmp.cli.console import echo_text, show
 from enginecmp.cli.options import read_share
+from enginecmp.cli.questions import asking, read_questions
 from enginecmp.errors import UsageError
+from enginecmp.format.text import command_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from enginecmp_analysis.data.group import Analysis
     from enginecmp_analysis.data.load import Run
-    from enginecmp_analysis.decisions.decide import Questions
+
+REFUTED = 3
+"""Exit code where a target of `--expect` is refuted, as of a confirmed regression in `cmp compare`."""
 
 
 @click.command("stats")
 @click.argument("paths", nargs=-1, type=click.Path())
 @click.option("--baseline", metavar="ENGINE", help="Compare with this engine instead of the run's own baseline.")
+@click.option("--all", "everything", is_flag=True, help="Show every metric, quality, load and all notes.")
 @click.option("--pairs", is_flag=True, help="Compare every engine with every other one.")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="Show only this metric; repeatable.")
 @click.option(
@@ -27,12 +36,7 @@ if TYPE_CHECKING:
 )
 @click.option("--quantiles", is_flag=True, help="Compare p50, p90, p95 and p99 of launches too.")
 @click.option("--details", is_flag=True, help="Show what other methods say, and effect sizes of single requests.")
-@click.option(
-    "--slo", "promises", multiple=True, metavar="PROMISES", help="Check promises: ttft_p95<200ms,tpot_p95<30ms."
-)
-@click.option("--price", metavar="AMOUNT/h|FILE", help="Say what tokens cost: 2.49/h, EUR 1.10/h, or a TOML file.")
-@click.option("--demand", metavar="N/s", help="With --slo: how many machines serve so many requests (12/s, 90/min).")
-@click.option("--budget", metavar="AMOUNT/h", help="With --slo and --price: what fits into it, or what it buys.")
+@asking
 @click.option("--plan", "planning", is_flag=True, help="Say how many blocks and requests the next run takes.")
 @click.option(
     "--detect", callback=read_share, default="2%", show_default=True, help="Difference that --plan must find."
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
 @click.option("--warmup-floor", type=click.IntRange(min=0), default=0, help="Cut at least so many requests a launch.")
 @click.option("--include-flagged", is_flag=True, help="Count flagged samples too; no verdicts then.")
 @click.option("--json", "form", flag_value="json", help="Print JSON (schema enginecmp-stats/1).")
-@click.option("--csv", "form", flag_value="csv", help="Print comparisons as CSV.")
+@click.option("--csv", "form", flag_value="csv", help="Print comparisons and means as CSV.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print Markdown tables.")
 @click.pass_context
 def command(
@@ -49,36 +53,44 @@ def command(
     /,
     paths: tuple[str, ...],
     baseline: str | None,
+    everything: bool,
     pairs: bool,
     metrics: tuple[str, ...],
     margin: float,
     quantiles: bool,
     details: bool,
-    promises: tuple[str, ...],
+    objectives: tuple[str, ...],
     price: str | None,
     demand: str | None,
     budget: str | None,
+    targets: Path | None,
     planning: bool,
     detect: float,
     over_time: bool,
     warmup_floor: int,
     include_flagged: bool,
     form: str | None,
-) -> None:
+) -> int:
     """Say which engine is faster, by how much and how sure.
 
     PATHS are run folders or folders of runs (default: results). Runs of another model, machine or engine build
     are never pooled.
+
+    The exit code is 0 whatever the verdicts are; with --expect it is 3 when a target of that file is refuted, which
+    open targets and those not measured are not.
     """
     check_stats(context)
-    from enginecmp.noise import described
+    from enginecmp.machine.noise import described
+    from enginecmp_analysis.analyse import analyse
     from enginecmp_analysis.data.load import load_runs
+    from enginecmp_analysis.data.metrics import find_metric
     from enginecmp_analysis.decisions.decide import decide_more
-    from enginecmp_analysis.report import Options, analyse
+    from enginecmp_analysis.judge.judge import Options
 
+    metrics = tuple(find_metric(name).name for name in metrics)
     if over_time:
         _history(load_runs(paths or ("results",)), metrics, form)
-        return
+        return 0
     options = Options(
         baseline=baseline,
         pairs=pairs,
@@ -89,72 +101,68 @@ def command(
         details=details,
         warmup_floor=warmup_floor,
     )
-    questions = _questions(promises, price, demand, budget)
+    questions = read_questions(objectives, price, demand, budget, targets)
     runs = load_runs(paths or ("results",))
     analysis = analyse(runs, options)
     analysis.report.warnings += described(run.manifest.environment for run in runs)
     decide_more(analysis, options, questions)
     if planning:
-        from enginecmp_analysis.plan import plan
+        from enginecmp.run.request import read_again
+        from enginecmp_analysis.judge.plan import plan
 
-        plans = [plan(group, options, detect) for group in analysis.groups]
-        analysis.report.plans = [found for found in plans if found is not None]
+        analysis.report.plans = []
+        for group in analysis.groups:
+            found = plan(group, options, detect)
+            if found is not None:
+                again = read_again(group.runs[-1].path) if group.runs[-1].path is not None else None
+                found.command = again.command if again is not None else ""
+                analysis.report.plans.append(found)
         if not analysis.report.plans:
             analysis.report.warnings.append("no plan: it takes two engines with two launches each to know the spread")
-    if form is None:
-        from enginecmp_analysis.output.table import render
+    _print(analysis, form, paths, first=not (everything or pairs or metrics or quantiles or details or include_flagged))
+    return exit_code(analysis)
 
-        show(render(analysis))
-        return
-    from enginecmp_analysis.output.export import to_csv, to_json, to_markdown
+
+def exit_code(analysis: Analysis) -> int:
+    """Return 3 where a target that was asked for is refuted, else 0."""
+    return REFUTED if any(row.asked and row.status == "refuted" for row in analysis.report.expectations or []) else 0
+
+
+def _print(analysis: Analysis, form: str | None, paths: tuple[str, ...], *, first: bool) -> None:
+    """Print the report in one form; as text the first screen, or all that was asked for."""
+    from enginecmp_analysis.render.export import to_csv, to_json, to_markdown
 
     if form == "json":
-        click.echo(to_json(analysis.report))
+        echo_text(to_json(analysis.report))
     elif form == "csv":
-        click.echo(to_csv(analysis.report), nl=False)
+        echo_text(to_csv(analysis.report))
+    elif form == "markdown":
+        echo_text(to_markdown(analysis))
+    elif first:
+        from enginecmp_analysis.render.first_screen import first_screen
+        from enginecmp_analysis.render.table import asked_for
+
+        shown = command_line(["cmp", "stats", *paths])
+        show([*first_screen(analysis, shown, shutil.get_terminal_size().columns), *asked_for(analysis.report)])
     else:
-        click.echo(to_markdown(analysis), nl=False)
+        from enginecmp_analysis.render.table import render
+
+        show(render(analysis))
 
 
 def _history(runs: Sequence[Run], metrics: tuple[str, ...], form: str | None) -> None:
-    from enginecmp_analysis.history import history, render_history
+    from enginecmp_analysis.analyse import analyse
+    from enginecmp_analysis.judge.history import history
 
     if form not in (None, "json"):
         msg = f"--history prints a table or --json, not --{form}"
         raise UsageError(msg)
-    report = history(runs, metrics)
+    report = history([analyse([run]) for run in runs], metrics)
     if form is None:
+        from enginecmp_analysis.render.history_table import render_history
+
         show(render_history(report))
         return
-    from enginecmp_analysis.output.export import to_json
+    from enginecmp_analysis.render.export import to_json
 
-    click.echo(to_json(report))
-
-
-def _questions(promises: tuple[str, ...], price: str | None, demand: str | None, budget: str | None) -> Questions:
-    """Read what is asked beyond speed.
-
-    Raises:
-        UsageError: an option is not of its form, or lacks another one.
-    """
-    from enginecmp_analysis.decisions.decide import Questions
-    from enginecmp_analysis.decisions.prices import parse_amount_per_hour, parse_demand, read_prices
-    from enginecmp_analysis.decisions.slo import parse_promises
-
-    if (demand or budget) and not promises:
-        msg = f"{'--demand' if demand else '--budget'}: expected --slo beside it, e.g. --slo 'ttft_p95<200ms', got none"
-        raise UsageError(msg)
-    if budget and not price:
-        msg = "--budget: expected the price of a machine beside it, e.g. --price 2.49/h, got none"
-        raise UsageError(msg)
-    prices = read_prices(price) if price else None
-    amount, currency = parse_amount_per_hour(budget, "--budget") if budget else (None, "")
-    if prices and prices.currency and currency and currency != prices.currency:
-        msg = f"--budget: expected the currency of the price, '{prices.currency}', got '{currency}'"
-        raise UsageError(msg)
-    return Questions(
-        promises=[promise for text in promises for promise in parse_promises(text)],
-        prices=prices,
-        demand_per_second=parse_demand(demand) if demand else None,
-        budget_per_hour=amount,
-    )
+    echo_text(to_json(report))

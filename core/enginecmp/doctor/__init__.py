@@ -1,17 +1,17 @@
-"""What on this machine will spoil a measurement, why, and the command that mends it. Reads, never changes.
+"""What on this machine will spoil a measurement, why, and the command that fixes it. Reads, never changes.
 
 One function a check; those of /proc and /sys take the root they are under.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
 
 from enginecmp.doctor import gpu, memory, processor, surroundings
-from enginecmp.doctor.finding import Finding
+from enginecmp.doctor.finding import Finding, unknown
 from enginecmp.telemetry.idle import Busyness
 
 __all__ = ["Finding", "examine", "short"]
@@ -42,11 +42,20 @@ def examine(results: Path, busyness: Busyness | None = None, root: Path = Path("
         busyness: what others do; None leaves that check out.
         root: where /proc and /sys are.
     """
-    found = [finding for check in _CHECKS if (finding := check(root)) is not None]
+    found = [finding for check in _CHECKS if (finding := _asked(check, root)) is not None]
     if busyness is not None:
         found.append(surroundings.background(busyness))
-    found += [surroundings.room(results), *gpu.gpus()]
+    found += [surroundings.room(results), *gpu.gpus(root)]
     return [_from_inside(finding) for finding in found] if _contained(root) else found
+
+
+def _asked(check: Callable[[Path], Finding | None], root: Path) -> Finding | None:
+    """Return what a check finds; files of /proc and /sys that hold something else are not what this is about."""
+    try:
+        return check(root)
+    except (OSError, ValueError, IndexError) as error:
+        name = check.__name__.replace("_", " ")
+        return unknown(name, f"{type(error).__name__}: {error}", f"whether {name} disturbs cannot be told")
 
 
 def short(findings: Iterable[Finding]) -> list[dict[str, str]]:
@@ -60,6 +69,6 @@ def _contained(root: Path) -> bool:
 
 def _from_inside(finding: Finding) -> Finding:
     """Say where a command must be given: a container cannot change the machine."""
-    if "sudo" not in finding.mend:
+    if "sudo" not in finding.fix:
         return finding
-    return msgspec.structs.replace(finding, mend=f"outside the container: {finding.mend}")
+    return msgspec.structs.replace(finding, fix=f"outside the container: {finding.fix}")

@@ -7,9 +7,12 @@ from typing import Literal
 
 import msgspec
 
+from enginecmp.format.text import plain
+
 Severity = Literal["ok", "note", "warning"]
 
 NOTHING = "nothing can be done from inside a virtual machine"
+NO_ANSWER = "nothing: read the numbers with that in mind"
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,17 +20,29 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         check: what was looked at.
-        severity: ok; note (know it when you read the numbers); warning (mend it first).
+        severity: ok; note (know it when you read the numbers); warning (fix it first).
         found: how it is here.
         why: why that spoils a measurement; empty when ok.
-        mend: the exact command, or that there is none; empty when ok.
+        fix: the exact command, or that there is none; empty when ok.
     """
 
     check: str
     severity: Severity
     found: str
     why: str = ""
-    mend: str = ""
+    fix: str = ""
+
+
+def unknown(check: str, got: str, why: str, fix: str = "") -> Finding:
+    """Return what is said where nothing was learned: never that all is well.
+
+    Args:
+        check: what was to be looked at.
+        got: why there is no answer.
+        why: what cannot be told without one.
+        fix: what gives an answer; empty where nothing does.
+    """
+    return Finding(check=check, severity="note", found=f"not known: {plain(got)}", why=why, fix=fix or NO_ANSWER)
 
 
 def text(path: Path) -> str:

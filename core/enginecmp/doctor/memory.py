@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from enginecmp.cgroup import memory_limit_bytes
-from enginecmp.doctor.finding import Finding, field, gibibytes, text
+from enginecmp.doctor.finding import Finding, field, gibibytes, text, unknown
+from enginecmp.machine.cgroup import memory_limit_bytes
 
 _SWAP_SHARE = 0.01
 _FREE_SHARE = 0.2
+_UNREADABLE = "/proc/meminfo does not tell"
 
 
 def huge_pages(root: Path) -> Finding | None:
@@ -17,6 +18,8 @@ def huge_pages(root: Path) -> Finding | None:
     if not modes:
         return None
     mode = modes.partition("[")[2].partition("]")[0]
+    if not mode:
+        return unknown("huge pages", f"the kernel says '{modes}'", "which memory gets huge pages cannot be told")
     if mode != "always":
         return Finding(check="huge pages", severity="ok", found=mode)
     return Finding(
@@ -24,28 +27,32 @@ def huge_pages(root: Path) -> Finding | None:
         severity="note",
         found=mode,
         why="which memory gets huge pages is luck: launches differ, and the kernel works beside them",
-        mend="echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled",
+        fix="echo madvise | sudo tee /sys/kernel/mm/transparent_hugepage/enabled",
     )
 
 
 def swap(root: Path) -> Finding:
     """Whether memory is swapped out."""
-    total, free = _kibibytes(root, "SwapTotal"), _kibibytes(root, "SwapFree")
+    total, free, memory = (_kibibytes(root, name) for name in ("SwapTotal", "SwapFree", "MemTotal"))
+    if total is None or free is None or memory is None:
+        return unknown("swap", _UNREADABLE, "whether memory is swapped out cannot be told")
     used = total - free
-    if used <= _SWAP_SHARE * _kibibytes(root, "MemTotal"):
+    if used <= _SWAP_SHARE * memory:
         return Finding(check="swap", severity="ok", found="none in use" if total else "there is none")
     return Finding(
         check="swap",
         severity="warning",
         found=f"{gibibytes(used * 1024)} of {gibibytes(total * 1024)} in use",
         why="reading a page back takes milliseconds, in the middle of a token",
-        mend="sudo swapoff -a && sudo swapon -a, once there is memory for what is swapped",
+        fix="sudo swapoff -a && sudo swapon -a, once there is memory for what is swapped",
     )
 
 
 def free_memory(root: Path) -> Finding:
     """How much memory a model may still take."""
     total, available = _kibibytes(root, "MemTotal"), _kibibytes(root, "MemAvailable")
+    if total is None or available is None:
+        return unknown("free memory", _UNREADABLE, "whether a model fits into memory cannot be told")
     found = f"{gibibytes(available * 1024)} of {gibibytes(total * 1024)}"
     if available >= _FREE_SHARE * total:
         return Finding(check="free memory", severity="ok", found=found)
@@ -54,24 +61,26 @@ def free_memory(root: Path) -> Finding:
         severity="warning",
         found=found,
         why="the kernel drops weights from the page cache and reads them again, or kills a launch",
-        mend="stop what uses most: ps -eo pid,rss,comm --sort=-rss | head",
+        fix="stop what uses most: ps -eo pid,rss,comm --sort=-rss | head",
     )
 
 
 def memory_limit(root: Path) -> Finding | None:
     """Whether a container may use less memory than there is."""
     limit = memory_limit_bytes(root)
-    total = _kibibytes(root, "MemTotal") * 1024
-    if limit is None or limit >= total:
+    total = (_kibibytes(root, "MemTotal") or 0) * 1024
+    if limit is None or (total and limit >= total):
         return None
     return Finding(
         check="memory limit",
         severity="note",
-        found=f"{gibibytes(limit)} of {gibibytes(total)} for this control group",
+        found=f"{gibibytes(limit)} of {gibibytes(total) if total else 'unknown memory'} for this control group",
         why="the page cache counts too: a model near the limit is read from disk again and again",
-        mend="start the container with a larger --memory",
+        fix="start the container with a larger --memory, or raise MemoryMax= of the service",
     )
 
 
-def _kibibytes(root: Path, name: str) -> int:
-    return int((field(text(root / "proc/meminfo"), name) or "0").split()[0])
+def _kibibytes(root: Path, name: str) -> int | None:
+    """Return a value of /proc/meminfo; None where it is not told."""
+    number = field(text(root / "proc/meminfo"), name).partition(" ")[0]
+    return int(number) if number.isascii() and number.isdigit() else None

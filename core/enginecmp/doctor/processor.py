@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from enginecmp.doctor.finding import NOTHING, Finding, field, text, virtual
+from enginecmp.doctor.finding import NOTHING, Finding, field, text, unknown, virtual
 from enginecmp.telemetry.contention import busy_and_steal_seconds
 
 _CPUS = "sys/devices/system/cpu"
@@ -16,6 +16,7 @@ _QUICK_CLOCKS = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc
 def governor(root: Path) -> Finding:
     """Who chooses the clock of the cores."""
     found = Counter(text(path) for path in (root / _CPUS).glob("cpu[0-9]*/cpufreq/scaling_governor"))
+    found.pop("", None)  # cannot be read
     if not found:
         whose = NOTHING if virtual(root) else "set it in the firmware"
         return Finding(
@@ -23,7 +24,7 @@ def governor(root: Path) -> Finding:
             severity="note",
             found="cannot be seen: no cpufreq",
             why="the machine outside chooses the clock, and may change it during a run",
-            mend=whose,
+            fix=whose,
         )
     if set(found) == {"performance"}:
         return Finding(check="governor", severity="ok", found="performance")
@@ -32,7 +33,7 @@ def governor(root: Path) -> Finding:
         severity="warning",
         found=", ".join(f"{name} on {cores} cores" for name, cores in found.most_common()),
         why="the clock follows the load: short requests run on cores that are still slow",
-        mend=f"echo performance | sudo tee /{_CPUS}/cpu*/cpufreq/scaling_governor",
+        fix=f"echo performance | sudo tee /{_CPUS}/cpu*/cpufreq/scaling_governor",
     )
 
 
@@ -51,7 +52,7 @@ def turbo(root: Path) -> Finding | None:
         severity="note",
         found="on",
         why="the clock depends on temperature and on how many cores work, so it drifts during a run",
-        mend=switch,
+        fix=switch,
     )
 
 
@@ -67,22 +68,29 @@ def smt(root: Path) -> Finding | None:
         severity="note",
         found="on",
         why="two compute threads on one core are little faster than one, and which threads share is luck",
-        mend=f"echo off | sudo tee /{_CPUS}/smt/control",
+        fix=f"echo off | sudo tee /{_CPUS}/smt/control",
     )
 
 
 def affinity(root: Path) -> Finding:
     """Which cores this process may use."""
     allowed = _listed(field(text(root / "proc/self/status"), "Cpus_allowed_list"))
-    online = _listed(text(root / _CPUS / "online"))
-    if not allowed or not online or len(allowed) >= len(online):
-        return Finding(check="affinity", severity="ok", found=f"all {len(online) or len(allowed)} cores")
+    every = text(root / _CPUS / "online")
+    online = _listed(every)
+    if not allowed or not online:
+        where = "/proc/self/status" if not allowed else f"/{_CPUS}/online"
+        return unknown("affinity", f"{where} does not tell", "whether cores are kept from the engines cannot be told")
+    if len(allowed) >= len(online):
+        return Finding(check="affinity", severity="ok", found=f"all {len(online)} cores")
+    groups = (root / "sys/fs/cgroup/cpuset.cpus.effective", root / "sys/fs/cgroup/cpuset/cpuset.cpus")
+    held = any(_listed(text(file)) == allowed for file in groups)
+    wider = "give the container more cores: docker run --cpuset-cpus" if held else f"taskset -c {every} cmp run ..."
     return Finding(
         check="affinity",
         severity="note",
         found=f"{len(allowed)} of {len(online)} cores",
         why="the other cores still share caches, memory bandwidth and power with the measured ones",
-        mend="taskset -c 0-N cmp run ..., where the choice is not meant",
+        fix=f"{wider}, where the choice is not meant",
     )
 
 
@@ -96,7 +104,7 @@ def numa(root: Path) -> Finding | None:
         severity="note",
         found=f"{len(nodes)} nodes",
         why="weights that lie on the other node are read at half the speed, and where they lie is luck",
-        mend="numactl --cpunodebind=0 --membind=0 cmp run ...",
+        fix="numactl --cpunodebind=0 --membind=0 cmp run ...",
     )
 
 
@@ -105,14 +113,21 @@ def hypervisor(root: Path) -> Finding | None:
     if not virtual(root):
         return None
     line = text(root / "proc/stat").partition("\n")[0].encode()
-    busy, steal = busy_and_steal_seconds(line) if line else (0.0, 0.0)
+    if len(line.split()) <= 8:
+        return unknown(
+            "hypervisor",
+            "a virtual machine, and /proc/stat does not tell how much of its time was given to others",
+            "neighbours take time, caches and memory bandwidth, and here not even stolen time shows",
+            f"{NOTHING}; a dedicated host, or more launches",
+        )
+    busy, steal = busy_and_steal_seconds(line)
     share = steal / (busy + steal) if busy + steal else 0.0
     return Finding(
         check="hypervisor",
         severity="warning" if share > _STEAL_SHARE else "note",
         found=f"a virtual machine; {share:.1%} of its working time since boot was given to others",
         why="neighbours take time, caches and memory bandwidth; only stolen time shows",
-        mend=f"{NOTHING}; a dedicated host, or more launches",
+        fix=f"{NOTHING}; a dedicated host, or more launches",
     )
 
 
@@ -125,15 +140,15 @@ def time_source(root: Path) -> Finding | None:
         return Finding(check="time source", severity="ok", found=source)
     others = text(root / "sys/devices/system/clocksource/clocksource0/available_clocksource").split()
     better = next((name for name in _QUICK_CLOCKS if name in others), None)
-    mend = "boot with tsc=reliable, if the kernel log does not call the TSC unstable"
+    fix = "boot with tsc=reliable, if the kernel log does not call the TSC unstable"
     if better:
-        mend = f"echo {better} | sudo tee /sys/devices/system/clocksource/clocksource0/current_clocksource"
+        fix = f"echo {better} | sudo tee /sys/devices/system/clocksource/clocksource0/current_clocksource"
     return Finding(
         check="time source",
         severity="warning",
         found=source,
         why="each stamp is a system call of a microsecond or more, in every token gap",
-        mend=mend,
+        fix=fix,
     )
 
 

@@ -6,8 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
-from enginecmp.cgroup import cpu_quota_cores
-from enginecmp.doctor.finding import Finding, gibibytes, text
+from enginecmp.doctor.finding import Finding, gibibytes, text, unknown
+from enginecmp.format.text import plain
+from enginecmp.machine.cgroup import cpu_quota_cores
 from enginecmp.telemetry.idle import Busyness
 
 _ROOM_BYTES = 2**30
@@ -23,12 +24,14 @@ def cpu_quota(root: Path) -> Finding | None:
         severity="warning",
         found=f"{cores:g} cores' worth of time",
         why="when the quota of 100 ms is used up, every thread stops until the next: tokens come in bursts",
-        mend="give the container whole cores: docker run --cpuset-cpus=0-3 without --cpus",
+        fix="give the container whole cores: docker run --cpuset-cpus=0-3 without --cpus; of a service: no CPUQuota=",
     )
 
 
 def background(now: Busyness) -> Finding:
     """What others do on the machine."""
+    if now.foreign_cores is None and not now.busy:
+        return unknown("other work", "/proc/stat cannot be read", "requests that others disturbed get no flag")
     if not now.busy:
         return Finding(check="other work", severity="ok", found=now.describe())
     return Finding(
@@ -36,7 +39,7 @@ def background(now: Busyness) -> Finding:
         severity="warning",
         found=now.describe(),
         why="engines that spin at barriers lose 10 to 50 times their speed when one thread is preempted",
-        mend="stop what `top` shows, or let `cmp run --wait-idle` wait",
+        fix="stop what `top` shows, or let `cmp run --wait-idle` wait",
     )
 
 
@@ -48,14 +51,17 @@ def battery(root: Path) -> Finding | None:
     own = [folder for folder in batteries if text(folder / "scope") != "Device"]
     if not own:
         return None
-    if not any(text(folder / "status") == "Discharging" for folder in own):
+    states = [text(folder / "status") for folder in own]
+    if "Discharging" not in states and not set(states) & {"Charging", "Full", "Not charging"}:
+        return unknown("power supply", "the battery does not say whether it is used", "a battery holds the clocks down")
+    if "Discharging" not in states:
         return Finding(check="power supply", severity="ok", found="plugged in")
     return Finding(
         check="power supply",
         severity="warning",
         found="on battery",
         why="firmware and system hold the clocks down to save the battery",
-        mend="plug it in",
+        fix="plug it in",
     )
 
 
@@ -68,23 +74,25 @@ def pressure(root: Path) -> Finding:
         severity="note",
         found="cannot be read",
         why="requests that waited for a core cannot be told from those that did not: no flag cpu_pressure",
-        mend="boot with psi=1",
+        fix="boot with psi=1; a kernel built without PSI, or a sandbox's, has none",
     )
 
 
 def room(results: Path) -> Finding:
     """Whether the results fit on their disk."""
-    folder = results.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    found = f"{gibibytes(free)} free for {results}"
-    if free >= _ROOM_BYTES and os.access(folder, os.W_OK):
+    folder, why = results.absolute(), "a run that cannot write its samples ends"
+    try:
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        found = f"{plain(str(folder))}: {error.strerror or error}"
+        return Finding(check="disk", severity="warning", found=found, why=why, fix="choose another folder with --out")
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        found = f"{plain(str(folder))} {'cannot be written' if folder.is_dir() else 'is no folder'}"
+        return Finding(check="disk", severity="warning", found=found, why=why, fix="choose another folder with --out")
+    found = f"{gibibytes(free)} free for {plain(str(results))}"
+    if free >= _ROOM_BYTES:
         return Finding(check="disk", severity="ok", found=found)
-    return Finding(
-        check="disk",
-        severity="warning",
-        found=found if os.access(folder, os.W_OK) else f"{folder} cannot be written",
-        why="a run that cannot write its samples ends",
-        mend="free some, or choose another folder with --out",
-    )
+    fix = "free some, or choose another folder with --out"
+    return Finding(check="disk", severity="warning", found=found, why=why, fix=fix)

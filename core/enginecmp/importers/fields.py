@@ -2,56 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 from enginecmp.errors import ResultsError
+from enginecmp.format.text import plain
 
 _MISSING = object()
 
-LARGEST_SECONDS = 9_000_000_000
-"""Seconds whose nanoseconds still fit 64 bits."""
+LARGEST_STAMP = 2**62 - 1
+"""Nanoseconds of which any two differ by less than 64 bits hold: those of the year 2116."""
+
+LARGEST_SECONDS = 4_600_000_000
+"""Seconds whose nanoseconds are no larger."""
+
+LARGEST_COUNT = 1_000_000_000
+"""More tokens, or requests at once, than any model or machine takes."""
 
 
-def read_documents(path: Path) -> list[Any]:
-    """Read a JSON file, or one with a JSON value a line.
-
-    Returns:
-        The values, one for plain JSON.
-
-    Raises:
-        ResultsError: unreadable, empty, or neither; names the line.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        msg = f"{path}: cannot be read: {error.strerror or error}"
-        raise ResultsError(msg) from error
-    # Python's own reader: it takes the NaN and Infinity that Python tools write, and such a number is refused only
-    # where it is needed.
-    try:
-        return [json.loads(content)]
-    except (ValueError, RecursionError) as error:
-        whole = str(error)
-    documents = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            documents.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            # Pretty-printed JSON that broke off fails on its first line: the error of the whole says more.
-            reason = whole if not documents else f"line {number}: {error}"
-            msg = f"{path}: expected JSON, or JSON lines: {reason}"
-            raise ResultsError(msg) from error
-    if not documents:
-        msg = f"{path}: expected JSON, got an empty file"
-        raise ResultsError(msg)
-    return documents
+class MissingKey(ResultsError):
+    """A key that is needed is not there: the file may be of another version of its tool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +46,7 @@ class Fields:
             ResultsError: it is not.
         """
         if not isinstance(value, dict):
-            msg = f"{where}: expected an object, got {_short(value)}"
+            msg = f"{where}: expected an object, got {short(value)}"
             raise ResultsError(msg)
         return cls(value, where)
 
@@ -94,23 +66,26 @@ class Fields:
         for number, value in enumerate(self.entries(key)):
             yield Fields.of(value, f"{self.where}: {key}[{number}]")
 
-    def entries(self, key: str) -> list[Any]:
-        """Return the list at a key."""
+    def entries(self, key: str, length: int | None = None) -> list[Any]:
+        """Return the list at a key, of a given length if any."""
         value = self._get(key)
         if not isinstance(value, list):
             self.refuse(key, "a list", value)
+        if length is not None and len(value) != length:
+            msg = f"{self.where}: {key}: expected {length} entries, one a request, got {len(value)}"
+            raise ResultsError(msg)
         return value
 
     def numbers(self, key: str, length: int | None = None) -> list[float]:
         """Return a list of finite numbers >= 0, of a given length if any."""
-        values = self.entries(key)
-        if length is not None and len(values) != length:
-            msg = f"{self.where}: {key}: expected {length} entries, one a request, got {len(values)}"
-            raise ResultsError(msg)
-        return [self._number(f"{key}[{number}]", value) for number, value in enumerate(values)]
+        return [self._number(f"{key}[{number}]", value) for number, value in enumerate(self.entries(key, length))]
+
+    def number_at(self, key: str, index: int) -> float:
+        """Return the finite number >= 0 at a place of a list."""
+        return self._number(f"{key}[{index}]", self.entries(key)[index])
 
     def integers(self, key: str, length: int | None = None) -> list[int]:
-        """Return a list of whole numbers >= 0, of a given length if any."""
+        """Return a list of counts >= 0, of a given length if any."""
         return [self._whole(f"{key}[{i}]", value) for i, value in enumerate(self.numbers(key, length))]
 
     def number(self, key: str) -> float:
@@ -118,21 +93,44 @@ class Fields:
         return self._number(key, self._get(key))
 
     def integer(self, key: str) -> int:
-        """Return a whole number >= 0."""
+        """Return a count >= 0."""
         return self._whole(key, self.number(key))
 
+    def stamp(self, key: str) -> int:
+        """Return whole nanoseconds, or bytes, >= 0."""
+        return self._whole(key, self.number(key), LARGEST_STAMP)
+
+    def stamp_at(self, key: str, index: int) -> int:
+        """Return the whole nanoseconds >= 0 at a place of a list."""
+        return self._whole(f"{key}[{index}]", self.number_at(key, index), LARGEST_STAMP)
+
     def maybe_number(self, key: str) -> float | None:
-        """Return a finite number >= 0, None where it is null or not there."""
-        return None if self.values.get(key) is None else self.number(key)
+        """Return a finite number >= 0; None where it is null, no number (NaN) or not there."""
+        value = self.values.get(key)
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return None
+        return self.number(key)
 
     def maybe_integer(self, key: str) -> int | None:
-        """Return a whole number >= 0, None where it is null or not there."""
-        return None if self.values.get(key) is None else self.integer(key)
+        """Return a count >= 0; None where it is null, no number (NaN) or not there."""
+        return None if self.maybe_number(key) is None else self.integer(key)
+
+    def maybe_stamp(self, key: str) -> int | None:
+        """Return whole nanoseconds >= 0; None where it is null, no number (NaN) or not there."""
+        return None if self.maybe_number(key) is None else self.stamp(key)
 
     def text(self, key: str) -> str:
-        """Return a value as text, "" where it is null or not there."""
+        """Return a word or a number as text on one printable line, "" where it is null or not there."""
         value = self.values.get(key)
-        return "" if value is None else str(value)
+        if value is None:
+            return ""
+        if isinstance(value, dict | list):
+            self.refuse(key, "text", value)
+        return plain(short(value) if isinstance(value, int | float) else str(value))
+
+    def first(self, *keys: str) -> str:
+        """Return the first of several keys that is there with a value; the first one where none is."""
+        return next((key for key in keys if self.values.get(key) is not None), keys[0])
 
     def refuse(self, key: str, expected: str, value: object) -> NoReturn:
         """Say what stands at a key in place of what was expected.
@@ -140,25 +138,29 @@ class Fields:
         Raises:
             ResultsError: always.
         """
-        msg = f"{self.where}: {key}: expected {expected}, got {_short(value)}"
+        msg = f"{self.where}: {key}: expected {expected}, got {short(value)}"
         raise ResultsError(msg)
 
     def _get(self, key: str) -> Any:
         value = self.values.get(key, _MISSING)
         if value is _MISSING:
             msg = f"{self.where}: expected the key '{key}', it is not there"
-            raise ResultsError(msg)
+            raise MissingKey(msg)
         return value
 
     def _number(self, key: str, value: object) -> float:
-        # bool is an int to Python, and no measurement.
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        # bool is an int to Python, and no measurement; a longer int is no float.
+        if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, int) and value >= 2**64):
+            self.refuse(key, "a number >= 0", value)
+        if not math.isfinite(value) or value < 0:
             self.refuse(key, "a number >= 0", value)
         return value
 
-    def _whole(self, key: str, value: float) -> int:
+    def _whole(self, key: str, value: float, largest: int = LARGEST_COUNT) -> int:
         if value != int(value):
             self.refuse(key, "a whole number", value)
+        if value > largest:
+            self.refuse(key, f"a number of at most {largest}", value)
         return int(value)
 
 
@@ -166,7 +168,7 @@ def nanoseconds(seconds: float) -> int:
     """Return seconds as whole nanoseconds.
 
     Raises:
-        OverflowError: they do not fit 64 bits.
+        OverflowError: they are more than any clock tells.
     """
     if seconds > LARGEST_SECONDS:
         msg = f"a time of {seconds:g} seconds is no time of a request"
@@ -176,6 +178,10 @@ def nanoseconds(seconds: float) -> int:
     return whole * 1_000_000_000 + round((seconds - whole) * 1e9)
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+def short(value: object) -> str:
+    """Return a value for an error message, whatever its size."""
+    if isinstance(value, dict | list):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    if isinstance(value, int) and abs(value) > LARGEST_STAMP:
+        return f"a number of {value.bit_length()} bits"
+    return plain(repr(value[:41]) if isinstance(value, str) else repr(value), 40)

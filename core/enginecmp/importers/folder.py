@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from enginecmp.errors import UsageError, did_you_mean
-from enginecmp.importers.parts import Launch, Part
-from enginecmp.results import ResultsFolder, RunWriter
-from enginecmp.types import SCHEMA, Cell, Manifest, RunEngine, RunModel, Sample
+import msgspec
+
+from enginecmp.errors import ResultsError, UsageError, did_you_mean
+from enginecmp.format.records import (
+    SCHEMA,
+    Cell,
+    CellAverages,
+    LaunchRecord,
+    Manifest,
+    RunEngine,
+    RunModel,
+    Sample,
+)
+from enginecmp.format.text import plain
+from enginecmp.importers.parts import ImportedRequest, Launch, Part
+from enginecmp.results.writer import ResultsFolder, RunWriter
 
 SCENARIO = "imported"
 """Name of the scenario of every imported run."""
@@ -61,7 +75,7 @@ def select(sources: Iterable[Source], choices: Choices) -> list[Source]:
     """Return the sources with the parts that were chosen.
 
     Raises:
-        UsageError: nothing of a file is left.
+        UsageError: nothing of a file is left, or it holds several models and none was chosen.
     """
     chosen = []
     for source in sources:
@@ -74,18 +88,48 @@ def select(sources: Iterable[Source], choices: Choices) -> list[Source]:
             )
             msg = f"{source.path}: --only leaves nothing; it holds {told}"
             raise UsageError(msg)
+        kept = _one_model(source, kept, choices.model)
         if choices.cell is not None:
             kept = [[replace(part, cell=choices.cell) for part in launch] for launch in kept]
         chosen.append(Source(source.label, source.path, source.tool, kept))
     return chosen
 
 
+def _one_model(source: Source, launches: list[Launch], name: str | None) -> list[Launch]:
+    """Return the parts of one model: a file's models are never pooled, whatever name they are given.
+
+    Raises:
+        UsageError: there are several and the name is none of theirs, or that of two.
+    """
+    models = dict.fromkeys(_model_of(part) for launch in launches for part in launch)
+    if len(models) < 2:
+        return launches
+    named = [model for model in models if name is not None and name in (model[0], *model[1])]
+    if len(named) == 1:
+        kept = [[part for part in launch if _model_of(part) == named[0]] for launch in launches]
+        return [launch for launch in kept if launch]
+    files = [dict(model[2]).get("model_filename") for model in models]
+    key = "model_filename" if all(files) and len(set(files)) == len(files) else "model"
+    told = ", ".join(f"{key}={file if key != 'model' else model[0]}" for file, model in zip(files, models, strict=True))
+    msg = f"{source.path}: holds several models, which are never pooled; choose one with --only: {told}"
+    raise UsageError(msg)
+
+
+def _model_of(part: Part) -> tuple[str, tuple[str, ...], tuple[tuple[str, Any], ...]]:
+    return part.model, tuple(part.choices.values()), (*part.choices.items(), *part.weights.items())
+
+
+def _choices_of(part: Part) -> dict[str, Any]:
+    return {**part.options, **part.conditions, **part.choices, "model": part.model}
+
+
 def _told(part: Part, key: str) -> str:
-    return str({**part.options, **part.conditions}.get(key, "none"))
+    return str(_choices_of(part).get(key, "none"))
 
 
 def _matches(part: Part, only: Mapping[str, str]) -> bool:
-    return all(_told(part, key) == value for key, value in only.items())
+    # True as Python writes it, true as the file does.
+    return all(value in (_told(part, key), json.dumps(_choices_of(part).get(key))) for key, value in only.items())
 
 
 def build_manifest(sources: Sequence[Source], choices: Choices) -> Manifest:
@@ -103,11 +147,12 @@ def build_manifest(sources: Sequence[Source], choices: Choices) -> Manifest:
         msg = f"unknown baseline '{baseline}'{did_you_mean(baseline, labels)}"
         raise UsageError(msg)
     model = _model(parts, choices.model)
-    conditions = _shared(parts, lambda part: part.conditions, "choose with --only {key}=VALUE, or make a run of each")
+    conditions = _shared(parts, lambda part: part.conditions, "make a run of each")
     engines = []
     for label in labels:
         mine = [(source, part) for source, part in parts if source.label == label]
-        build = _shared(mine, _build, "give them different labels, or choose with --only {key}=VALUE")
+        build = _shared(mine, _build, "give them different labels")
+        build.pop("weights")
         version, device = build.pop("version") or UNKNOWN, build.pop("device") or UNKNOWN
         engines.append(RunEngine(name=label, version=version, device=device, options=build))
     tools = sorted({source.tool for source in sources})
@@ -122,16 +167,13 @@ def build_manifest(sources: Sequence[Source], choices: Choices) -> Manifest:
         scenario={
             "name": SCENARIO,
             # Free text that two runs may differ in and still be pooled.
-            "description": ", ".join(f"{source.label}={source.path}" for source in sources),
+            "description": ", ".join(f"{source.label}={plain(str(source.path))}" for source in sources),
             # No weights hash is known, so the name alone keeps runs of different models apart.
             "model": model.name,
             "source_tool": "+".join(tools),
             "source_version": "+".join(versions) or None,
             "conditions": conditions,
-            "cells": [
-                {"prompt_tokens": c.prompt_tokens, "output_tokens": c.output_tokens, "concurrency": c.concurrency}
-                for c in cells
-            ],
+            "cells": [msgspec.to_builtins(cell) for cell in cells],
             "blocks": 1 + max(block for _, block, _ in numbered(sources, choices.paired)),
         },
         model=model,
@@ -142,16 +184,22 @@ def build_manifest(sources: Sequence[Source], choices: Choices) -> Manifest:
 
 
 def _build(part: Part) -> dict[str, Any]:
-    return {**part.options, "version": part.version, "device": part.device, "machine": dict(part.machine)}
+    about = {"machine": dict(part.machine), "weights": dict(part.weights)}
+    return {**part.options, "version": part.version, "device": part.device, **about}
 
 
 def _model(parts: Sequence[tuple[Source, Part]], given: str | None) -> RunModel:
     names = {part.model: source.path for source, part in parts}
+    sizes = {part.weights["bytes"]: source.path for source, part in parts if part.weights.get("bytes")}
+    if given is None and len(names) == 1 and len(sizes) > 1:
+        told = ", ".join(f"{size} bytes in {path}" for size, path in sizes.items())
+        msg = f"one run has one model, '{next(iter(names))}' has {told}; if it is the same, say so with --model"
+        raise UsageError(msg)
     if given is None and len(names) > 1:
         told = ", ".join(f"'{name}' in {path}" if name else f"none in {path}" for name, path in names.items())
         msg = f"one run has one model, these files name {told}; if it is the same, give it one name with --model"
         raise UsageError(msg)
-    name = given or next(iter(names))
+    name = plain(given or next(iter(names)))
     if not name:
         msg = f"{next(iter(names.values()))}: does not tell its model; name it with --model"
         raise UsageError(msg)
@@ -167,9 +215,11 @@ def _shared(parts: Sequence[tuple[Source, Part]], of: Any, advice: str) -> dict[
         other = of(part)
         for key in {**shared, **other}:
             if shared.get(key) != other.get(key):
+                choice = f"choose with --only {key}=VALUE, or " if key in _choices_of(part) | _choices_of(first) else ""
+                told = ("none" if value is None else repr(value) for value in (shared.get(key), other.get(key)))
                 msg = (
-                    f"{key} is {shared.get(key)!r} in {first_source.path}, {other.get(key)!r} in {source.path}: "
-                    f"they do not belong together; {advice.format(key=key)}"
+                    f"{key} is {next(told)} in {first_source.path}, {next(told)} in {source.path}: "
+                    f"they do not belong together; {choice}{advice}"
                 )
                 raise UsageError(msg)
     return shared
@@ -206,9 +256,15 @@ def write_run(sources: Sequence[Source], choices: Choices, out: Path) -> tuple[P
 
     Raises:
         UsageError: the files do not belong into one run.
-        ResultsError: the folder cannot be written.
+        ResultsError: nothing in them was measured, or the folder cannot be written.
     """
     manifest = build_manifest(sources, choices)
+    parts = [part for source in sources for launch in source.launches for part in launch]
+    if not any(part.averages or any(_counts(request) for request in part.requests) for part in parts):
+        failed = Counter(request.error or request.phase for part in parts for request in part.requests)
+        why = ", ".join(f"{count} {what}" for what, count in failed.most_common(3))
+        msg = f"{sources[0].path}: no request that was measured succeeded ({why}), so there is nothing to import"
+        raise ResultsError(msg)
     folder = out / manifest.run_id
     order = {engine.name: position for position, engine in enumerate(manifest.engines)}
     with ResultsFolder(out):
@@ -218,9 +274,33 @@ def write_run(sources: Sequence[Source], choices: Choices, out: Path) -> tuple[P
                 position = order[label] if choices.paired else 0
                 for sample in _samples(label, block, position, launch):
                     writer.append(sample)
+                if averages := _averages(launch):
+                    writer.end_launch(
+                        LaunchRecord(
+                            launch=f"b{block}-{label}",
+                            block=block,
+                            engine=label,
+                            status="ok",
+                            # Not told.
+                            seconds=0.0,
+                            averages=averages,
+                        )
+                    )
         finally:
             writer.close()
     return folder, manifest
+
+
+def _counts(request: ImportedRequest) -> bool:
+    return request.status == "ok" and request.phase == "measure"
+
+
+def _averages(launch: Launch) -> list[CellAverages]:
+    return [
+        CellAverages(cell=part.cell, metrics=dict(part.averages.metrics), requests=part.averages.requests)
+        for part in launch
+        if part.averages is not None
+    ]
 
 
 def _samples(label: str, block: int, order: int, launch: Launch) -> Iterable[Sample]:

@@ -1,4 +1,4 @@
-"""`python -m enginecmp.loadgen BOARD_FD TO_WORKER_FD FROM_WORKER_FD`, started by `enginecmp.loadgen.client`."""
+"""`python -m enginecmp.loadgen TABLE_FD TO_WORKER_FD FROM_WORKER_FD`, started by `enginecmp.loadgen.client`."""
 
 import sys
 

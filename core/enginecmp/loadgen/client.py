@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from enginecmp import clock
-from enginecmp.deadlines import Deadlines
-from enginecmp.launch import Launch
-from enginecmp.loadgen.board import Board, Field, Header, Stop, new_board
+from enginecmp.format.phases import Phase
+from enginecmp.launch.launch import Launch
+from enginecmp.wire.answers import Served
+from enginecmp.wire.deadlines import Deadlines
+from enginecmp.wire.request_table import Field, Header, RequestTable, Stop, new_request_table
 
 _START_SECONDS = 30.0
 _SILENCE_SECONDS = 10.0
@@ -29,7 +31,7 @@ class Generator:
         log: file for what the process prints.
 
     Attributes:
-        board: the memory that it shares with the engine's side; its first header words are the caller's to fill.
+        table: the memory that it shares with the engine's side; its first header words are the caller's to fill.
         lost: how it ended before its time; empty while it did not.
         arrived: eventfd that wakes the engine's side.
         tell: eventfd that wakes the generator.
@@ -38,8 +40,8 @@ class Generator:
     """
 
     def __init__(self, capacity: int, output_tokens: int, log: Path) -> None:
-        self._file = new_board(capacity, output_tokens)
-        self.board = Board(self._file)
+        self._file = new_request_table(capacity, output_tokens)
+        self.table = RequestTable(self._file)
         self.lost = ""
         self.arrived = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.tell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -51,7 +53,7 @@ class Generator:
 
     @property
     def files(self) -> tuple[int, int, int]:
-        """Descriptors that a worker needs: the board, and the eventfds from and to the generator."""
+        """Descriptors that a worker needs: the table, and the eventfds from and to the generator."""
         return self._file, self.arrived, self.tell
 
     def start(self) -> None:
@@ -86,13 +88,13 @@ class Generator:
                 self._process.kill()
                 self._process.wait()
             os.close(self.pidfd)
-        self.board.close()
+        self.table.close()
         for descriptor in self.files:
             os.close(descriptor)
 
     def stop(self, reason: Stop) -> None:
         """Tell the engine's side to end the cell."""
-        self.board.words[Header.STOP] = reason
+        self.table.words[Header.STOP] = reason
         for descriptor in (self.arrived, self.tell):
             os.eventfd_write(descriptor, 1)
 
@@ -111,23 +113,25 @@ class Generator:
 
     def _silence_seconds(self) -> float:
         """Return for how long a request has been due that is not sent; 0 while all is well."""
-        words = self.board.words
+        words = self.table.words
         if not words[Header.GO_NS]:
             return max(0.0, time.monotonic() - self._started - _START_SECONDS)
         sent = words[Header.SENT]
-        if words[Header.ALL_SENT] or sent == self.board.capacity:
+        if words[Header.ALL_SENT] or not 0 <= sent < self.table.capacity:
             return 0.0
         if not words[Header.USERS]:
-            due_ns = words[Header.GO_NS] + words[self.board.row(sent) + Field.DUE]
+            due_ns = words[Header.GO_NS] + words[self.table.row(sent) + Field.DUE]
         elif words[Header.DONE] == sent and sent:
-            (last,) = self.board.finished(sent - 1, sent)
-            due_ns = words[self.board.row(last) + Field.END_NS]
+            (last,) = self.table.finished(sent - 1, sent)
+            if not 0 <= last < self.table.capacity:
+                return 0.0
+            due_ns = words[self.table.row(last) + Field.END_NS]
         else:
             return 0.0
         return max(0.0, (clock.now_ns() - due_ns) / 1e9)
 
 
-def watch(launch: Launch, generator: Generator, deadlines: Deadlines) -> dict[str, Any]:
+def watch(launch: Launch, generator: Generator, deadlines: Deadlines) -> Served:
     """Sleep until the worker has served the cell, and return its answer.
 
     The host wakes for the answer, for the end of the generator, and every few seconds to see that tokens still come:
@@ -136,17 +140,55 @@ def watch(launch: Launch, generator: Generator, deadlines: Deadlines) -> dict[st
     Raises:
         LaunchFailure: the engine crashed, broke its contract, or gave no token within its deadline.
     """
-    limits = {"wait": float("inf"), "prepare": deadlines.prefill_seconds, "prefill": deadlines.prefill_seconds}
     longest = max(deadlines.prefill_seconds, deadlines.decode_seconds)
-    limits["step"] = longest
+    limits = {Phase.PREPARE: deadlines.prefill_seconds, Phase.PREFILL: deadlines.prefill_seconds}
+    limits |= dict.fromkeys((Phase.STEP, Phase.SUBMIT, Phase.WAIT), longest)
     period = min(5.0, max(0.05, min(deadlines.prefill_seconds, deadlines.decode_seconds) / 4))
-    last, since = launch.progress(), time.monotonic()
+    advance = _Advance(launch, generator)
     while not launch.answered(period, () if generator.lost else (generator.pidfd,)):
         generator.check()
-        now = launch.progress()
-        if now != last:
-            last, since = now, time.monotonic()
-        limit = limits.get(now[0], deadlines.decode_seconds)
-        if time.monotonic() - since > limit:
+        limit = limits.get(launch.progress()[0], deadlines.decode_seconds)
+        if advance.silence_seconds() > limit:
             raise launch.hung(limit)
-    return dict(launch.end("serve", longest))
+    served: Served = launch.end("serve", longest)
+    return served
+
+
+class _Advance:
+    """Says for how long a cell has made no progress, by what a worker cannot go on pretending.
+
+    Tokens, sent and finished requests only grow, and none beyond what the cell holds; a change of the phase alone
+    counts a few times in a row, as an engine that prepares and then runs a prompt makes it.
+    """
+
+    _CHANGES = 8
+
+    def __init__(self, launch: Launch, generator: Generator) -> None:
+        self._launch = launch
+        self._words = generator.table.words
+        self._most: tuple[int, ...] = (
+            generator.table.capacity * generator.table.stamps,
+            *2 * (generator.table.capacity,),
+        )
+        self._counts: tuple[int, ...] = (0, 0, 0)
+        self._phase = Phase.START
+        self._changes = 0
+        self._since = time.monotonic()
+
+    def silence_seconds(self) -> float:
+        """Return the seconds since the last progress; 0 while there is nothing that the engine could do."""
+        words, now = self._words, time.monotonic()
+        phase, tokens = self._launch.progress()
+        counts = tokens, words[Header.SENT], words[Header.DONE]
+        grown = any(
+            before < count <= most for before, count, most in zip(self._counts, counts, self._most, strict=True)
+        )
+        idle = phase is Phase.WAIT and not words[Header.ALL_SENT] and counts[1] == counts[2]
+        if grown or idle:
+            self._changes = 0
+        changed = phase is not self._phase and self._changes < self._CHANGES
+        self._changes += changed
+        if grown or idle or changed:
+            self._counts = tuple(map(max, self._counts, counts))
+            self._phase, self._since = phase, now
+        return now - self._since

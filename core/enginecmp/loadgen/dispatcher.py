@@ -14,8 +14,8 @@ import resource
 import time
 
 from enginecmp import clock
-from enginecmp.loadgen.board import Board, Field, Header
 from enginecmp.loadgen.timer import Timer
+from enginecmp.wire.request_table import Field, Header, RequestTable
 
 _HEADSTART_NS = 5_000_000
 """Between the worker's word that it is ready and the first request."""
@@ -42,15 +42,15 @@ class Dispatcher:
     """Sends the requests of one cell.
 
     Args:
-        board: with its first group of header words filled, and with due times in an open loop.
+        table: with its first group of header words filled, and with due times in an open loop.
         to_worker: eventfd that wakes the worker.
         from_worker: eventfd that the worker wakes this process with.
         lifeline: descriptor that ends when the host does.
     """
 
-    def __init__(self, board: Board, to_worker: int, from_worker: int, lifeline: int) -> None:
-        self._board = board
-        self._words = board.words
+    def __init__(self, table: RequestTable, to_worker: int, from_worker: int, lifeline: int) -> None:
+        self._table = table
+        self._words = table.words
         self._to_worker = to_worker
         self._from_worker = from_worker
         self._lifeline = lifeline
@@ -111,10 +111,10 @@ class Dispatcher:
                 self._send(user, 0)
             self._wake()
             return
-        words, board, go_ns = self._words, self._board, self._go_ns
-        number, capacity, warmups = words[Header.SENT], board.capacity, words[Header.WARMUPS]
+        words, table, go_ns = self._words, self._table, self._go_ns
+        number, capacity, warmups = words[Header.SENT], table.capacity, words[Header.WARMUPS]
         while number < capacity:
-            row = board.row(number)
+            row = table.row(number)
             now_ns = clock.now_ns()
             due_ns = go_ns + words[row + Field.DUE]
             if due_ns > now_ns:
@@ -131,13 +131,13 @@ class Dispatcher:
 
     def _answer(self) -> None:
         """Closed loop: whoever has an answer sends the next request."""
-        words, board = self._words, self._board
+        words, table = self._words, self._table
         done = words[Header.DONE]
-        for number in board.finished(self._seen_done, done):
+        for number in table.finished(self._seen_done, done):
             if self._enough():
                 self._finish()
                 return
-            row = board.row(number)
+            row = table.row(number)
             self._send(words[row + Field.USER], words[row + Field.END_NS] - self._go_ns)
         self._seen_done = done
         self._wake()
@@ -146,7 +146,7 @@ class Dispatcher:
         """Send the next request of a user; due when the answer to the last one was there."""
         words = self._words
         number = words[Header.SENT]
-        row = self._board.row(number)
+        row = self._table.row(number)
         warm = self._warm[user] > 0
         now_ns = clock.now_ns()
         if warm:
@@ -163,7 +163,7 @@ class Dispatcher:
     def _enough(self) -> bool:
         """Say whether a closed loop has sent what it should."""
         words = self._words
-        if words[Header.SENT] == self._board.capacity:
+        if words[Header.SENT] == self._table.capacity:
             return True
         if self._measured < words[Header.REQUESTS]:
             return False
@@ -180,9 +180,9 @@ class Dispatcher:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve one cell; the arguments are descriptors: board, eventfd to the worker, eventfd from it."""
+    """Serve one cell; the arguments are descriptors: table, eventfd to the worker, eventfd from it."""
     file, to_worker, from_worker = map(int, arguments)
-    board = Board(file)
+    table = RequestTable(file)
     os.close(file)
-    Dispatcher(board, to_worker, from_worker, lifeline=0).run()
+    Dispatcher(table, to_worker, from_worker, lifeline=0).run()
     return 0

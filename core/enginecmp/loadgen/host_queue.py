@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from enginecmp import clock
-from enginecmp.deadlines import Deadlines
-from enginecmp.launch import Launch, LaunchFailure
-from enginecmp.loadgen.board import FIELDS, Field, Header
+from enginecmp.launch.launch import Launch, LaunchFailure
 from enginecmp.loadgen.client import Generator
-from enginecmp.loadgen.desk import Desk, serve_queue
+from enginecmp.wire.answers import phase_named
+from enginecmp.wire.deadlines import Deadlines
+from enginecmp.wire.request_intake import RequestIntake, serve_queue
+from enginecmp.wire.request_table import FIELDS, Field, Header
 
 
 def serve_from_here(
@@ -30,32 +31,33 @@ def serve_from_here(
     Raises:
         LaunchFailure: the engine crashed or hung.
     """
-    board = generator.board
-    words = board.words
-    desk = Desk(board, generator.arrived, generator.tell, check=generator.check)
+    table = generator.table
+    words = table.words
+    intake = RequestIntake(table, generator.arrived, generator.tell, check=generator.check)
     metrics_of: dict[str, dict[str, float]] = {}
 
     def one(number: int) -> None:
-        row = desk.start(number, clock.now_ns())
+        row = intake.start(number, clock.now_ns())
         try:
             answer = launch.request(prompts[number], output_tokens, deadlines)
         except LaunchFailure as failure:
             if failure.fatal:
                 raise
-            desk.fail([number], failure.phase, failure)
+            intake.fail([number], failure.phase, failure)
             return
-        stamps = answer["token_ns"]
+        stamps = answer["token_ns"][: table.stamps]
         words[row + Field.START_NS] = answer["start_ns"]
         for place, stamp in enumerate(stamps):
             words[row + FIELDS + place] = stamp
         words[row + Field.MARKED] = len(stamps)
         metrics_of[str(number)] = answer["metrics"]
         if answer["error"] is None:
-            desk.finish(number, answer["end_ns"], answer["output_tokens"])
+            intake.finish(number, answer["end_ns"], answer["output_tokens"])
         else:
-            desk.fail([number], answer["where"], LaunchFailure(answer["error"]["message"], status="error", phase=""))
+            where = phase_named(answer.get("where", "decode"))
+            intake.fail([number], where, LaunchFailure(answer["error"]["message"], status="error", phase=where))
 
-    desk.open()
-    serve_queue(desk, one)
+    intake.open()
+    serve_queue(intake, one)
     words[Header.ENDED_NS] = clock.now_ns()
-    return {"errors": {str(number): text for number, text in desk.errors.items()}, "metrics_of": metrics_of}
+    return {"errors": {str(number): text for number, text in intake.errors.items()}, "metrics_of": metrics_of}

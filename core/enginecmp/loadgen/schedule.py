@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginecmp.errors import UsageError
-from enginecmp.types import Arrival
+from enginecmp.format.records import Arrival
 
 NS = 1_000_000_000
 

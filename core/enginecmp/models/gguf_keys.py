@@ -20,6 +20,7 @@ class GGUFKeys:
         engine: its name, for errors.
         file: the checked GGUF file.
         architectures: those that the engine implements.
+        fix: the next step that a refusal names.
 
     Attributes:
         architecture: the file's `general.architecture`.
@@ -28,9 +29,16 @@ class GGUFKeys:
         UnsupportedModel: of another architecture.
     """
 
-    def __init__(self, engine: str, file: GGUFFile, architectures: Collection[str]) -> None:
+    def __init__(
+        self,
+        engine: str,
+        file: GGUFFile,
+        architectures: Collection[str],
+        fix: str = "leave this engine out with --engines",
+    ) -> None:
         self.architecture = str(file.metadata["general.architecture"])
         self._engine = engine
+        self._fix = fix
         self._metadata = file.metadata
         if self.architecture not in architectures:
             self.refuse(f"an architecture among {', '.join(architectures)}", f"'{self.architecture}'")
@@ -104,16 +112,16 @@ class GGUFKeys:
             self.refuse(f"a text in {self.architecture}.{key}", f"{value!r:.40}")
         return value
 
-    def refuse(self, expected: str, came: str, mend: str = "leave this engine out with --engines") -> NoReturn:
+    def refuse(self, expected: str, got: str, fix: str = "") -> NoReturn:
         """Raise `UnsupportedModel` with one line: the engine, what was expected, what came, the next step."""
-        msg = f"{self._engine}: expected {expected}, came {came}; {mend}"
+        msg = f"{self._engine}: expected {expected}, got {got}; {fix or self._fix}"
         raise UnsupportedModel(msg)
 
     def _value(self, key: str, default: Any) -> Any:
         name = f"{self.architecture}.{key}"
         value = self._metadata.get(name, default)
         if value is None:
-            self.refuse(f"metadata {name}", "none", "convert the model again, or leave this engine out with --engines")
+            self.refuse(f"metadata {name}", "none", f"convert the model again, or {self._fix}")
         # Some converters write one value a layer.
         if isinstance(value, list):
             if not value or any(other != value[0] for other in value):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Value type of a field: GGUF type number, struct code (empty for strings).
 _FIELD_TYPES = {
+    "UINT16": (2, "H"),
     "UINT32": (4, "I"),
     "INT32": (5, "i"),
     "FLOAT32": (6, "f"),
@@ -65,7 +66,7 @@ def field(key: str, kind: str, value: Any) -> bytes:
 
     Args:
         key: e.g. "llama.block_count".
-        kind: "UINT32", "INT32", "FLOAT32", "BOOL", "STRING" or "UINT64".
+        kind: "UINT16", "UINT32", "INT32", "FLOAT32", "BOOL", "STRING" or "UINT64".
         value: one value or a list of them.
     """
     number, code = _FIELD_TYPES[kind]
@@ -92,7 +93,7 @@ def encode_weights(weights: NDArray[np.float32], kind: str) -> bytes:
     with np.errstate(over="ignore"):
         encoded = gguf.quantize(weights, gguf.GGMLQuantizationType[kind])
     if kind == "F16" and not np.isfinite(encoded).all() and np.isfinite(weights).all():
-        msg = "expected weights that fit F16, came one above 65504; use BF16 or F32"
+        msg = "expected weights that fit F16, got one above 65504; use BF16 or F32"
         raise ModelError(msg)
     return bytes(encoded.tobytes())
 
@@ -170,10 +171,13 @@ def whole_file(path: Path, n_bytes: int) -> Iterator[IO[bytes]]:
     """
     temporary: Path | None = None
     try:
+        if path.exists() and not path.is_file():  # the rename below would replace a device
+            msg = f"{path}: expected the name of a file to write, got a folder, device or pipe"
+            raise ModelError(msg)
         path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path.parent).free
         if free < n_bytes:
-            msg = f"{path}: expected {n_bytes} bytes free on the disk, came {free}; free some or set ENGINECMP_CACHE"
+            msg = f"{path}: expected {n_bytes} bytes free on the disk, got {free}; free some or set ENGINECMP_CACHE"
             raise ModelError(msg)
         # In the same folder, so that the rename below is atomic.
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -186,7 +190,7 @@ def whole_file(path: Path, n_bytes: int) -> Iterator[IO[bytes]]:
         temporary.replace(path)
         temporary = None
     except OSError as error:
-        msg = f"{path}: expected to write the file, came: {error.strerror or error}"
+        msg = f"{path}: expected to write the file, got: {error.strerror or error}"
         raise ModelError(msg) from error
     finally:
         if temporary is not None:

@@ -10,8 +10,14 @@ from typing import Any
 import msgspec
 
 from enginecmp.errors import ModelError
+from enginecmp.format.text import plain
 from enginecmp.models.gguf_file import GGUFFile, read_gguf
+from enginecmp.models.gguf_header import short
+from enginecmp.models.paths import named_in_utf8, require_regular
 from enginecmp.types import ModelInfo
+
+MAX_KV_BYTES = 10**12
+"""For one token; a model of 400 billion weights takes 0.5 MB."""
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,40 +46,46 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
         return self.layers * self.kv_heads * (self.head_dim + self.value_dim) * bytes_per_value
 
 
-def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal.
+def sha256_of(*parts: Path) -> str:
+    """Return the SHA-256 in hexadecimal of a file, or of several one after the other.
 
     Raises:
-        ModelError: the file cannot be read.
+        ModelError: a file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        msg = f"{path}: expected a readable file, came: {error.strerror or error}"
-        raise ModelError(msg) from error
+    digest = hashlib.sha256()
+    for path in parts:
+        require_regular(path)
+        try:
+            with path.open("rb") as file:
+                while piece := file.read(2**20):
+                    digest.update(piece)
+        except OSError as error:
+            msg = f"{path}: expected a readable file, got: {error.strerror or error}"
+            raise ModelError(msg) from error
+    return digest.hexdigest()
 
 
 def describe(path: Path | str, *, name: str | None = None, sha256: str | None = None) -> ModelInfo:
     """Return what the host tells engines and results about a weights file.
 
     Args:
-        path: the GGUF file.
+        path: the GGUF file; of a split model, its first part.
         name: how people call it; the file's stem when not given.
         sha256: its hash where it is already known; computed otherwise.
 
     Raises:
         ModelError: the file is missing, malformed, or holds no weights.
     """
-    path = Path(path).absolute()
+    path = named_in_utf8(Path(path).absolute())
     file = read_gguf(path)
     if not file.tensors:
-        msg = f"{path}: expected a model, the file has no tensors (a vocabulary only?)"
+        msg = f"{path}: expected a model, got a file without weights (a vocabulary?); name the model that it goes with"
         raise ModelError(msg)
     return ModelInfo(
-        name=name or path.stem,
+        name=name or plain(path.stem),
         path=str(path),
-        sha256=sha256 or sha256_of(path),
+        parts=tuple(map(str, file.parts)),
+        sha256=sha256 or sha256_of(*(file.parts or (path,))),
         architecture=architecture_of(file),
         parameters=sum(type_histogram(file).values()),
         quantization=type_histogram(file).most_common(1)[0][0],
@@ -109,7 +121,7 @@ def vocabulary_of(file: GGUFFile) -> int:
     embedding = file.tensors.get("token_embd.weight")
     if isinstance(tokens, list) and tokens:
         if embedding is not None and len(embedding.shape) == 2 and embedding.shape[0] < len(tokens):
-            msg = f"{file.path}: expected an embedding for each of {len(tokens)} tokens, came {embedding.shape[0]} rows"
+            msg = f"{file.path}: expected an embedding for each of {len(tokens)} tokens, got {embedding.shape[0]} rows"
             raise ModelError(msg)
         return len(tokens)
     if embedding is not None:
@@ -127,7 +139,7 @@ def shape_of(file: GGUFFile) -> Shape:
     heads = _number(file, "attention.head_count")
     hidden = _number(file, "embedding_length")
     head_dim = _number(file, "attention.key_length", hidden // max(heads, 1))
-    return Shape(
+    shape = Shape(
         layers=_number(file, "block_count"),
         hidden=hidden,
         heads=heads,
@@ -136,6 +148,10 @@ def shape_of(file: GGUFFile) -> Shape:
         value_dim=_number(file, "attention.value_length", head_dim),
         feed_forward=_number(file, "feed_forward_length", 0),
     )
+    if shape.kv_bytes_per_token() > MAX_KV_BYTES:
+        msg = f"{file.path}: expected a model's layers and heads, got a KV cache of over 1 TB for one token"
+        raise ModelError(msg)
+    return shape
 
 
 def recorded_shape(model: ModelInfo) -> dict[str, int]:
@@ -158,7 +174,7 @@ def _number(file: GGUFFile, suffix: str, default: int | None = None) -> int:
     value: Any = file.metadata.get(key, default)
     if isinstance(value, list) and value:
         value = max(value)
-    if type(value) is not int or value < 0:
-        msg = f"{file.path}: expected a whole number in '{key}', came {value!r}"
+    if type(value) is not int or not 0 <= value < 2**32:
+        msg = f"{file.path}: expected a whole number below 2^32 in '{key}', got {short(value)}"
         raise ModelError(msg)
     return value

@@ -1,6 +1,6 @@
 """Derive another quantization of a weights file: metadata copied byte for byte, tensors converted one by one.
 
-Every matrix gets the asked type ("pure"): no per-tensor mix is invented, so two engines reading the file are
+Every matrix gets the asked type ("pure"): no per-tensor mix is made up, so two engines reading the file are
 compared on one kernel. Dequantization to F32 is exact.
 """
 
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from enginecmp.errors import ModelError, UsageError, did_you_mean
 from enginecmp.models.ggml_types import GGML_TYPE_NUMBERS, GGML_TYPES
 from enginecmp.models.gguf_file import GGUFFile, TensorInfo, read_gguf
+from enginecmp.models.gguf_split import SPLIT_KEYS
 from enginecmp.models.gguf_write import TensorPlan, encode_weights, field, write_gguf
 from enginecmp.models.info import describe
+from enginecmp.models.paths import named_in_utf8
 from enginecmp.types import ModelInfo
 
 if TYPE_CHECKING:
@@ -68,20 +70,21 @@ def quantize(
     """
     quantization = quantization.upper()
     if quantization not in FILE_TYPES:
-        msg = f"quantize: expected a type that can be derived, came '{quantization}'"
+        msg = f"quantize: expected a type that can be derived, got '{quantization}'"
         raise UsageError(msg + did_you_mean(quantization, FILE_TYPES))
     file, target = read_gguf(source), Path(target)
     refuse_undequantizable(file)
-    if target.exists() and target.samefile(file.path):
-        msg = f"quantize: expected another file as the result, came the source {file.path} itself"
+    if target.exists() and any(target.samefile(part) for part in file.parts or (file.path,)):
+        msg = f"quantize: expected another file as the result, got the source {target} itself"
         raise UsageError(msg)
+    named_in_utf8(target)
     plans = [
         TensorPlan(name=t.name, shape=t.shape, type=planned_type(t.name, t.shape, quantization))
         for t in file.tensors.values()
     ]
     sha256 = write_gguf(
         target,
-        _fields(file, FILE_TYPES[quantization]),
+        _fields(file, _file_type(quantization)),
         plans,
         lambda plan: _convert(file, file.tensors[plan.name], plan.type),
         file.alignment,
@@ -106,22 +109,44 @@ def refuse_undequantizable(file: GGUFFile) -> None:
             gguf.dequantize(np.zeros((1, block_bytes), np.uint8), gguf.GGMLQuantizationType[kind])
         except NotImplementedError as error:
             name = next(tensor.name for tensor in file.tensors.values() if tensor.type == kind)
-            msg = f"{file.path}: expected tensor '{name}' in a type that can be dequantized, came {kind}"
+            msg = f"{file.path}: expected tensor '{name}' in a type that can be dequantized, got {kind}"
             raise ModelError(msg) from error
 
 
-def _fields(file: GGUFFile, file_type: int) -> list[bytes]:
-    """Return the source's metadata as bytes, with the two fields that name the quantization renewed."""
-    renewed = {
-        "general.file_type": field("general.file_type", "UINT32", file_type),
-        "general.quantization_version": field("general.quantization_version", "UINT32", QUANTIZATION_VERSION),
-    }
+def merge(model: ModelInfo, target: Path) -> ModelInfo:
+    """Write a split model as one file: its metadata and tensors byte for byte.
+
+    Raises:
+        ModelError: the parts are not well-formed, or the target cannot be written.
+    """
+    file = read_gguf(model.path)
+    plans = [TensorPlan(name=t.name, shape=t.shape, type=t.type) for t in file.tensors.values()]
+    sha256 = write_gguf(
+        target,
+        _fields(file, {}),
+        plans,
+        lambda plan: _convert(file, file.tensors[plan.name], plan.type),
+        file.alignment,
+    )
+    return describe(target, name=model.name, sha256=sha256)
+
+
+def _fields(file: GGUFFile, renewed: dict[str, bytes]) -> list[bytes]:
+    """Return the source's metadata as bytes, some fields renewed, without those of a split model."""
     with file.path.open("rb") as content:
         copied = {}
         for key, (start, end) in file.spans.items():
             content.seek(start)
             copied[key] = content.read(end - start)
-    return list((copied | renewed).values())
+    return [encoded for key, encoded in (copied | renewed).items() if key not in SPLIT_KEYS]
+
+
+def _file_type(quantization: str) -> dict[str, bytes]:
+    """Return the two fields that name a quantization."""
+    return {
+        "general.file_type": field("general.file_type", "UINT32", FILE_TYPES[quantization]),
+        "general.quantization_version": field("general.quantization_version", "UINT32", QUANTIZATION_VERSION),
+    }
 
 
 def _convert(file: GGUFFile, tensor: TensorInfo, kind: str) -> Iterator[bytes]:

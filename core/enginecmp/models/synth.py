@@ -1,4 +1,4 @@
-"""Invent a model: seeded random weights in a known shape, for tests and for machines without a model hub.
+"""Synthesize a model: seeded random weights in a known shape, for tests and for machines without a model hub.
 
 Such a model says nothing sensible, but it costs an engine exactly what the real one costs, and two engines
 must compute the same distribution from it.
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from enginecmp.errors import UsageError, did_you_mean
+from enginecmp.errors import UsageError, did_you_mean, meant
 from enginecmp.models.gguf_file import GGUFFile
 from enginecmp.models.gguf_write import TensorPlan, encode_weights, write_gguf
 from enginecmp.models.info import describe
+from enginecmp.models.paths import named_in_utf8
 from enginecmp.models.quantize import FILE_TYPES, planned_type
-from enginecmp.models.synth_shapes import SHAPES, SynthShape, SynthTensor, fields_of, llama3_rope_factors, tensors_of
+from enginecmp.models.synth_shapes import LLAMA32_ROPE, SHAPES, SynthShape, SynthTensor, fields_of, tensors_of
 from enginecmp.models.synth_vocab import borrowed_fields, tiny_fields
 from enginecmp.types import ModelInfo
 
@@ -58,15 +59,16 @@ def write_synth(
         UsageError: a shape, type or number that does not exist.
         ModelError: the file cannot be written.
     """
+    like = meant(like, SHAPES)
     if like not in SHAPES:
-        msg = f"synth: expected a known shape, came '{like}'{did_you_mean(like, SHAPES)}"
+        msg = f"synth: expected a known shape, got '{like}'{did_you_mean(like, SHAPES)}"
         raise UsageError(msg)
-    quantization = quantization.upper()
+    quantization = meant(quantization.upper(), FILE_TYPES)
     if quantization not in FILE_TYPES:
-        msg = f"synth: expected a known quantization, came '{quantization}'{did_you_mean(quantization, FILE_TYPES)}"
+        msg = f"synth: expected a known quantization, got '{quantization}'{did_you_mean(quantization, FILE_TYPES)}"
         raise UsageError(msg)
     if seed < 0 or (layers is not None and layers < 1):
-        msg = f"synth: expected seed >= 0 and layers >= 1, came seed {seed} and layers {layers}"
+        msg = f"synth: expected seed >= 0 and layers >= 1, got seed {seed} and layers {layers}"
         raise UsageError(msg)
     shape = SHAPES[like] if layers is None else msgspec.structs.replace(SHAPES[like], layers=layers)
     if shape.tiny:
@@ -83,7 +85,7 @@ def write_synth(
         TensorPlan(name=t.name, shape=t.shape, type=planned_type(t.name, t.shape, quantization))
         for t in described.values()
     ]
-    path = Path(path)
+    path = named_in_utf8(Path(path))
     sha256 = write_gguf(
         path,
         # llama.cpp takes "phi3" and "phi-3" in a name for the original's vocabulary, and looks for its tokens.
@@ -111,7 +113,7 @@ def _draw(shape: SynthShape, tensor: SynthTensor, seed: int) -> Iterator[NDArray
     import numpy as np
 
     if tensor.role == "rope_factors":
-        yield np.array(llama3_rope_factors(shape), np.float32)
+        yield np.array(LLAMA32_ROPE.factors(shape.rope_base, shape.head_dim), np.float32)
         return
     mean, spread = _distribution(shape, tensor)
     random = np.random.default_rng([seed, zlib.crc32(tensor.name.encode())])

@@ -5,15 +5,18 @@ Sizes are those of the published configurations of the models named; the weights
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
 
 from enginecmp.models.gguf_write import field
+from enginecmp.models.huggingface.rope import Llama3
 
 Role = Literal["embedding", "position", "query", "in", "residual_out", "head", "norm", "bias", "rope_factors"]
+
+LLAMA32_ROPE = Llama3(32.0, 1.0, 4.0, 8192)
+"""Llama 3.2's published scaling."""
 
 
 class SynthShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,26 +166,6 @@ def fields_of(shape: SynthShape, description: str, name: str, file_type: int) ->
     if arch == "phi3":
         fields.append(field("phi3.rope.scaling.original_context_length", "UINT32", shape.context))
     return fields
-
-
-def llama3_rope_factors(shape: SynthShape) -> list[float]:
-    """Return what each rotary frequency is divided by under Llama 3.2's scaling, head_dim / 2 numbers.
-
-    Source: the "llama3" rope type of the published configuration: factor 32, low and high frequency factors 1
-    and 4, original context 8192; frequencies between the two are blended.
-    """
-    factor, low, high, original = 32.0, 1.0, 4.0, 8192
-    factors = []
-    for index in range(shape.head_dim // 2):
-        wavelength = 2 * math.pi * shape.rope_base ** (2 * index / shape.head_dim)
-        if wavelength < original / high:
-            factors.append(1.0)
-        elif wavelength > original / low:
-            factors.append(factor)
-        else:
-            smooth = (original / wavelength - low) / (high - low)
-            factors.append(1 / ((1 - smooth) / factor + smooth))
-    return factors
 
 
 def _tensor(name: str, role: Role, *shape: int) -> SynthTensor:

@@ -1,4 +1,4 @@
-"""Vocabularies for invented models: a small one made here, or the embedded model's cut to another size."""
+"""Vocabularies for synthesized models: a small one made here, or the embedded model's cut to another size."""
 
 from __future__ import annotations
 

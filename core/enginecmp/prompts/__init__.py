@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from enginecmp.errors import ModelError, UsageError
-from enginecmp.models.tokenizer import ModelTokenizer, load_tokenizer
+from enginecmp.models.isolated_tokenizer import IsolatedTokenizer
 from enginecmp.types import ModelInfo
 
 TEXTS = Path(__file__).parent / "texts"
@@ -36,17 +36,18 @@ class PromptSet:
     """The bundled texts as one model's token ids.
 
     Attributes:
+        tokenizer: the model's.
         sha256: of the texts; the same for every model.
         tokens: number of ids that all texts have together.
     """
 
     def __init__(self, model: ModelInfo) -> None:
         self._model = model
-        self._tokenizer: ModelTokenizer = load_tokenizer(model.path)
+        self.tokenizer = IsolatedTokenizer(model.path)
         texts = corpus()
         self.sha256 = hashlib.sha256("\0".join(f"{name}\0{text}" for name, text in texts.items()).encode()).hexdigest()
         self._texts = texts
-        self._ids = self._tokenizer.encode("\n\n".join(texts.values()))
+        self._ids = self.tokenizer.encode("\n\n".join(texts.values()))
         self.tokens = len(self._ids)
 
     def take(self, length_tokens: int, key: int, seed: int) -> tuple[int, ...]:
@@ -65,7 +66,7 @@ class PromptSet:
                 model's context or than the texts.
             ModelError: no window of that length is read back as the same ids.
         """
-        first = () if self._tokenizer.bos_id is None else (self._tokenizer.bos_id,)
+        first = () if self.tokenizer.bos_id is None else (self.tokenizer.bos_id,)
         length = length_tokens - len(first)
         self._require_length(length_tokens, length)
         starts = len(self._ids) - length + 1
@@ -91,10 +92,10 @@ class PromptSet:
             UsageError: n is below 2 or longer than the model's context or the two texts.
             ModelError: no window of that length is read back as the same ids.
         """
-        first = () if self._tokenizer.bos_id is None else (self._tokenizer.bos_id,)
+        first = () if self.tokenizer.bos_id is None else (self.tokenizer.bos_id,)
         length = n - len(first)
         self._require_length(n, length)
-        english, code = (self._tokenizer.encode(self._texts[name]) for name in _SCORED)
+        english, code = (self.tokenizer.encode(self._texts[name]) for name in _SCORED)
         half = length // 2
         if n > _HALVES:
             window = self._readable_pieces((english, code), length)
@@ -136,21 +137,21 @@ class PromptSet:
 
     def _reads_back(self, window: Sequence[int]) -> bool:
         """Say whether the window's text gives the same ids again."""
-        return self._tokenizer.encode(self._tokenizer.decode(window)) == list(window)
+        return self.tokenizer.encode(self.tokenizer.decode(window)) == list(window)
 
     def _require_length(self, asked: int, length: int) -> None:
         """Refuse lengths that cannot be cut from the texts or that the model cannot hold."""
         if length < 1:
-            msg = f"{self._model.name}: expected a prompt of at least {1 + asked - length} tokens, came {asked}"
+            msg = f"{self._model.name}: expected a prompt of at least {1 + asked - length} tokens, got {asked}"
             raise UsageError(msg)
         if asked > self._model.context_tokens:
             msg = (
-                f"{self._model.name}: the model's context holds {self._model.context_tokens} tokens, came a prompt "
+                f"{self._model.name}: the model's context holds {self._model.context_tokens} tokens, got a prompt "
                 f"of {asked}; choose a scenario with shorter prompts"
             )
             raise UsageError(msg)
         if length > len(self._ids):
-            msg = f"{self._model.name}: the bundled texts have {len(self._ids)} tokens, came a prompt of {asked}"
+            msg = f"{self._model.name}: the bundled texts have {len(self._ids)} tokens, got a prompt of {asked}"
             raise UsageError(msg)
 
 

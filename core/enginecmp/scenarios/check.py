@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from enginecmp.errors import UsageError, did_you_mean
-from enginecmp.scenarios.scenario import PRIMARY_METRICS, Scenario
+from enginecmp.format.records import Cell
+from enginecmp.scenarios.ranges import outside
+from enginecmp.scenarios.scenario import PRIMARY_METRICS, Expectation, Scenario
 from enginecmp.scenarios.variants import VARIANTS
-from enginecmp.types import Cell
 
 
 def check(scenario: Scenario, where: str) -> None:
@@ -18,13 +19,14 @@ def check(scenario: Scenario, where: str) -> None:
         where: name of the file, for the message.
 
     Raises:
-        UsageError: names the key, what was expected and what came.
+        UsageError: names the key, what was expected and what it got.
     """
-    for expected, came in [
+    for expected, got in [
         *_problems(scenario),
         *(p for cell in scenario.cells for p in _cell_problems(cell, scenario)),
+        *outside(scenario),
     ]:
-        msg = f"scenario {where}: expected {expected}, got {came}"
+        msg = f"scenario {where}: expected {expected}, got {got}"
         raise UsageError(msg)
     if scenario.primary_metric not in PRIMARY_METRICS:
         hint = did_you_mean(scenario.primary_metric, PRIMARY_METRICS)
@@ -39,7 +41,7 @@ def _problems(scenario: Scenario) -> Iterator[tuple[str, object]]:
         (scenario.requests >= 1, "requests >= 1", scenario.requests),
         (scenario.seconds is None or scenario.seconds > 0, "seconds > 0", scenario.seconds),
         (scenario.warmup_requests >= 1, "warmup_requests >= 1", scenario.warmup_requests),
-        (scenario.spare_requests >= 0, "spare_requests >= 0", scenario.spare_requests),
+        (scenario.replacement_requests >= 0, "replacement_requests >= 0", scenario.replacement_requests),
         (scenario.give_up_after >= 1, "give_up_after >= 1", scenario.give_up_after),
         (scenario.burstiness > 0, "burstiness > 0", scenario.burstiness),
         (scenario.overload.queue_requests >= 1, "overload.queue_requests >= 1", scenario.overload.queue_requests),
@@ -50,7 +52,7 @@ def _problems(scenario: Scenario) -> Iterator[tuple[str, object]]:
         (all(load > 0 for load in scenario.offered_load), "offered_load > 0", list(scenario.offered_load)),
         (len(set(scenario.cells)) == len(scenario.cells), "cells that differ", "a cell twice"),
     ]
-    yield from ((expected, came) for right, expected, came in rules if not right)
+    yield from ((expected, got) for right, expected, got in rules if not right)
     if (scenario.kind == "operation") != bool(scenario.operation):
         yield 'an operation exactly where kind = "operation"', f'kind = "{scenario.kind}"'
     if scenario.operation and scenario.operation not in VARIANTS:
@@ -63,8 +65,13 @@ def _problems(scenario: Scenario) -> Iterator[tuple[str, object]]:
         if number < 1:
             yield f"requests_of.{variant} >= 1", number
     for claim in scenario.expect:
-        if claim.low is None and claim.high is None:
-            yield f"low, high or both in what is expected of {claim.engine}", "neither"
+        yield from claim_problems(claim)
+
+
+def claim_problems(claim: Expectation) -> Iterator[tuple[str, object]]:
+    """Yield what was expected of a claim, and what came instead."""
+    if claim.low is None and claim.high is None:
+        yield f"low, high or both in what is expected of {claim.engine}", "neither"
 
 
 def _cell_problems(cell: Cell, scenario: Scenario) -> Iterator[tuple[str, object]]:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import msgspec
 
 from enginecmp.errors import UsageError
+from enginecmp.format.records import Cell
 from enginecmp.scenarios.scenario import Scenario
-from enginecmp.types import Cell, ModelInfo
+from enginecmp.types import ModelInfo
 
 
 def fit(scenario: Scenario, model: ModelInfo, say: Callable[[str], None]) -> Scenario:

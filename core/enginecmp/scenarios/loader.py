@@ -6,20 +6,22 @@ What comes out is complete: a run records it in its manifest and needs no file a
 from __future__ import annotations
 
 import itertools
-import tomllib
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from enginecmp.deadlines import Deadlines
-from enginecmp.errors import UsageError, did_you_mean
-from enginecmp.scenarios.check import check
+from enginecmp.errors import UsageError, did_you_mean, meant
+from enginecmp.format.documents import named_by_user, read_text, read_toml, require_known
+from enginecmp.format.records import Cell
+from enginecmp.format.text import plain
+from enginecmp.scenarios.check import check, claim_problems
 from enginecmp.scenarios.scenario import Expectation, Limits, Overload, Profile, Scenario
 from enginecmp.scenarios.variants import VARIANTS
 from enginecmp.telemetry.contention import Validity
-from enginecmp.types import Cell
+from enginecmp.wire.deadlines import Deadlines
 
 SHIPPED = Path(__file__).parent
 
@@ -53,23 +55,50 @@ _TOP_KEYS = (*_OWN_KEYS, "profile", "trace")
 
 
 def available(extra: Iterable[str] = ()) -> dict[str, Path]:
-    """Return scenario files by name: the shipped ones, and those that plugins bring."""
-    files = [*sorted(SHIPPED.glob("*.toml")), *map(Path, extra)]
+    """Return scenario files by name: the shipped ones, and those that plugins bring under other names."""
+    files = [*map(Path, extra), *sorted(SHIPPED.glob("*.toml"))]
     return {file.stem: file for file in files}
 
 
-def load_scenario(name_or_path: str, profile: str, extra: Iterable[str] = ()) -> Scenario:
+def load_scenario(
+    name_or_path: str, profile: str | None, extra: Iterable[str] = (), usual_profile: str = "full"
+) -> Scenario:
     """Read a scenario and apply a profile.
 
     Args:
         name_or_path: a shipped name, or a path that ends in ".toml".
-        profile: name of one of its profiles.
+        profile: name of one of its profiles; None takes the usual one, or the only one that the file has.
         extra: further scenario files, from plugins.
+        usual_profile: see `profile`.
 
     Raises:
         UsageError: unknown name, unreadable file, wrong key or value; names the nearest right one.
     """
+    path, content = _read(name_or_path, extra)
+    return _resolve(content, profile, usual_profile, str(path))
+
+
+def profiles_of(name_or_path: str, extra: Iterable[str] = ()) -> list[str]:
+    """Return the names of a scenario's profiles, at least one, in the order of its file.
+
+    Raises:
+        UsageError: as `load_scenario`.
+    """
+    path, content = _read(name_or_path, extra)
+    profiles = content.get("profile")
+    if not isinstance(profiles, dict) or not profiles:
+        raise _without_profiles(str(path))
+    return list(profiles)
+
+
+def _without_profiles(where: str) -> UsageError:
+    return UsageError(f"scenario {where}: expected at least one [profile.NAME] table")
+
+
+def _read(name_or_path: str, extra: Iterable[str]) -> tuple[Path, dict[str, Any]]:
+    """Return the file of a scenario, and what it says."""
     known = available(extra)
+    name_or_path = meant(name_or_path, known)
     if name_or_path.endswith(".toml") or "/" in name_or_path:
         path = Path(name_or_path)
     elif name_or_path in known:
@@ -78,25 +107,25 @@ def load_scenario(name_or_path: str, profile: str, extra: Iterable[str] = ()) ->
         hint = "; the path of a scenario's file ends in .toml" if Path(name_or_path).exists() else ""
         msg = f"unknown scenario '{name_or_path}'{hint or did_you_mean(name_or_path, known)}"
         raise UsageError(msg)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        msg = f"scenario {path}: {error.strerror or error}"
-        raise UsageError(msg) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        msg = f"scenario {path}: not TOML: {error}"
-        raise UsageError(msg) from error
-    return _resolve(content, profile, str(path))
+    with named_by_user("scenario", path):
+        return path, read_toml(path)
 
 
-def _resolve(content: dict[str, Any], profile_name: str, where: str) -> Scenario:
-    _check_keys(content, _TOP_KEYS, where)
+def _resolve(content: dict[str, Any], asked_profile: str | None, usual_profile: str, where: str) -> Scenario:
+    require_known(content, _TOP_KEYS, f"scenario {where}")
     profiles = content.get("profile")
     if not isinstance(profiles, dict) or not profiles:
-        msg = f"scenario {where}: expected at least one [profile.NAME] table"
-        raise UsageError(msg)
+        raise _without_profiles(where)
+    if asked_profile is None and usual_profile not in profiles and len(profiles) == 1:
+        (usual_profile,) = profiles
+    profile_name = meant(asked_profile or usual_profile, profiles)
     if profile_name not in profiles:
-        msg = f"scenario {where}: unknown profile '{profile_name}'{did_you_mean(profile_name, profiles)}"
+        if asked_profile is None:
+            msg = (
+                f"scenario {where}: has no profile '{usual_profile}'; choose: --profile {' or '.join(sorted(profiles))}"
+            )
+        else:
+            msg = f"scenario {where}: unknown profile '{profile_name}'{did_you_mean(profile_name, profiles)}"
         raise UsageError(msg)
     raw = profiles[profile_name]
     table = f"{where} [profile.{profile_name}]"
@@ -110,10 +139,7 @@ def _resolve(content: dict[str, Any], profile_name: str, where: str) -> Scenario
     for key, kind in (("deadlines", Deadlines), ("validity", Validity), ("goodput", Limits), ("overload", Overload)):
         if key in own:
             own[key] = _convert(own[key], kind, f"{where} [{key}]")
-    expected = own.get("expect", [])
-    own["expect"] = [
-        _convert(claim, Expectation, f"{where} expect {number + 1}") for number, claim in enumerate(expected)
-    ]
+    own["expect"] = _claims(own.get("expect", []), where)
     resolved = {"name": Path(where).stem, "primary_metric": "", **own}
     resolved |= {
         "profile": profile_name,
@@ -122,13 +148,16 @@ def _resolve(content: dict[str, Any], profile_name: str, where: str) -> Scenario
         "requests": profile.requests,
         "seconds": profile.seconds,
         "warmup_requests": profile.warmup_requests,
-        "spare_requests": profile.requests // 2 if profile.spare_requests is None else profile.spare_requests,
+        "replacement_requests": profile.requests // 2
+        if profile.replacement_requests is None
+        else profile.replacement_requests,
         "requests_of": profile.requests_of,
         **({"offered_load": profile.offered_load} if profile.offered_load else {}),
     }
-    if own.get("operation") in VARIANTS:
-        for variant, table in own.get("variants", {}).items():
-            _convert(table, VARIANTS[own["operation"]], f"{where} [variants.{variant}]")
+    operation, variants = own.get("operation"), own.get("variants")
+    if isinstance(operation, str) and operation in VARIANTS and isinstance(variants, dict):
+        for variant, table in variants.items():
+            _convert(table, VARIANTS[operation], f"{where} [variants.{plain(variant, 80)}]")
     if "trace" in content:
         resolved["trace_seconds"] = read_trace(Path(where).parent / str(content["trace"]))
     scenario: Scenario = _convert(resolved, Scenario, where)
@@ -136,9 +165,37 @@ def _resolve(content: dict[str, Any], profile_name: str, where: str) -> Scenario
     return scenario
 
 
+def load_expectations(path: Path) -> list[Expectation]:
+    """Read the `[[expect]]` tables of a file: one of claims alone, or a scenario.
+
+    Raises:
+        UsageError: unreadable, without a claim, or with a wrong key; names the nearest right one.
+    """
+    with named_by_user("--expect", path):
+        content = read_toml(path)
+    require_known(content, _TOP_KEYS, f"scenario {path}")
+    claims = _claims(content.get("expect", []), str(path))
+    if not claims:
+        msg = f"--expect {path}: expected at least one [[expect]] table with engine, metric and low or high, got none"
+        raise UsageError(msg)
+    for claim in claims:
+        for expected, came in claim_problems(claim):
+            msg = f"--expect {path}: expected {expected}, got {came}"
+            raise UsageError(msg)
+    return claims
+
+
+def _claims(raw: Any, where: str) -> list[Expectation]:
+    if not isinstance(raw, list):
+        msg = f"scenario {where}: expected claims as [[expect]] tables, got {plain(repr(raw), 80)}"
+        raise UsageError(msg)
+    return [_convert(claim, Expectation, f"{where} expect {number + 1}") for number, claim in enumerate(raw)]
+
+
 def _cells(raw: Any, where: str) -> list[Cell]:
     if not isinstance(raw, list):
-        return []
+        msg = f"scenario {where}: expected cells as [[cells]] tables, got {plain(repr(raw), 80)}"
+        raise UsageError(msg)
     return [_convert(cell, Cell, f"{where} cell {number + 1}") for number, cell in enumerate(raw)]
 
 
@@ -148,13 +205,11 @@ def read_trace(path: Path) -> list[float]:
     Raises:
         UsageError: unreadable, empty, not numbers, or not rising.
     """
+    with named_by_user("trace", plain(str(path))):
+        lines = read_text(path).splitlines()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
         times = [float(line.partition(",")[0]) for line in lines if line.strip() and not line.startswith("#")]
-    except OSError as error:
-        msg = f"trace {path}: {error.strerror or error}"
-        raise UsageError(msg) from error
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         msg = f"trace {path}: expected a time in seconds at the beginning of every line: {error}"
         raise UsageError(msg) from error
     if not times or any(later < earlier for earlier, later in itertools.pairwise(times)):
@@ -174,7 +229,7 @@ def change_deadlines(deadlines: Deadlines, items: Iterable[str]) -> Deadlines:
     for item in items:
         phase, _, value = item.partition("=")
         try:
-            if phase not in names or float(value) <= 0:
+            if phase not in names or not 0 < float(value) < math.inf:
                 raise ValueError
             seconds[f"{phase}_seconds"] = float(value)
         except ValueError:
@@ -183,16 +238,9 @@ def change_deadlines(deadlines: Deadlines, items: Iterable[str]) -> Deadlines:
     return msgspec.structs.replace(deadlines, **seconds)
 
 
-def _check_keys(table: dict[str, Any], known: Sequence[str], where: str) -> None:
-    for key in table:
-        if key not in known:
-            msg = f"scenario {where}: unknown key '{key}'{did_you_mean(key, known)}"
-            raise UsageError(msg)
-
-
 def _convert(value: Any, kind: Any, where: str) -> Any:
     if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        _check_keys(value, kind.__struct_fields__, where)
+        require_known(value, kind.__struct_fields__, f"scenario {where}")
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:

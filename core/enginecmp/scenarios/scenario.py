@@ -1,4 +1,4 @@
-"""What a scenario is: a grid of cells, how requests arrive, how much is measured, and what is promised."""
+"""What a scenario is: a grid of cells, how requests arrive, how much is measured, and which SLO objectives hold."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from enginecmp.deadlines import Deadlines
+from enginecmp.format.records import Arrival, Cell
 from enginecmp.telemetry.contention import Validity
-from enginecmp.types import Arrival, Cell
+from enginecmp.wire.deadlines import Deadlines
 
 PRIMARY_METRICS = (
     "ttft_seconds",
@@ -27,11 +27,13 @@ PRIMARY_METRICS = (
     "peak_rss_above_empty_bytes",
 )
 
+FindMax = Literal["", "concurrency", "rate"]
+
 Kind = Literal["requests", "load", "operation", "profile"]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a request must keep to count as good, in seconds; None promises nothing.
+    """What a request must keep to count as good, in seconds; None sets no objective.
 
     Attributes:
         ttft_seconds: most time to the first token.
@@ -66,6 +68,7 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         high: largest value likewise.
         source: who claims it, of which machine.
         cell: key → value that picks cells, e.g. {prompt_tokens = 50}; empty means all.
+        scenario: name of the scenario that it is about; empty means any.
     """
 
     engine: str
@@ -74,6 +77,7 @@ class Expectation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     high: float | None = None
     source: str = ""
     cell: dict[str, Any] = {}
+    scenario: str = ""
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,7 +90,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         seconds: measure each cell of a launch for that long; None counts requests alone.
         warmup_requests: unmeasured requests before each cell; at least 1; in a closed loop of several users as
             many for each of them.
-        spare_requests: most further requests in place of disturbed ones; None is half of `requests`.
+        replacement_requests: most further requests in place of disturbed ones; None is half of `requests`.
         requests_of: variant → measured requests, where one variant takes another number.
         output_tokens: replaces every cell's output tokens.
         offered_load: replaces the rates of a sweep.
@@ -97,7 +101,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     requests: int
     seconds: float | None = None
     warmup_requests: int = 1
-    spare_requests: int | None = None
+    replacement_requests: int | None = None
     requests_of: dict[str, int] = {}
     output_tokens: int | None = None
     offered_load: tuple[float, ...] = ()
@@ -114,7 +118,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         primary_metric: the metric that its verdicts are about.
         kind: "requests": prompts in, tokens out; "load": loading and the first token from process start;
             "operation": one operation of the engine by itself; "profile": seconds per component.
-        operation: with kind "operation" which one: "tokenize", "sampling", "matmul".
+        operation: with kind "operation" which one: "tokenize", "sampling", "matmul", "elementwise", "layer".
         variants: variant → parameters of the operation.
         cells: the grid.
         launch_per_cell: a launch of its own for every cell, so that memory and page cache belong to that cell.
@@ -122,7 +126,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         requests: measured requests per launch and cell; with `seconds` the least of them.
         seconds: measuring time per launch and cell, or None.
         warmup_requests: unmeasured requests before each cell.
-        spare_requests: most further requests per launch and cell in place of those that the rest of the machine
+        replacement_requests: most further requests per launch and cell in place of those that the rest of the machine
             disturbed; decided by flags alone, never by a value.
         requests_of: variant → measured requests, where one variant takes another number.
         offered_load: rates of a sweep, as multiples of what the engines were found to do before the first block;
@@ -132,13 +136,19 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         offered_limit: no engine of a sweep is offered more than this multiple of what it was found to do.
         calibration: label → requests per second in a closed loop before the first block of a sweep; set when a run
             starts. An engine that is missing here is offered every rate.
+        offered_cells: label → numbers of the cells that it is measured in, where that was decided before or while the
+            run goes on; a label that is missing is measured in all of them, as far as `calibration` allows.
         overload: when an open loop ends early.
         trace_seconds: recorded arrival times for cells with arrival "trace", from 0, rising.
         goodput: what a request must keep to count as good.
         expect: claims to be held against the data.
         deadlines: when an engine counts as hung.
         validity: when a sample is left out.
+        find_max: which load is raised to the largest that keeps `slo`; empty in all other runs. The cells are then
+            those that the search came by, and `blocks` is the most launches of an engine.
+        slo: objectives of that search, as `cmp stats --slo` writes them.
         give_up_after: failed launches in a row after which an engine is no longer launched.
+        max_extra: most time for replacement launches and further blocks, as a share of the planned time; 0 for none.
         precision: relative half-width of the primary metric's interval at which an adaptive run stops; 0 runs all
             blocks. With it `blocks` is the most that will run.
         gate: whether equivalence is checked before anything is timed.
@@ -147,7 +157,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         max_kl: largest mean KL to the reference, in nats, at which an engine still counts as equivalent on the file
             being timed.
         max_nll_increase: largest mean increase of the negative log-likelihood of the bundled text, in nats a token,
-            at which it still does; None promises nothing.
+            at which it still does; None sets no objective.
         prompts_sha256: hash of the texts that the prompts were cut from; set when a run starts.
         left_out: cells that this model cannot hold, with the reason; set when a run starts.
     """
@@ -165,20 +175,24 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     requests: int
     seconds: float | None = None
     warmup_requests: int = 1
-    spare_requests: int = 0
+    replacement_requests: int = 0
     requests_of: dict[str, int] = {}
     offered_load: tuple[float, ...] = ()
     arrival: Arrival = "poisson"
     burstiness: float = 1.0
     offered_limit: float = 1.5
     calibration: dict[str, float] = {}
+    offered_cells: dict[str, tuple[int, ...]] = {}
     overload: Overload = Overload()
     trace_seconds: tuple[float, ...] = ()
     goodput: Limits = Limits()
     expect: tuple[Expectation, ...] = ()
     deadlines: Deadlines = Deadlines()
     validity: Validity = Validity()
+    find_max: FindMax = ""
+    slo: tuple[str, ...] = ()
     give_up_after: int = 3
+    max_extra: float = 0.0
     precision: float = 0.0
     gate: bool = True
     score_positions: int = 64
@@ -205,6 +219,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
 
     def offered(self, cell: Cell, label: str) -> bool:
         """Return whether an engine is measured in a cell: a sweep spares it rates far beyond what it can do."""
+        if label in self.offered_cells:
+            return self.cells.index(cell) in self.offered_cells[label]
         found = self.calibration.get(label)
         # Rates are rounded to three digits: the limit itself must not fall out by that.
         return found is None or not cell.rate_per_second or cell.rate_per_second <= 1.005 * self.offered_limit * found

@@ -6,16 +6,17 @@ the rest of the machine did in its window. Read twice a request, outside the tim
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 from pathlib import Path
 
 import msgspec
 
-DISTURBED = ("foreign_cpu", "cpu_pressure", "steal")
-"""Flags that say something of the machine and nothing of the engine: such a request may be repeated."""
+from enginecmp.format.flags import Flag
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_SHARED = (Flag.FOREIGN_CPU, Flag.CPU_PRESSURE, Flag.STEAL)
 _CPUACCT = Path("/sys/fs/cgroup/cpuacct/cpuacct.usage")
 
 
@@ -81,6 +82,31 @@ class ContentionSensor:
             steal_seconds=ticks[1] if ticks else None,
             involuntary_switches=usage.ru_nivcsw,
         )
+
+
+@functools.cache
+def _host_sensor() -> ContentionSensor:
+    return ContentionSensor()
+
+
+class CellWindow:
+    """What others did while one cell of a launch was measured, from now on; read by the host, between samples.
+
+    Samples of a millisecond are too short for the coarse counters of Linux, a cell of them is not.
+    """
+
+    def __init__(self) -> None:
+        self._before = _host_sensor().read()
+
+    def metrics(self, engine_cpu_seconds: float) -> dict[str, float]:
+        """Return names with units, as `between`, of the time since the beginning.
+
+        Args:
+            engine_cpu_seconds: CPU time of the engine's process in its samples; that of this process is known.
+        """
+        found = between(self._before, _host_sensor().read())
+        own = without_engine({**found, "engine_cpu_seconds": engine_cpu_seconds})
+        return {f"{flag}_seconds": own[f"{flag}_seconds"] for flag in _SHARED if f"{flag}_seconds" in own}
 
 
 def busy_and_steal_seconds(line: bytes) -> tuple[float, float]:
@@ -161,9 +187,13 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             metrics: of the request, with the keys of `between`.
             wall_seconds: from its start to its end.
         """
-        shares = (self.foreign_cpu_share, self.cpu_pressure_share, self.steal_share)
+        shares = {
+            Flag.FOREIGN_CPU: self.foreign_cpu_share,
+            Flag.CPU_PRESSURE: self.cpu_pressure_share,
+            Flag.STEAL: self.steal_share,
+        }
         return [
             flag
-            for flag, share in zip(DISTURBED, shares, strict=True)
+            for flag, share in shares.items()
             if metrics.get(f"{flag}_seconds", 0.0) > max(self.floor_seconds, share * wall_seconds)
         ]

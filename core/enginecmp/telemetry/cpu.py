@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from enginecmp.errors import SensorAbsent
 from enginecmp.telemetry.contention import busy_and_steal_seconds, pressure_seconds
-from enginecmp.telemetry.sensor import SensorAbsent
 
 _CLOCKS = 8
 """Cores whose clock is read: the kernel may have to ask each core for it."""

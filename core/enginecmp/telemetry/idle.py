@@ -10,8 +10,8 @@ import msgspec
 
 from enginecmp.telemetry.contention import ContentionSensor, between
 
-BUSY_CORES = 0.05
-"""More foreign work than this share of one core is worth a warning."""
+BUSY_CORES = 0.10
+"""Foreign work above this share of one core is worth a warning: from there on samples are flagged."""
 
 
 class Busyness(msgspec.Struct, frozen=True):
@@ -38,7 +38,7 @@ class Busyness(msgspec.Struct, frozen=True):
         return f"others use {foreign} (load average {self.load_average:.2f})"
 
 
-def measure_busyness(seconds: float = 1.0) -> Busyness:
+def measure_busyness(seconds: float = 0.5) -> Busyness:
     """Sleep for a while and return what the rest of the machine did."""
     sensor = ContentionSensor()
     before = sensor.read()
@@ -70,7 +70,7 @@ def wait_until_idle(limit_seconds: float, say: Callable[[str], None]) -> bool:
     quiet = 0
     told = False
     while quiet < 3:
-        now = measure_busyness()
+        now = measure_busyness(1.0)
         quiet = 0 if now.busy else quiet + 1
         if now.busy and not told:
             say(f"waiting for an idle machine: {now.describe()}")

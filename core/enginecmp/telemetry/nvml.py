@@ -1,6 +1,7 @@
 """NVIDIA GPUs through NVML: use, memory, clocks, power, energy, temperature, throttling, foreign processes.
 
-`pynvml` is the module of the distribution nvidia-ml-py; it loads libnvidia-ml.so.1, which comes with the driver.
+`pynvml` is the module of the distribution nvidia-ml-py; it loads libnvidia-ml.so.1, which comes with the driver. The
+process of the sensors reads it here; everybody else asks through `enginecmp.telemetry.nvml_asked`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,25 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from enginecmp.telemetry.sensor import SensorAbsent
+from enginecmp.errors import SensorAbsent
 
 LIBRARY = "libnvidia-ml.so.1"
+
+
+def load_library() -> None:
+    """Load the library that comes with the driver: much quicker than the import of `pynvml`, where there is none.
+
+    Raises:
+        SensorAbsent: there is none, or it cannot be loaded; caused by an OSError.
+    """
+    try:
+        ctypes.CDLL(LIBRARY)
+    except OSError as error:
+        if "No such file" in str(error):
+            msg = f"nvml: there is no {LIBRARY}, so no NVIDIA driver on this machine"
+        else:
+            msg = f"nvml: {LIBRARY} cannot be loaded: {error}"
+        raise SensorAbsent(msg) from error
 
 
 def open_nvml() -> Any:
@@ -23,16 +40,12 @@ def open_nvml() -> Any:
     Raises:
         SensorAbsent: no driver, no nvidia-ml-py, no permission, or no device; the message says which.
     """
-    try:
-        ctypes.CDLL(LIBRARY)  # much quicker than the import, where there is no driver
-    except OSError:
-        msg = f"nvml: there is no {LIBRARY}, so no NVIDIA driver on this machine"
-        raise SensorAbsent(msg) from None
+    load_library()
     try:
         import pynvml
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
         msg = "nvml: nvidia-ml-py is not installed; pip install 'enginecmp[gpu]'"
-        raise SensorAbsent(msg) from None
+        raise SensorAbsent(msg) from error
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
@@ -44,7 +57,7 @@ def open_nvml() -> Any:
 def bad_reasons(pynvml: Any) -> dict[int, str]:
     """Return the bits of the clock event reasons that slow a GPU against its load, and their names.
 
-    Idle clocks, application clocks, a display's clocks, sync boost and the software power cap are how the board is
+    Idle clocks, application clocks, a display's clocks, sync boost and the software power cap are how the GPU is
     meant to run; they are no reason to leave a request out.
     """
     return {

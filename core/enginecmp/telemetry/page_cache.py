@@ -12,26 +12,30 @@ from pathlib import Path
 _READ_BYTES = 1 << 22
 
 
-def resident_share(path: Path | str) -> float | None:
-    """Return which share of a file's pages is in memory, or None where this user cannot be told.
+def resident_share(*paths: Path | str) -> float | None:
+    """Return which share of the pages of some files is in memory, or None where this user cannot be told.
 
     mincore(2) answers "all" to everyone who neither owns the file nor may write to it (Linux 5.2 and later).
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: a file cannot be opened.
     """
-    status = os.stat(path)
-    if status.st_size == 0 or not (status.st_uid == os.geteuid() or os.access(path, os.W_OK)):
-        return None
-    with _mapped(path, status.st_size) as (libc, address):
-        pages = -(-status.st_size // mmap.PAGESIZE)
-        vector = (ctypes.c_ubyte * pages)()
-        if libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(status.st_size), vector) != 0:
+    pages = resident = 0
+    for path in paths:
+        status = os.stat(path)
+        if status.st_size == 0 or not (status.st_uid == os.geteuid() or os.access(path, os.W_OK)):
             return None
-        import numpy as np
+        with _mapped(path, status.st_size) as (libc, address):
+            here = -(-status.st_size // mmap.PAGESIZE)
+            vector = (ctypes.c_ubyte * here)()
+            if libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(status.st_size), vector) != 0:
+                return None
+            import numpy as np
 
-        # The low bit of each byte; the others are reserved.
-        return float(np.count_nonzero(np.ctypeslib.as_array(vector) & 1)) / pages
+            # The low bit of each byte; the others are reserved.
+            resident += int(np.count_nonzero(np.ctypeslib.as_array(vector) & 1))
+            pages += here
+    return resident / pages
 
 
 def drop(path: Path | str) -> None:

@@ -7,8 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from enginecmp.guardian import NAME as GUARDIAN
-from enginecmp.telemetry.sensor import SensorAbsent
+from enginecmp.errors import SensorAbsent
 
 _PSS_SHARE = 0.0005
 """PSS walks every page table entry, tens of milliseconds for gigabytes: it may take this share of a core."""
@@ -61,10 +60,7 @@ class ProcessSensor:
             except OSError:
                 continue
             # The name may hold blanks and brackets: fields count from behind it (proc(5), the third is the state).
-            head, _, rest = content.rpartition(b")")
-            if head.partition(b"(")[2] == GUARDIAN.encode():
-                continue
-            fields = rest.split()
+            fields = content.rpartition(b")")[2].split()
             alive.append(pid)
             # A child that ended keeps its last count, so that the sum never falls.
             self._faults[pid] = int(fields[7]), int(fields[9])

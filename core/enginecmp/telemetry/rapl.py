@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from enginecmp.telemetry.sensor import SensorAbsent
+from enginecmp.errors import SensorAbsent
 
 _KINDS = {"package": "cpu_energy_joules", "dram": "dram_energy_joules"}
 """How a domain's name begins → the value that it counts into. Cores and graphics are part of a package."""
@@ -76,7 +76,7 @@ class RaplSensor:
                     names.append(name)
         if "cpu_energy_joules" not in self._domains:
             self.close()
-            msg = f"rapl: no counter of a package in {self._folder}; virtual machines have none, nothing mends that"
+            msg = f"rapl: no counter of a package in {self._folder}; virtual machines have none, nothing fixes that"
             raise SensorAbsent(msg)
         return {"domains": names}
 

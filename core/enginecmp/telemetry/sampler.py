@@ -1,10 +1,10 @@
 """The sensors' process: reads every sensor at its own pace and writes telemetry.jsonl itself.
 
 Started by `enginecmp.telemetry.watch` as
-`python -P -m enginecmp.telemetry.sampler FD PAGES_FD GUARD_FD FILE MODULE...`. Each sensor has a thread, so one that
-hangs costs its own values only. The host says which launch is under way over a socket (`enginecmp.protocol.Channel`);
-what the sensors see of it goes into shared pages that the host reads without waking anybody. It ends when the host
-closes the socket, and its guardian ends it when the host is killed.
+`python -P -m enginecmp.telemetry.sampler FD PAGES_FD FILE MODULE...`. Each sensor has a thread, so one that
+hangs costs its own values only. The host says which launch is under way over a socket
+(`enginecmp.wire.protocol.Channel`); what the sensors see of it goes into shared pages that the host reads without
+waking anybody. It ends when the host closes the socket, and its guardian ends it when the host is killed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,14 +29,15 @@ from typing import Any
 import msgspec
 
 from enginecmp import clock
-from enginecmp.errors import LaunchError
-from enginecmp.guardian import guard
-from enginecmp.plugins import load_object, manager_with
-from enginecmp.protocol import Channel
+from enginecmp.errors import LaunchError, SensorAbsent
+from enginecmp.format.records import TelemetryReading
+from enginecmp.format.text import plain
+from enginecmp.plugins.describe import told
+from enginecmp.plugins.manager import load_object, manager_with
 from enginecmp.telemetry.conditions import ConditionPages
-from enginecmp.telemetry.sensor import Sensor, SensorAbsent
 from enginecmp.telemetry.tree import ProcessTree
-from enginecmp.types import TelemetryReading
+from enginecmp.types import Sensor
+from enginecmp.wire.protocol import Channel
 
 MIN_PERIOD_SECONDS = 0.1
 MAX_PERIOD_SECONDS = 10.0
@@ -47,7 +49,10 @@ _START_SECONDS = 3.0
 _HANG_SECONDS = 10.0
 _ERRORS_IN_A_ROW = 3
 _NICENESS = 5
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_LONGEST_SECONDS = 3600.0
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_VALUE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}")
+_MOST_SENSORS, _MOST_VALUES, _MOST_FACTS_BYTES, _REASON = 32, 256, 1 << 16, 300
 
 
 class Recorder:
@@ -112,6 +117,8 @@ class Runner(threading.Thread):
     """Starts one sensor and reads it until told to stop.
 
     Attributes:
+        label: its name.
+        period_seconds: wanted time between two readings.
         facts: what it said of itself; None while or when it has not started.
         absent: why it cannot be read; "" while it can.
         settled: set when one of the two is known.
@@ -120,6 +127,7 @@ class Runner(threading.Thread):
     def __init__(self, sensor: Sensor, recorder: Recorder, stop: threading.Event) -> None:
         super().__init__(name=f"sensor-{sensor.name}", daemon=True)
         self.sensor = sensor
+        self.label, self.period_seconds = sensor.name, sensor.period_seconds  # read once: they were checked
         self.facts: Mapping[str, object] | None = None
         self.absent = ""
         self.settled = threading.Event()
@@ -131,11 +139,11 @@ class Runner(threading.Thread):
     def run(self) -> None:
         """Start, read, close."""
         try:
-            facts = msgspec.to_builtins(dict(self.sensor.start()), enc_hook=str)
+            facts = _facts(self.sensor.start())
         except SensorAbsent as error:
-            self.absent = str(error)
+            self.absent = plain(str(error), _REASON)
         except BaseException as error:  # a plugin's sensor may raise anything
-            self.absent = f"{self.sensor.name}: does not start: {type(error).__name__}: {error}"
+            self.absent = f"{self.label}: does not start: {told(error)}"
         else:
             if not self.absent:
                 self.facts = facts
@@ -154,10 +162,10 @@ class Runner(threading.Thread):
         since = self._reading_since
         if since is not None and not self._told and time.monotonic() - since > _HANG_SECONDS:
             self._told = True
-            self._recorder.tell(lost={self.sensor.name: f"{self.sensor.name}: a reading does not end"})
+            self._recorder.tell(lost={self.label: f"{self.label}: a reading does not end"})
 
     def _read_on(self) -> None:
-        wanted = max(MIN_PERIOD_SECONDS, self.sensor.period_seconds)
+        wanted = min(max(MIN_PERIOD_SECONDS, self.period_seconds), _LONGEST_SECONDS)
         period, errors = wanted, 0
         costs: deque[float] = deque(maxlen=5)
         last_ns = 0
@@ -169,37 +177,50 @@ class Runner(threading.Thread):
             now_ns = clock.now_ns()
             try:
                 values, conditions = self.sensor.read(tree.pids() if tree else ())
-                reading = _reading(now_ns, self.sensor.name, launch, values, conditions)
+                reading = _reading(now_ns, self.label, launch, values, conditions)
                 errors = 0
             except SensorAbsent as error:
-                self._lost(str(error), now_ns, last_ns)
+                self._lost(plain(str(error), _REASON), now_ns, last_ns)
                 return
             except BaseException as error:  # a plugin's sensor may raise anything
                 errors += 1
                 if errors == _ERRORS_IN_A_ROW:
-                    self._lost(f"{self.sensor.name}: cannot be read: {type(error).__name__}: {error}", now_ns, last_ns)
+                    self._lost(f"{self.label}: cannot be read: {told(error)}", now_ns, last_ns)
                     return
                 continue
             finally:
                 self._reading_since = None
-            self._recorder.keep(self.sensor.name, reading, last_ns or now_ns, period)
+            self._recorder.keep(self.label, reading, last_ns or now_ns, period)
             last_ns = now_ns
             costs.append(time.thread_time() - began)
-            # The median: one dear reading now and then is no reason. Whole steps: the grid stays common.
+            # The median: one costly reading now and then is no reason. Whole steps: the grid stays common.
             steps = math.ceil(min(median(costs) / SENSOR_SHARE, MAX_PERIOD_SECONDS) / wanted)
             period = wanted * max(1, steps)
 
     def _lost(self, reason: str, now_ns: int, last_ns: int) -> None:
-        nothing = TelemetryReading(time_ns=now_ns, sensor=self.sensor.name, launch="", values={})
-        self._recorder.keep(self.sensor.name, nothing, last_ns or now_ns, 0)
+        nothing = TelemetryReading(time_ns=now_ns, sensor=self.label, launch="", values={})
+        self._recorder.keep(self.label, nothing, last_ns or now_ns, 0)
         self._told = True
-        self._recorder.tell(lost={self.sensor.name: reason})
+        self._recorder.tell(lost={self.label: reason})
 
 
 def _reading(
-    now_ns: int, sensor: str, launch: str, values: Mapping[str, float], conditions: Sequence[str]
+    now_ns: int, sensor: str, launch: str, values: Mapping[Any, Any], conditions: Sequence[Any]
 ) -> TelemetryReading:
-    """Check what a sensor returned; a value that is no number was not measured, and is absent."""
+    """Check what a sensor returned; a value that is no number was not measured, and is absent.
+
+    Raises:
+        ValueError: it is not what a reading holds.
+    """
+    if len(values) > _MOST_VALUES or isinstance(conditions, str) or len(conditions) > _MOST_VALUES:
+        msg = f"expected at most {_MOST_VALUES} values and a sequence of conditions, got {len(values)} values"
+        raise ValueError(msg)
+    if wrong := [name for name in values if not isinstance(name, str) or not _VALUE_NAME.fullmatch(name)]:
+        msg = f"expected names of values, letters, digits and _, at most 64, got {plain(repr(wrong[0]), 80)}"
+        raise ValueError(msg)
+    if wrong := [name for name, value in values.items() if isinstance(value, (str, bytes))]:
+        msg = f"expected numbers, got text as {wrong[0]}"
+        raise ValueError(msg)
     numbers = {name: float(value) for name, value in values.items()}
     return TelemetryReading(
         time_ns=now_ns,
@@ -208,6 +229,19 @@ def _reading(
         values={name: value for name, value in numbers.items() if math.isfinite(value)},
         conditions=[condition for condition in conditions if _NAME.fullmatch(condition)],
     )
+
+
+def _facts(facts: Mapping[str, object]) -> Mapping[str, object]:
+    """Return a sensor's facts as the manifest can hold them.
+
+    Raises:
+        ValueError: they are too many.
+    """
+    encoded = msgspec.msgpack.encode(dict(facts), enc_hook=str)
+    if len(encoded) > _MOST_FACTS_BYTES:
+        msg = f"expected at most {_MOST_FACTS_BYTES} bytes of facts, got {len(encoded)}"
+        raise ValueError(msg)
+    return msgspec.msgpack.decode(encoded, type=dict[str, object])
 
 
 def _drop_torn_line(file: int) -> None:
@@ -241,18 +275,45 @@ def gather(modules: Iterable[str]) -> tuple[list[Sensor], dict[str, dict[str, ob
     wrong: dict[str, dict[str, object]] = {}
     for module in modules:
         try:
-            for brought in manager_with(load_object(module)).hook.cmp_telemetry():
-                for sensor in brought:
-                    if not _NAME.fullmatch(sensor.name) or not math.isfinite(sensor.period_seconds):
-                        msg = f"expected a lower-case name and a period in seconds, got {sensor.name!r}"
-                        raise ValueError(msg)
-                    if sensor.name in {known.name for known in sensors}:
-                        msg = f"a sensor named '{sensor.name}' is already there"
-                        raise ValueError(msg)
-                    sensors.append(sensor)
+            for sensor in _brought(module):
+                if not _NAME.fullmatch(sensor.name) or not math.isfinite(sensor.period_seconds):
+                    msg = f"expected a lower-case name and a period in seconds, got {plain(repr(sensor.name), 80)}"
+                    raise ValueError(msg)
+                if sensor.name in {known.name for known in sensors}:
+                    msg = f"a sensor named '{sensor.name}' is already there"
+                    raise ValueError(msg)
+                sensors.append(sensor)
         except BaseException as error:  # a plugin may raise anything
-            wrong[module] = {"absent": f"{module}: its cmp_telemetry failed: {type(error).__name__}: {error}"}
+            wrong[module] = {"absent": f"{module}: its cmp_telemetry failed: {told(error)}"}
     return sensors, wrong
+
+
+def _brought(module: str) -> list[Sensor]:
+    """Return the sensors of a plugin, asked in a thread: one that hangs costs its own only.
+
+    Raises:
+        TimeoutError: it did not answer.
+        BaseException: whatever the plugin raised.
+    """
+    found: list[Sensor] = []
+    raised: list[BaseException] = []
+
+    def collect() -> None:
+        try:
+            answers = manager_with(load_object(module)).hook.cmp_telemetry()
+            found.extend(islice((sensor for brought in answers for sensor in brought), _MOST_SENSORS))
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    thread.join(_START_SECONDS)
+    if thread.is_alive():
+        msg = f"no answer within {_START_SECONDS:g} s"
+        raise TimeoutError(msg)
+    if raised:
+        raise raised[0]
+    return found
 
 
 def start(runners: Sequence[Runner]) -> dict[str, dict[str, object]]:
@@ -263,21 +324,20 @@ def start(runners: Sequence[Runner]) -> dict[str, dict[str, object]]:
     found: dict[str, dict[str, object]] = {}
     for runner in runners:
         if not runner.settled.wait(max(0.0, end - time.monotonic())):
-            runner.give_up(f"{runner.sensor.name}: did not start within {_START_SECONDS:g} s")
-        name = runner.sensor.name
+            runner.give_up(f"{runner.label}: did not start within {_START_SECONDS:g} s")
+        name = runner.label
         found[name] = {"absent": runner.absent} if runner.facts is None else {"facts": runner.facts}
     return found
 
 
 def main(arguments: list[str]) -> int:
     """Serve one host until it closes the socket."""
-    fd, pages_fd, guard_fd = (int(argument) for argument in arguments[:3])
-    guard(guard_fd)
+    fd, pages_fd = map(int, arguments[:2])
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)  # an engine comes first
     channel = Channel(socket.socket(fileno=fd))
-    recorder = Recorder(Path(arguments[3]), ConditionPages(pages_fd), channel)
-    sensors, wrong = gather(arguments[4:])
+    recorder = Recorder(Path(arguments[2]), ConditionPages(pages_fd), channel)
+    sensors, wrong = gather(arguments[3:])
     stop = threading.Event()
     runners = [Runner(sensor, recorder, stop) for sensor in sensors]
     recorder.tell(facts={**start(runners), **wrong})

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
-import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from enginecmp.errors import LaunchError
-from enginecmp.protocol import Channel
-from enginecmp.telemetry.conditions import ConditionPages
+import msgspec
+import psutil
 
-TELEMETRY = "telemetry.jsonl"
+from enginecmp.errors import LaunchError
+from enginecmp.format.files import TELEMETRY
+from enginecmp.telemetry.conditions import ConditionPages
+from enginecmp.wire.descriptors import clear_of_standard_streams
+from enginecmp.wire.guarded import GuardedProcess
+from enginecmp.wire.protocol import Channel
+
 _START_SECONDS = 15.0
 _GRACE_SECONDS = 2.0
+_MOST_BYTES = 8 << 20
+"""Of what the sensors' process tells: 32 sensors a plugin, each with 64 KiB of facts."""
+
+
+class _Told(msgspec.Struct):
+    """What the sensors' process tells: plugins' code runs there too, so its shape is checked."""
+
+    facts: dict[str, dict[str, Any]] = {}
+    lost: dict[str, str] = {}
+    trouble: str = ""
 
 
 class Telemetry:
     """The sensors of one run; use as a context manager.
 
-    Whatever happens to their process, nothing here raises: it is told once, and telemetry ends.
+    Whatever happens to their process, nothing here raises: it is told, and telemetry ends. Where plugins brought
+    sensors, ours go on alone first, in a new process.
 
     Args:
         folder: of the run; telemetry.jsonl and logs/sensors.log are appended to. None switches sensors off.
@@ -39,9 +52,11 @@ class Telemetry:
         self._say = say
         self._modules = list(modules)
         self._facts: dict[str, dict[str, Any]] = {}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: GuardedProcess | None = None
         self._channel: Channel | None = None
         self._pages: ConditionPages | None = None
+        self._starting = False
+        self._ended = ""
 
     def __enter__(self) -> Self:
         """Start the sensors' process and return at once."""
@@ -50,38 +65,30 @@ class Telemetry:
             return self
         try:
             self._start(self._folder)
-        except OSError as error:
-            self._end(f"they cannot be started: {error.strerror or error}")
+        except (OSError, LaunchError) as error:
+            self._end(f"they cannot be started: {getattr(error, 'strerror', None) or error}")
         return self
 
     def _start(self, folder: Path) -> None:
         logs = folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        ours, theirs = socket.socketpair()
+        ours, theirs = (clear_of_standard_streams(end.detach()) for end in socket.socketpair())
+        if self._pages is not None:
+            self._pages.close()
         pages_fd, self._pages = ConditionPages.create()
-        guard_read, self._guard = os.pipe()
-        passed = (theirs.fileno(), pages_fd, guard_read)
-        command = [sys.executable, "-P", "-m", "enginecmp.telemetry.sampler", *map(str, passed)]
+        self._socket = socket.socket(fileno=ours)
+        command = [sys.executable, "-P", "-m", "enginecmp.telemetry.sampler", str(theirs), str(pages_fd)]
+        command += [str(folder / TELEMETRY), *self._modules]
         try:
-            with open(logs / "sensors.log", "ab") as output:
-                self._process = subprocess.Popen(
-                    [*command, str(folder / TELEMETRY), *self._modules],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=passed,
-                    start_new_session=True,
-                )
+            self._process = GuardedProcess(command, logs / "sensors.log", (theirs, pages_fd), os.environ)
         except BaseException:
-            ours.close()
-            os.close(self._guard)
+            self._socket.close()
             raise
         finally:
-            theirs.close()
+            os.close(theirs)
             os.close(pages_fd)
-            os.close(guard_read)
-        self._channel = Channel(ours)
-        self._socket = ours
+        self._channel = Channel(self._socket)
+        self._starting = True
 
     @property
     def pid(self) -> int:
@@ -90,13 +97,34 @@ class Telemetry:
 
     def facts(self) -> dict[str, dict[str, Any]]:
         """Return for each sensor {"facts": ...} or {"absent": reason}; waits until all have started or given up."""
+        self._settle()
+        return self._facts
+
+    def _settle(self) -> None:
+        """Wait until all sensors have started or given up; ours go on alone where the process ended."""
         end = time.monotonic() + _START_SECONDS
-        while not self._facts and self._channel is not None:
+        while self._starting and self._channel is not None:
             if time.monotonic() > end:
                 self._end(f"they did not start within {_START_SECONDS:g} s")
-                break
             self._listen(0.2)
-        return self._facts
+        if self._ended:
+            self._go_on()
+            self._settle()
+
+    def _go_on(self) -> None:
+        """Start anew without the sensors of plugins, one of which may have ended their process."""
+        assert self._folder is not None
+        reason, self._ended = self._ended, ""
+        plugins, self._modules = ", ".join(self._modules), []
+        for name, found in self._facts.items():
+            self._facts[name] = {**found, "lost": reason} if "facts" in found else found
+        without = f"without those of {plugins}"
+        self._facts["plugins"] = {"lost" if self._facts else "absent": f"{reason}; our sensors went on {without}"}
+        self._say(f"sensors: {reason}; ours go on {without}; log: {self._folder}/logs/sensors.log")
+        try:
+            self._start(self._folder)
+        except (OSError, LaunchError) as error:
+            self._end(f"they cannot be started: {getattr(error, 'strerror', None) or error}")
 
     def watch(self, launch: str, pid: int) -> None:
         """Say that a launch begins; readings carry its name, and its processes are not foreign.
@@ -108,9 +136,12 @@ class Telemetry:
         self._send({"op": "watch", "launch": launch, "pid": pid})
 
     def idle(self) -> None:
-        """Say that no launch is under way, and pass on what went wrong meanwhile."""
+        """Say that no launch is under way, and pass on what went wrong meanwhile; nothing is measured now."""
         self._send({"op": "idle"})
         self._listen(0.0)
+        if self._channel is not None and _stopped(self.pid):
+            self._end("their process was stopped (SIGSTOP)")
+        self._settle()
 
     def flags(self, start_ns: int, end_ns: int) -> list[str]:
         """Return the conditions that held at some moment of a request, as flags; wakes nobody.
@@ -124,6 +155,9 @@ class Telemetry:
     def __exit__(self, *_: object) -> None:
         """End the sensors' process."""
         self._listen(0.0)
+        if self._ended:
+            self._modules = []
+            self._end(self._ended)
         self._close(_GRACE_SECONDS)
         if self._pages is not None:
             self._pages.close()
@@ -133,7 +167,9 @@ class Telemetry:
         if self._channel is None:
             return
         try:
-            self._channel.send(message)
+            self._channel.send(message, _GRACE_SECONDS)
+        except TimeoutError:
+            self._end("their process does not listen any more")
         except LaunchError:
             self._end(self._how_it_died())
 
@@ -142,33 +178,39 @@ class Telemetry:
         while self._channel is not None and select.select([self._socket], [], [], timeout_seconds)[0]:
             timeout_seconds = 0.0
             try:
-                message = self._channel.receive(_GRACE_SECONDS)
+                message = self._channel.receive(_GRACE_SECONDS, most_bytes=_MOST_BYTES)
             except (LaunchError, TimeoutError) as error:
                 self._end(str(error))
                 return
             if message is None:
                 self._end(self._how_it_died())
                 return
-            self._facts |= message.get("facts", {})
-            for name, reason in message.get("lost", {}).items():
+            try:
+                told = msgspec.convert(message, _Told)
+            except msgspec.ValidationError as error:
+                self._end(f"broke the protocol: {error}")
+                return
+            if told.facts:
+                self._starting = False
+            self._facts |= told.facts
+            for name, reason in told.lost.items():
                 self._facts[name] = {**self._facts.get(name, {}), "lost": reason}
                 self._say(f"sensor lost: {reason}; the run goes on")
-            if "trouble" in message:
-                self._say(f"sensors: {message['trouble']}; the run goes on")
+            if told.trouble:
+                self._say(f"sensors: {told.trouble}; the run goes on")
 
     def _how_it_died(self) -> str:
         assert self._process is not None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_GRACE_SECONDS)
-        code = self._process.returncode
-        if code is None:
-            return "their process closed its channel"
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-        return f"their process {how}"
+        self._process.reap(_GRACE_SECONDS)
+        return f"their process {self._process.how_it_ended()}"
 
     def _end(self, reason: str) -> None:
-        """Go on without sensors, and say so once."""
+        """Go on without sensors, and say so once; where plugins brought some, ours are to start anew first."""
         self._close(0.0)
+        self._starting = False
+        if self._modules:
+            self._ended = reason
+            return
         self._facts["sensors"] = {"lost" if self._facts else "absent": reason}
         self._say(f"sensors: {reason}; the run goes on without telemetry; log: {self._folder}/logs/sensors.log")
 
@@ -178,9 +220,13 @@ class Telemetry:
         self._channel.close()
         self._channel = None
         assert self._process is not None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(grace_seconds)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        os.close(self._guard)
+        self._process.reap(grace_seconds)
+        self._process.kill()
+
+
+def _stopped(pid: int) -> bool:
+    """Say whether a process stands still by a signal; False where it cannot be told."""
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    except psutil.Error:
+        return False

@@ -11,12 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from enginecmp.deadlines import Deadlines
-from enginecmp.launch import Launch
+from enginecmp.launch.launch import Launch
 from enginecmp.models.store import resolve
-from enginecmp.plugins import Plugin, discover, find
+from enginecmp.plugins.discovery import discover, find
+from enginecmp.plugins.plugin import Plugin
 from enginecmp.testing.tiny_models import tiny_model
 from enginecmp.types import LoadOptions, ModelInfo
+from enginecmp.wire.deadlines import Deadlines
 
 DEADLINES = Deadlines(load_seconds=300, prefill_seconds=120, decode_seconds=120, score_seconds=300)
 
@@ -109,6 +110,13 @@ def prompts(model: ModelInfo) -> Prompts:
 def launch(subject: Subject) -> Iterator[Launch]:
     """One launch that the tests of ordinary requests share."""
     with subject.launched() as launch:
+        yield launch
+
+
+@pytest.fixture(scope="session")
+def several(subject: Subject) -> Iterator[Launch]:
+    """One launch with room for three sequences that the tests of batches share."""
+    with subject.launched(max_sequences=3) as launch:
         yield launch
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from enginecmp.measure import exact
+from enginecmp.operands import matrices
+from enginecmp.testing.fake_session import FakeSession
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from enginecmp.testing.fake_engine import FakeSession
 
 SHARES = {
     "embedding": 0.02,
@@ -26,7 +28,7 @@ SHARES = {
 
 def operation(session: FakeSession, kind: str, parameters: Mapping[str, Any]) -> Callable[[], Any] | None:
     """Return an operation that takes `operation_us` of the session's clock; None for kinds that do not exist."""
-    make = {"tokenize": _tokenize, "sampling": _sampling, "matmul": _matmul}.get(kind)
+    make = _MAKERS.get(kind)
     if make is None:
         return None
     session.draw_factor(parameters.get("token_ids", ()))
@@ -81,8 +83,25 @@ def _nucleus(logits: NDArray[np.float32], parameters: Mapping[str, Any]) -> NDAr
 
 
 def _matmul(session: FakeSession, parameters: Mapping[str, Any], wrong: bool) -> Callable[[], Any]:
-    from enginecmp.kinds.operation import matrices
-
     left, right = matrices(*(parameters[name] for name in ("rows", "inner", "columns", "seed")))
     product = left @ right * (1.01 if wrong else 1.0)
     return lambda: product
+
+
+def _elementwise(session: FakeSession, parameters: Mapping[str, Any], wrong: bool) -> Callable[[], Any]:
+    answer = exact.elementwise(parameters) * (1.01 if wrong else 1.0)
+    return lambda: answer
+
+
+def _layer(session: FakeSession, parameters: Mapping[str, Any], wrong: bool) -> Callable[[], Any]:
+    answer = exact.layer(parameters) * (1.01 if wrong else 1.0)
+    return lambda: answer
+
+
+_MAKERS = {
+    "tokenize": _tokenize,
+    "sampling": _sampling,
+    "matmul": _matmul,
+    "elementwise": _elementwise,
+    "layer": _layer,
+}

@@ -16,6 +16,7 @@ from enginecmp.testing.fake_engine import (
     cmp_reset,
     cmp_score,
     cmp_unload,
+    cmp_version,
 )
 from enginecmp.types import EngineInfo
 
@@ -29,6 +30,7 @@ __all__ = [
     "cmp_reset",
     "cmp_score",
     "cmp_unload",
+    "cmp_version",
 ]
 
 

@@ -11,8 +11,8 @@ file with one sensor, or a list of them:
 The file is read anew at every reading, and the last entry whose "from" is not above the number of the reading (from 1)
 holds: a test scripts the numbers beforehand, or replaces the file when it wants a change. "energy" in place of a value
 is a rate: {"energy": {"cpu_energy_joules": 25.0}} counts 25 joules a second. "absent" beside "name" gives the reason
-why the sensor cannot start. "act" is lost (it says it is gone), error (it raises), hang, or kill (the sensors' process
-is killed). Without the variable there are no sensors.
+why the sensor cannot start. "act" is lost (it says it is gone), error (it raises), hang, or what it does to their
+process: kill, stop or exit. Without the variable there are no sensors.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from enginecmp import clock
+from enginecmp.errors import SensorAbsent
 from enginecmp.hookspecs import hookimpl
-from enginecmp.telemetry.sensor import Sensor, SensorAbsent
+from enginecmp.types import Sensor
 
 VARIABLE = "FAKE_SENSORS"
 
@@ -81,6 +82,10 @@ class FakeSensor:
                 time.sleep(3600)
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            case "exit":
+                os._exit(7)
         seconds = (clock.now_ns() - self._start_ns) / 1e9
         energy = {name: rate * seconds for name, rate in entry.get("energy", {}).items()}
         return {**entry.get("values", {}), **energy}, entry.get("conditions", [])

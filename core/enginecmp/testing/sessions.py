@@ -38,4 +38,4 @@ def require_engine(plugin: Any) -> None:
     """Skip a test where the engine cannot run."""
     probe = plugin.cmp_probe(LoadOptions())
     if not probe.ok:
-        pytest.skip(f"{plugin.cmp_engine().name}: {probe.reason}; {probe.mend}")
+        pytest.skip(f"{plugin.cmp_engine().name}: {probe.reason}; {probe.fix}")

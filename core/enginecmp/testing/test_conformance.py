@@ -7,22 +7,26 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from enginecmp.contender import Contender
-from enginecmp.equivalence import REFERENCE_ENGINE, divergence, exact_threshold, score
-from enginecmp.launch import Launch, LaunchFailure
+from enginecmp.gate.equivalence import REFERENCE_ENGINE, divergence, exact_threshold, score
+from enginecmp.launch.engine_config import EngineConfig
+from enginecmp.launch.launch import Launch, LaunchFailure
 from enginecmp.models.synth import write_synth
-from enginecmp.plugins import Plugin, discover
-from enginecmp.testing.conftest import DEADLINES, Prompts, Subject
-from enginecmp.types import NO_ID, ModelInfo, Probe
+from enginecmp.plugins.discovery import discover
+from enginecmp.plugins.plugin import Plugin
+from enginecmp.testing.conftest import DEADLINES, Load, Prompts, Subject
+from enginecmp.types import NO_ID, ModelInfo
+from enginecmp.wire.answers import Answered
 
-UNITS = ("_bytes", "_seconds", "_tokens", "_per_second", "_joules", "_watts", "_count", "_switches", "_ratio")
+UNITS = (
+    *("_bytes", "_seconds", "_tokens", "_per_second", "_per_step", "_joules", "_watts", "_count", "_switches"),
+    *("_ratio", "_rate"),
+)
 COMPONENTS = {"embedding", "norm", "rope", "attention", "ffn", "lm_head", "sampling", "other"}
 
 # Extension modules that discovery may load: the host's own needs and the standard library.
@@ -31,7 +35,7 @@ _ALLOWED_NATIVE = ("msgspec", "_", "numpy")
 _LIST_NATIVE = """
 import importlib, sys, sysconfig
 importlib.import_module(sys.argv[1].partition(":")[0])
-from enginecmp.plugins import load_object, manager_with
+from enginecmp.plugins.manager import load_object, manager_with
 manager_with(load_object(sys.argv[1])).hook.cmp_engine()
 stdlib = sysconfig.get_paths()["stdlib"]
 for name, module in sorted(sys.modules.items()):
@@ -48,7 +52,7 @@ def logits_of(launch: Launch, token_ids: Sequence[int]) -> NDArray[np.float32] |
     return np.frombuffer(answer["data"], dtype=np.float32).reshape(answer["shape"])
 
 
-def generate(launch: Launch, token_ids: tuple[int, ...], output_tokens: int) -> dict[str, Any]:
+def generate(launch: Launch, token_ids: tuple[int, ...], output_tokens: int) -> Answered:
     answer = launch.request(token_ids, output_tokens, DEADLINES)
     assert answer["error"] is None, answer["error"]
     return answer
@@ -79,9 +83,8 @@ def test_facts_are_complete(plugin: Plugin) -> None:
 
 def test_probe_says_it_can_run_here(subject: Subject) -> None:
     with subject.started() as launch:
-        answer = launch.call("probe", 30, options=msgspec.to_builtins(subject.options))
-    found = msgspec.convert(answer, Probe)
-    assert found.ok, f"{found.reason}; mend: {found.mend}"
+        found = launch.probe(30)
+    assert found.ok, f"{found.reason}; fix: {found.fix}"
 
 
 def test_load_reports_metrics_with_units(subject: Subject) -> None:
@@ -135,7 +138,6 @@ def test_decoded_tokens_are_the_most_likely_ones(launch: Launch, prompts: Prompt
 def test_reset_leaves_nothing_of_the_last_request(subject: Subject, prompts: Prompts) -> None:
     with subject.launched() as launch:
         fresh = generate(launch, prompts[0], 8)
-    with subject.launched() as launch:
         generate(launch, prompts[2], 12)
         after = generate(launch, prompts[0], 8)
         again = generate(launch, prompts[0], 8)
@@ -194,32 +196,30 @@ def test_an_unknown_option_is_refused(subject: Subject) -> None:
     assert "no_such_option" in str(failure.value)
 
 
-def test_an_architecture_it_cannot_load_is_refused(subject: Subject, tmp_path: Path) -> None:
-    assert subject.plugin.info is not None
-    others = [a for a in ("gpt2", "phi3", "qwen2", "llama") if a not in subject.plugin.info.architectures]
+def test_an_architecture_it_cannot_load_is_refused(plugin: Plugin, load: Load, tmp_path: Path) -> None:
+    assert plugin.info is not None
+    others = [a for a in ("gpt2", "phi3", "qwen2", "llama") if a not in plugin.info.architectures]
     if not others:
-        pytest.skip("the engine loads every architecture that can be invented here")
+        pytest.skip("the engine loads every architecture that can be synthesized here")
     model = write_synth(tmp_path / "other.gguf", like=f"tiny-{others[0]}", quantization="F32", seed=0)
-    with pytest.raises(LaunchFailure) as failure, subject.launched(model):
-        pass
+    with pytest.raises(LaunchFailure) as failure:
+        load(model)
     assert failure.value.status == "error"
 
 
-def test_batched_requests_give_the_same_tokens_as_single_ones(subject: Subject, prompts: Prompts) -> None:
-    with subject.launched(max_sequences=2) as launch:
-        single = [generate(launch, prompt, 6)["ids"] for prompt in prompts]
-        requests = [
-            {"id": str(number), "token_ids": list(prompt), "output_tokens": 6} for number, prompt in enumerate(prompts)
-        ]
-        batched = launch.call("batch", DEADLINES.decode_seconds, requests=requests)
+def test_batched_requests_give_the_same_tokens_as_single_ones(several: Launch, prompts: Prompts) -> None:
+    single = [generate(several, prompt, 6)["ids"] for prompt in prompts]
+    requests = [
+        {"id": str(number), "token_ids": list(prompt), "output_tokens": 6} for number, prompt in enumerate(prompts)
+    ]
+    batched = several.call("batch", DEADLINES.decode_seconds, requests=requests)
     if batched is None:
         pytest.skip("the engine has no continuous batching of its own")
     assert [batched[str(number)] for number in range(len(prompts))] == single
 
 
-def test_profile_names_known_components(subject: Subject, prompts: Prompts) -> None:
-    with subject.launched() as launch:
-        found = launch.call("profile", DEADLINES.decode_seconds, token_ids=list(prompts[1]), n_tokens=4)
+def test_profile_names_known_components(launch: Launch, prompts: Prompts) -> None:
+    found = launch.call("profile", DEADLINES.decode_seconds, token_ids=list(prompts[1]), n_tokens=4)
     if found is None:
         pytest.skip("the engine cannot tell its components apart")
     assert set(found["seconds"]) <= COMPONENTS
@@ -233,7 +233,9 @@ def test_unloading_ends_the_process_cleanly(subject: Subject, prompts: Prompts) 
     assert launch.returncode == 0
 
 
-def test_it_computes_what_the_reference_computes(subject: Subject, prompts: Prompts, tmp_path: Path) -> None:
+def test_it_computes_what_the_reference_computes(
+    subject: Subject, launch: Launch, prompts: Prompts, tmp_path: Path
+) -> None:
     reference = next((p for p in discover() if p.name == REFERENCE_ENGINE and p.error is None), None)
     if reference is None or subject.plugin.name in (REFERENCE_ENGINE, "fake"):
         pytest.skip("nothing to compare with")
@@ -241,15 +243,9 @@ def test_it_computes_what_the_reference_computes(subject: Subject, prompts: Prom
         pytest.skip("the engine cannot load a float32 file, so exactness cannot be shown")
     options = msgspec.structs.replace(subject.options, device="cpu", extra={})
     wanted = score(
-        Contender("reference", reference, options), subject.model, prompts[2], tmp_path / "reference.log", DEADLINES
+        EngineConfig("reference", reference, options), subject.model, prompts[2], tmp_path / "reference.log", DEADLINES
     )
-    got = score(
-        Contender(subject.plugin.name, subject.plugin, subject.options),
-        subject.model,
-        prompts[2],
-        tmp_path / "engine.log",
-        DEADLINES,
-    )
+    got = logits_of(launch, prompts[2])
     assert wanted is not None
     if got is None:
         pytest.skip("the engine has no cmp_score")

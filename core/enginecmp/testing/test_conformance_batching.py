@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enginecmp.launch import Launch, LaunchFailure
-from enginecmp.testing.conftest import DEADLINES, Prompts, Subject
+from enginecmp.launch.launch import Launch, LaunchFailure
+from enginecmp.testing.conftest import DEADLINES, Prompts
 from enginecmp.testing.test_conformance import generate, logits_of
 from enginecmp.types import NO_ID
 
@@ -35,22 +35,20 @@ def require_as_likely(launch: Launch, prompt: tuple[int, ...], ids: list[int], w
 
 
 @pytest.mark.parametrize("every", [0, 2, 5])
-def test_staggered_requests_give_the_same_tokens_as_single_ones(subject: Subject, prompts: Prompts, every: int) -> None:
-    several = [*prompts, *prompts[::-1]]
-    with subject.launched(max_sequences=3) as launch:
-        together = batched(launch, several, every)
-        single = [generate(launch, prompt, TOKENS)["ids"] for prompt in several]
-        if NO_ID in single[0]:
-            pytest.skip("the engine hands out text, not ids")
-        for prompt, ids, wanted in zip(several, together, single, strict=True):
-            require_as_likely(launch, prompt, ids, wanted)
+def test_staggered_requests_give_the_same_tokens_as_single_ones(several: Launch, prompts: Prompts, every: int) -> None:
+    asked = [*prompts, *prompts[::-1]]
+    together = batched(several, asked, every)
+    single = [generate(several, prompt, TOKENS)["ids"] for prompt in asked]
+    if NO_ID in single[0]:
+        pytest.skip("the engine hands out text, not ids")
+    for prompt, ids, wanted in zip(asked, together, single, strict=True):
+        require_as_likely(several, prompt, ids, wanted)
 
 
-def test_a_request_that_cannot_fit_is_refused_and_the_batch_lives_on(subject: Subject, prompts: Prompts) -> None:
-    with subject.launched(max_sequences=2) as launch:
-        before = batched(launch, prompts[:2])
-        with pytest.raises(LaunchFailure) as refused:
-            batched(launch, [prompts[0], prompts[2] * 3])
-        after = batched(launch, prompts[:2])
+def test_a_request_that_cannot_fit_is_refused_and_the_batch_lives_on(several: Launch, prompts: Prompts) -> None:
+    before = batched(several, prompts[:2])
+    with pytest.raises(LaunchFailure) as refused:
+        batched(several, [prompts[0], prompts[2] * 3])
+    after = batched(several, prompts[:2])
     assert refused.value.kind == "ContextOverflow"
     assert after == before

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from enginecmp.equivalence import divergence, exact_threshold
-from enginecmp.launch import Launch
-from enginecmp.models.synth_shapes import SHAPES, llama3_rope_factors
-from enginecmp.plugins import Plugin
+from enginecmp.gate.equivalence import divergence, exact_threshold
+from enginecmp.launch.launch import Launch
+from enginecmp.models.synth_shapes import LLAMA32_ROPE, SHAPES
+from enginecmp.plugins.plugin import Plugin
 from enginecmp.prompts import PromptSet
 from enginecmp.testing import float64
 from enginecmp.testing.conftest import Load, Subject, Tiny
@@ -89,7 +89,8 @@ def test_what_a_file_asks_for_is_computed_or_refused(what: str, plugin: Plugin, 
         pytest.skip(f"a declared limit: {limits[0]}")
     architecture, fields = ASKED_FOR[what]
     plain = tiny(architecture)
-    factors = {"rope_freqs.weight": np.array(llama3_rope_factors(SHAPES["tiny-llama"]), np.float32)}
+    shape = SHAPES["tiny-llama"]
+    factors = {"rope_freqs.weight": np.array(LLAMA32_ROPE.factors(shape.rope_base, shape.head_dim), np.float32)}
     model = changed_model(plain, fields, factors if what == "rope_freqs" else {})
     prompt = prompt_for(model)
     wanted = float64.logits(model.path, prompt)

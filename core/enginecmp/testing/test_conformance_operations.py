@@ -9,20 +9,27 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from enginecmp.kinds.operation import MATMUL_TOLERANCE, matrices
-from enginecmp.launch import Launch
+from enginecmp.launch.launch import Launch
+from enginecmp.measure import exact
+from enginecmp.measure.operation import ELEMENTWISE_TOLERANCE, LAYER_TOLERANCE, MATMUL_TOLERANCE
 from enginecmp.models.tokenizer import load_tokenizer
-from enginecmp.plugins import Plugin
+from enginecmp.operands import matrices
+from enginecmp.plugins.plugin import Plugin
 from enginecmp.testing.conftest import DEADLINES, Prompts
 from enginecmp.types import NO_ID, ModelInfo
 
 DRAWS = 400
 TEXT = "Twelve engines, one file: is 3.5 ms a token fast?\n  It depends."
 GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 3}
+CONSTANTS = {"rope_base": 10_000.0, "epsilon": 1e-5, "seed": 5}
+ROWS = {"rows": 3, "length": 192, "head_dim": 32, "start": 500, **CONSTANTS}
+LAYER = {"width": 96, "heads": 6, "kv_heads": 2, "head_dim": 32, "feed_forward": 160, **CONSTANTS}
 KINDS: dict[str, dict[str, Any]] = {
     "tokenize": {"direction": "encode", "text": TEXT},
     "sampling": {"token_ids": [1, 2, 3], **GREEDY},
     "matmul": {"rows": 2, "inner": 32, "columns": 64, "method": "library", "seed": 5},
+    "elementwise": {"function": "add", **ROWS},
+    "layer": {"rows": 2, "past": 3, **LAYER},
 }
 
 
@@ -127,6 +134,34 @@ def test_products_are_those_of_float64(launch: Launch, plugin: Plugin, method: s
     answer = call(launch)
     left, right = (matrix.astype(np.float64) for matrix in matrices(**size))
     wanted = left @ right
-    came = np.frombuffer(answer["data"], dtype=np.float32).reshape(answer["shape"])
-    assert came.shape == wanted.shape
-    assert np.abs(came - wanted).max() <= MATMUL_TOLERANCE * np.abs(wanted).max()
+    got = np.frombuffer(answer["data"], dtype=np.float32).reshape(answer["shape"])
+    assert got.shape == wanted.shape
+    assert np.abs(got - wanted).max() <= MATMUL_TOLERANCE * np.abs(wanted).max()
+
+
+def worst(answer: Any, wanted: NDArray[np.float64]) -> float:
+    """Return the largest deviation as a share of the largest element."""
+    got = np.frombuffer(answer["data"], dtype=np.float32).reshape(answer["shape"])
+    assert got.shape == wanted.shape
+    return float(np.abs(got - wanted).max() / np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("function", ["add", "silu_mul", "rms_norm", "softmax", "rope"])
+@pytest.mark.parametrize("rows", [1, 19])
+def test_functions_of_elements_are_those_of_float64(launch: Launch, plugin: Plugin, function: str, rows: int) -> None:
+    require(plugin, "elementwise")
+    parameters = {**ROWS, "function": function, "rows": rows}
+    assert prepare(launch, "elementwise", parameters)
+    wanted = exact.elementwise(parameters)
+    # What computes in place must not find its own answer the next time.
+    assert max(worst(call(launch), wanted) for _ in range(3)) <= ELEMENTWISE_TOLERANCE
+
+
+@pytest.mark.parametrize("past", [0, 45])
+@pytest.mark.parametrize("rows", [1, 37])
+def test_a_layer_is_that_of_float64(launch: Launch, plugin: Plugin, rows: int, past: int) -> None:
+    require(plugin, "layer")
+    parameters = {**LAYER, "rows": rows, "past": past}
+    assert prepare(launch, "layer", parameters)
+    wanted = exact.layer(parameters)
+    assert max(worst(call(launch), wanted) for _ in range(3)) <= LAYER_TOLERANCE

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from enginecmp.launch import Launch, LaunchFailure
+from enginecmp.launch.launch import Launch, LaunchFailure
 from enginecmp.prompts import PromptSet
 from enginecmp.testing.conftest import Load, Prompts, Subject, Tiny
 from enginecmp.testing.test_conformance import failure_of, generate, logits_of, refusal

@@ -10,8 +10,8 @@ from typing import Literal
 
 import msgspec
 
-from enginecmp.environment import usable_cores
-from enginecmp.selection import resolve_threads
+from enginecmp.machine.environment import usable_cores
+from enginecmp.run.selection import resolve_threads
 from enginecmp.types import EngineInfo, LoadOptions
 
 GRID_LIMIT = 12

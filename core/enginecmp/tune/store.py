@@ -7,12 +7,13 @@ from typing import Any
 
 import msgspec
 
-from enginecmp.contender import Contender
-from enginecmp.errors import ResultsError
-from enginecmp.files import write_atomically
-from enginecmp.noise import machine_of
+from enginecmp.errors import ResultsError, meant
+from enginecmp.format.documents import read_json
+from enginecmp.launch.engine_config import EngineConfig
+from enginecmp.machine.noise import machine_of
+from enginecmp.machine.user_data import data_file
+from enginecmp.results.files import write_atomically
 from enginecmp.types import ModelInfo
-from enginecmp.userdata import data_file
 
 FILE = "tuned.json"
 
@@ -70,31 +71,33 @@ def known() -> list[Tuned]:
     """
     path = data_file(FILE)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=list[Tuned])
+        winners: list[Tuned] = read_json(path, list[Tuned])
     except FileNotFoundError:
         return []
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        msg = f"{path}: expected winners of `cmp tune` as JSON, got: {error}; mend or remove it"
+    except ResultsError as error:
+        got = str(error).removeprefix(f"{path}: ")
+        msg = f"{path}: expected winners of `cmp tune` as JSON, got: {got}; fix or remove it"
         raise ResultsError(msg) from error
+    return winners
 
 
-def find(contender: Contender, model: ModelInfo, environment: Mapping[str, Any]) -> tuple[Tuned | None, str]:
-    """Return the stored winner of a contender, or None and what there is instead.
+def find(config: EngineConfig, model: ModelInfo, environment: Mapping[str, Any]) -> tuple[Tuned | None, str]:
+    """Return the stored winner of a config, or None and what there is instead.
 
     Args:
-        contender: the engine with its default options.
+        config: the engine with its default options.
         model: the file it will load.
         environment: of the machine, as in a manifest.
     """
-    mine = [tuned for tuned in known() if tuned.engine == contender.plugin.name]
+    mine = [tuned for tuned in known() if tuned.engine == config.plugin.name]
     machine = machine_of(environment)
-    wanted = (model.sha256, contender.options.device, machine, contender.engine_version)
+    wanted = (model.sha256, config.options.device, machine, config.engine_version)
     for tuned in mine:
         if (tuned.model_sha256, tuned.device, tuned.machine, tuned.version) == wanted:
             return tuned, ""
     for tuned in mine:
         if (tuned.model_sha256, tuned.device, tuned.machine) == wanted[:3]:
-            return None, f"tuned was version {tuned.version}, installed is {contender.engine_version}"
+            return None, f"tuned was version {tuned.version}, installed is {config.engine_version}"
         if (tuned.model_sha256, tuned.device) == wanted[:2]:
             return None, "it was tuned on another machine, or under another kernel"
     return None, ""
@@ -111,6 +114,7 @@ def publish(tuned: Tuned) -> None:
 
 def forget(engine: str, model_sha256: str | None) -> list[Tuned]:
     """Remove the winners of an engine, of one model or of all, and return them."""
+    engine = meant(engine, {tuned.engine for tuned in known()})
     gone = [t for t in known() if t.engine == engine and model_sha256 in (None, t.model_sha256)]
     if gone:
         keys = [tuned.key for tuned in gone]

@@ -1,0 +1,221 @@
+"""`cmp run --suite FILE`: several scenarios or settings one after the other, and one report of all of them.
+
+A suite has a folder of its own with all its runs in it, so that `cmp stats FOLDER` reads them together, and suite.json,
+which says how far it came: `cmp run --resume FOLDER` goes on with what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from enginecmp.cli.console import echo, print_json, say, show
+from enginecmp.cli.measure import Prepared, measure, prepare, resume_command
+from enginecmp.errors import CmpError, ResultsError, UsageError
+from enginecmp.format.documents import read_json
+from enginecmp.format.files import MANIFEST
+from enginecmp.format.readers import read_manifest
+from enginecmp.format.text import command_line, to_json
+from enginecmp.results.files import write_atomically
+from enginecmp.results.writer import ResultsFolder
+from enginecmp.run.estimate import duration
+from enginecmp.run.manifest import new_run_id
+from enginecmp.run.options import RunOptions
+from enginecmp.run.prepare import find_model
+from enginecmp.run.suite import Part, read_suite
+from enginecmp.run.summary import headline
+
+if TYPE_CHECKING:
+    from enginecmp_analysis.data.group import Analysis
+
+SUITE = "suite.json"
+SCHEMA = "enginecmp-suite/1"
+REPORT = "report.html"
+
+Progress = Literal["waiting", "running", "complete", "failed"]
+
+
+class PartState(msgspec.Struct, kw_only=True):
+    """How far one part of a suite came.
+
+    Attributes:
+        name: of the part.
+        options: fields of `RunOptions` that are not the default.
+        status: waiting, running (also where it was cut off), complete or failed.
+        folder: name of its run inside the suite's folder; empty before it began.
+        error: why it failed; empty otherwise.
+    """
+
+    name: str
+    options: dict[str, object]
+    status: Progress = "waiting"
+    folder: str = ""
+    error: str = ""
+
+
+class SuiteState(msgspec.Struct, kw_only=True):
+    """suite.json: what a suite is made of, and how far it came.
+
+    Attributes:
+        schema: "enginecmp-suite/1".
+        name: of the suite.
+        parts: in the order in which they run.
+    """
+
+    schema: str = SCHEMA
+    name: str
+    parts: list[PartState]
+
+
+def start_suite(options: RunOptions, file: Path) -> int:
+    """Run every part of a suite file, and report all of them; return 0, or 1 when a part failed.
+
+    Every part is prepared before the first launch, so that a wrong name costs no measurement.
+
+    Raises:
+        UsageError: the file, or an option of a part, is wrong.
+    """
+    given = msgspec.structs.replace(options, suite=None, seed=options.chosen_seed())
+    name, parts = read_suite(file, given)
+    ready = [(part, _prepared(part)) for part in parts]
+    say(f"suite {name}: {len(parts)} parts, seed {given.seed}, {_takes([p for _, p in ready])}:")
+    for number, (part, prepared) in enumerate(ready, start=1):
+        say(f"  {number}. {part.name}: {headline(prepared.request)}; about {duration(prepared.seconds)}")
+    if options.dry_run:
+        return 0
+    with ResultsFolder(options.out):
+        folder = options.out / new_run_id(f"suite-{name}")
+        folder.mkdir()
+        state = SuiteState(name=name, parts=[PartState(name=p.name, options=p.options.given()) for p in parts])
+        _keep(folder, state)
+        return _run(folder, state, options)
+
+
+def is_suite(folder: Path) -> bool:
+    """Return whether a folder is that of a suite."""
+    return (folder / SUITE).is_file()
+
+
+def resume_suite(options: RunOptions, folder: Path) -> int:
+    """Go on with a suite: parts that failed or never began run (again), one that was cut off goes on.
+
+    Raises:
+        ResultsError: suite.json is not what it should be.
+    """
+    path = folder / SUITE
+    state: SuiteState = read_json(path, SuiteState)
+    for part in state.parts:
+        if part.folder == ".." or "\0" in part.folder or Path(part.folder).name != part.folder:
+            msg = f"{path}: part {part.name}: expected the name of a run beside it, got '{part.folder}'"
+            raise ResultsError(msg)
+    left = [part.name for part in state.parts if part.status != "complete"]
+    say(f"{folder}: {'resuming: ' + ', '.join(left) if left else 'is complete, nothing to resume'}")
+    with ResultsFolder(folder.parent):
+        return _run(folder, state, options)
+
+
+def _run(folder: Path, state: SuiteState, options: RunOptions) -> int:
+    for number, part in enumerate(state.parts, start=1):
+        if part.status == "complete":
+            continue
+        say(f"part {number}/{len(state.parts)}: {part.name}")
+        try:
+            # With --json, stdout is for the one document at the end.
+            with contextlib.redirect_stdout(sys.stderr if options.as_json else sys.stdout):
+                _measure(folder, state, part, options)
+            part.status, part.error = "complete", ""
+        except KeyboardInterrupt:
+            say(f"interrupted in part {part.name}; to go on: {resume_command(folder)}")
+            raise
+        except ResultsError:
+            raise  # nothing can be written any more
+        except CmpError as error:
+            part.status, part.error = "failed", str(error)
+            say(f"part {part.name} failed: {error}")
+        _keep(folder, state)
+    _tell(folder, state, options)
+    return 1 if any(part.status == "failed" for part in state.parts) else 0
+
+
+def _measure(folder: Path, state: SuiteState, part: PartState, options: RunOptions) -> None:
+    """Run one part, or go on with it where its run has begun."""
+    run = folder / part.folder
+    try:
+        own = RunOptions.of(part.options)
+    except msgspec.ValidationError as error:
+        msg = f"{folder / SUITE}: part {part.name}: {error}; start a new suite"
+        raise ResultsError(msg) from error
+    own = msgspec.structs.replace(own, out=folder, no_sensors=own.no_sensors or options.no_sensors)
+    if part.folder and (run / MANIFEST).exists():
+        status = read_manifest(run).status
+        if status == "complete" and not part.error:
+            return
+        if status != "complete":
+            from enginecmp.cli.resume import resume
+
+            resume(RunOptions(resume=run, out=folder, reference=own.reference, no_sensors=own.no_sensors), run)
+            return
+    prepared = _prepared(Part(part.name, own))
+    part.status, part.folder = "running", new_run_id(prepared.request.scenario.name)
+    _keep(folder, state)
+    measure(own, prepared, part.folder)
+
+
+def _prepared(part: Part) -> Prepared:
+    try:
+        prepared = prepare(part.options, find_model(part.options.model))
+    except UsageError as error:
+        msg = f"part {part.name}: {error}"
+        raise UsageError(msg) from error
+    if prepared.saved is not None:
+        msg = f"part {part.name}: baseline = '{part.options.baseline}' is a saved run; name an engine of the part"
+        raise UsageError(msg)
+    return prepared
+
+
+def _takes(prepared: list[Prepared]) -> str:
+    return f"about {duration(sum(one.seconds for one in prepared))} and the gates"
+
+
+def _keep(folder: Path, state: SuiteState) -> None:
+    write_atomically(folder / SUITE, to_json(state, indent=1) + b"\n")
+
+
+def _tell(folder: Path, state: SuiteState, options: RunOptions) -> None:
+    """Report everything that was measured: the page, the answer, and which part failed."""
+    complete = [folder / part.folder for part in state.parts if part.status == "complete"]
+    report = folder / REPORT if complete else None
+    analysis = _report(folder, complete) if complete else None
+    if options.as_json:
+        print_json({"suite": state, "folder": str(folder), "report": str(report) if report else None})
+        return
+    if analysis is not None:
+        from enginecmp_analysis.render.first_screen import first_screen
+
+        shown = command_line(["cmp", "stats", str(folder)])
+        show(first_screen(analysis, shown, shutil.get_terminal_size().columns))
+    for part in state.parts:
+        echo(f"{part.name}: {part.status}{f': {part.error}' if part.error else ''}")
+    if any(part.status == "failed" for part in state.parts):
+        echo(f"to run what failed again: {resume_command(folder)}")
+    if report is not None:
+        echo(f"report of all parts: {report}")
+
+
+def _report(folder: Path, runs: list[Path]) -> Analysis:
+    from enginecmp_analysis.analyse import analyse
+    from enginecmp_analysis.data.load import load_runs
+    from enginecmp_analysis.decisions.decide import Questions, decide_more
+    from enginecmp_analysis.judge.judge import Options
+    from enginecmp_analysis.render.pictures.page import to_page
+
+    chosen = Options()
+    analysis = analyse(load_runs(runs), chosen)
+    decide_more(analysis, chosen, Questions())
+    write_atomically(folder / REPORT, to_page(analysis, chosen.margin).encode())
+    return analysis

@@ -1,0 +1,1 @@
+"""Models as Hugging Face folders: read strictly, hashed, and converted from GGUF and to it without losing a bit."""

@@ -1,0 +1,1 @@
+"""The writing side of the results format: runs, saved baselines, files that are replaced whole."""

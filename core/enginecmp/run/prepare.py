@@ -1,0 +1,216 @@
+"""From the options of `cmp run` to what it will do: scenario, model, engines."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from enginecmp.errors import CmpError, UsageError
+from enginecmp.plugins.plugin import Plugin
+from enginecmp.run.options import RunOptions
+from enginecmp.scenarios import Scenario
+from enginecmp.scenarios.find_max import MOST_USERS
+from enginecmp.types import ModelInfo
+
+if TYPE_CHECKING:
+    from enginecmp.launch.engine_config import EngineConfig
+    from enginecmp.run.request import RunRequest
+
+_WAIT_LIMIT_SECONDS = 600.0
+
+
+def make_scenario(options: RunOptions, plugins: list[Plugin]) -> Scenario:
+    """Return the scenario that the options ask for, profile and overrides applied.
+
+    Raises:
+        UsageError: unknown scenario or profile, or a wrong key in its file.
+    """
+    from enginecmp.scenarios import change_deadlines, load_scenario
+    from enginecmp.scenarios.check import check
+
+    scenario = load_scenario(
+        options.scenario, options.profile, plugin_scenarios(plugins), usual_profile=options.usual_profile
+    )
+    changes: dict[str, Any] = {"gate": not options.no_gate, "max_extra": options.max_extra}
+    if options.blocks:
+        changes["blocks"] = options.blocks
+    if options.requests:
+        # A number of requests asks for that number: the time limit of the profile goes.
+        changes |= {"requests": options.requests, "seconds": None}
+    if options.deadlines:
+        changes["deadlines"] = change_deadlines(scenario.deadlines, options.deadlines)
+    if options.adaptive:
+        changes |= {"precision": options.precision, "blocks": options.blocks or 4 * scenario.blocks}
+    for key in ("score_positions", "max_kl", "max_nll_increase"):
+        if getattr(options, key) is not None:
+            changes[key] = getattr(options, key)
+    scenario = msgspec.structs.replace(scenario, **changes)
+    check(scenario, scenario.name)
+    return gate_only(scenario) if options.quality_only else scenario
+
+
+def plugin_scenarios(plugins: list[Plugin]) -> list[str]:
+    """Return the paths of the scenario files that plugins bring."""
+    return [path for plugin in plugins if plugin.error is None and plugin.here for path in plugin.scenarios]
+
+
+def make_request(
+    options: RunOptions,
+    scenario: Scenario,
+    model: ModelInfo,
+    seed: int,
+    plugins: list[Plugin],
+    say: Callable[[str], None],
+) -> RunRequest:
+    """Return what will run: the engines that were asked for and can run here, with their default settings.
+
+    The baseline is still to be chosen.
+
+    Args:
+        options: what was asked for.
+        scenario: from `make_scenario`, fitted to the model.
+        model: the file being timed.
+        seed: of the run.
+        plugins: every plugin there is.
+        say: told which engine is left out, and why.
+
+    Raises:
+        CmpError: an engine that was named cannot run, or none can.
+    """
+    from enginecmp.plugins.discovery import find
+    from enginecmp.run.probe import probe
+    from enginecmp.run.request import RunRequest
+    from enginecmp.run.selection import (
+        check_options,
+        choose,
+        implied_options,
+        parse_devices,
+        parse_engines,
+        parse_options,
+        resolve_threads,
+    )
+
+    threads = resolve_threads(options.threads)
+    chosen = parse_engines(options.engines, plugins)
+    extra = check_options(parse_options([*implied_options(options.engines), *options.options], chosen), chosen)
+    if options.matrix:
+        chosen = _fitting(chosen, model, say)
+    everything = options.engines == "all"
+    if everything:
+        for plugin in plugins:
+            if plugin.error is not None:
+                say(f"left out: {plugin.name}: its plugin is broken: {plugin.error}")
+    with tempfile.TemporaryDirectory(prefix="cmp-probe-") as logs:
+        configs = choose(
+            chosen,
+            model,
+            everything=everything,
+            devices=parse_devices(options.device, chosen),
+            threads=threads,
+            context_tokens=scenario.context_tokens,
+            needs=scenario.needs,
+            concurrency=most_in_flight(scenario),
+            extra=extra,
+            probe=lambda plugin, device, given: probe(plugin, device, Path(logs), given),
+            say=say,
+        )
+    configs, untimed = by_what_is_timed(configs, say)
+    if not configs:
+        scenario = gate_only(scenario)
+    reference = find(options.reference, plugins) if scenario.gate else None
+    return RunRequest(
+        scenario=scenario,
+        model=model,
+        configs=configs,
+        untimed=untimed,
+        baseline="",
+        seed=seed,
+        reference=reference,
+        fresh_gate=options.fresh_gate,
+        sensors=not options.no_sensors,
+    )
+
+
+def most_in_flight(scenario: Scenario) -> int:
+    """Return the most requests that an engine may be given at once: a search for users may come by more than it has."""
+    return MOST_USERS if scenario.find_max == "concurrency" else scenario.concurrency
+
+
+def by_what_is_timed(
+    configs: list[EngineConfig], say: Callable[[str], None]
+) -> tuple[list[EngineConfig], list[EngineConfig]]:
+    """Return the engines that will be timed, and those that only the gate looks at; the latter are told."""
+    untimed = [config for config in configs if not config.timed]
+    for config in untimed:
+        say(f"{config.label}: not timed: device {config.options.device} proves what is computed, not how fast")
+    return [config for config in configs if config.timed], untimed
+
+
+def gate_only(scenario: Scenario) -> Scenario:
+    """Return a scenario without anything that only launches need.
+
+    Raises:
+        UsageError: it has no gate, so nothing would be left.
+    """
+    if not scenario.gate:
+        msg = "nothing to do: without the gate and without an engine to time; leave --no-gate out"
+        raise UsageError(msg)
+    return msgspec.structs.replace(scenario, blocks=0, offered_load=(), copy_bandwidth=False)
+
+
+def _fitting(chosen: Mapping[str, Plugin], model: ModelInfo, say: Callable[[str], None]) -> dict[str, Plugin]:
+    """Return the engines that can load a model of a matrix; the others are told."""
+    from enginecmp.run.selection import unfit
+
+    fitting = {}
+    for label, plugin in chosen.items():
+        if reason := unfit(plugin, model):
+            say(f"left out of {model.name}: {label}: {reason}")
+        else:
+            fitting[label] = plugin
+    return fitting
+
+
+def find_model(name: str | None) -> ModelInfo:
+    """Return the model of that name, fetched or derived where it is not here; the default one without a name."""
+    from enginecmp.models.store import DEFAULT_MODEL, resolve
+
+    return resolve(name or DEFAULT_MODEL, fetch=True)
+
+
+def model_words(model: ModelInfo) -> list[str]:
+    """Return the words of a command line that mean this file: by its name where that finds it, else by its path."""
+    from enginecmp.models.store import DEFAULT_MODEL, resolve
+
+    try:
+        known = resolve(model.name, fetch=False).sha256 == model.sha256
+    except CmpError:
+        known = False
+    if known and model.name == DEFAULT_MODEL:
+        return []
+    return ["--model", model.name if known else model.hf_folder or model.path]
+
+
+def exact_of(model: ModelInfo) -> ModelInfo:
+    """Return the float32 sibling of a model, for the gate."""
+    from enginecmp.models.store import exact_sibling
+
+    return exact_sibling(model)
+
+
+def check_idle(wait: bool, say: Callable[[str], None]) -> None:
+    """Warn before a run on a busy machine, or wait until it is idle."""
+    from enginecmp.telemetry.idle import measure_busyness, wait_until_idle
+
+    if wait:
+        if not wait_until_idle(_WAIT_LIMIT_SECONDS, say):
+            msg = "the machine did not become idle within 10 minutes; stop what runs, or leave --wait-idle out"
+            raise CmpError(msg)
+        return
+    now = measure_busyness()
+    if now.busy:
+        say(f"warning: the machine is busy: {now.describe()}; samples will be flagged; --wait-idle waits")

@@ -1,0 +1,44 @@
+"""Ask engines whether they can run here, each in a worker of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from enginecmp.launch.launch import Launch, LaunchFailure
+from enginecmp.plugins.plugin import Plugin
+from enginecmp.types import LoadOptions, Probe
+
+_PROBE_SECONDS = 20.0
+
+
+def probe_all(plugins: list[Plugin], device: str | None = None) -> list[tuple[Plugin, Probe]]:
+    """Ask every plugin, each in a worker of its own, whether it can run here."""
+    with tempfile.TemporaryDirectory(prefix="cmp-probe-") as folder, ThreadPoolExecutor() as pool:
+        return list(zip(plugins, pool.map(lambda p: probe(p, device, Path(folder)), plugins), strict=True))
+
+
+def probe(plugin: Plugin, device: str | None, logs: Path, extra: Mapping[str, str] = {}) -> Probe:
+    """Ask one plugin whether it can run here, with its own options; a crash or a hang is an answer too."""
+    if plugin.info is None:
+        return Probe(ok=False, reason=plugin.error or "broken", fix=_fix_broken(plugin))
+    device = device or plugin.info.devices[0]
+    if device not in plugin.info.devices:
+        return Probe(ok=False, reason=f"runs on {', '.join(plugin.info.devices)}, not on {device}")
+    options = LoadOptions(device=device, extra=extra)
+    try:
+        with Launch(plugin.name, plugin, log=logs / f"{id(plugin)}.log", options=options) as launch:
+            return launch.probe(_PROBE_SECONDS)
+    except LaunchFailure as failure:
+        return Probe(ok=False, reason=str(failure).partition("; log:")[0])
+
+
+def _fix_broken(plugin: Plugin) -> str:
+    """Return what helps: a missing module comes with an installation, a wrong answer with another version."""
+    if not plugin.distribution:
+        return ""
+    if "ModuleNotFoundError" in (plugin.error or "") or "ImportError" in (plugin.error or ""):
+        return f"pip install --force-reinstall {plugin.distribution}"
+    return f"pip install --upgrade {plugin.distribution}, or cmp plugin uninstall {plugin.name}"

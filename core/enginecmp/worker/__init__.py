@@ -1,0 +1,1 @@
+"""The engine's side: the process that holds one engine, drives its hooks and reads the clock."""
