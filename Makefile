@@ -2,25 +2,32 @@
 PYTHON  ?= python3
 UV      := 0.13.8
 BIN     := .venv/bin
-PLUGINS := $(sort $(wildcard plugins/*/pyproject.toml))
-# Compiled by cargo, which not every machine has: built by itself, after everything else.
+# In environments of their own (make engines): large, and pinned to what conflicts with others.
+ISOLATED := openvino transformers
+PLUGINS := $(filter-out $(ISOLATED:%=plugins/%/pyproject.toml),$(sort $(wildcard plugins/*/pyproject.toml)))
+# Compiled by cargo, which not every machine has: built by themselves, after everything else.
+CPU     := plugins/custom_cpu
 CANDLE  := plugins/candle
 BURN    := plugins/burn
-# What both share: a crate, no distribution.
+# What they share: a crate, no distribution.
 SHIM    := plugins/rust_shim
-RUST     = $(1)/Cargo.toml $(1)/Cargo.lock $(wildcard $(1)/src/*.rs)
-EDITABLE := -e . $(foreach p,$(filter-out $(CANDLE)/% $(BURN)/%,$(PLUGINS)),-e $(dir $(p)))
+RUST     = plugins/Cargo.toml plugins/Cargo.lock $(1)/Cargo.toml $(wildcard $(1)/src/*.rs)
+EDITABLE := -e . $(foreach p,$(filter-out $(CPU)/% $(CANDLE)/% $(BURN)/%,$(PLUGINS)),-e $(dir $(p)))
 CARGO   := $(shell command -v cargo 2>/dev/null)
 # Beside the models, not in the clone: Candle compiles for minutes, and the next clone takes what this one built.
 export CARGO_TARGET_DIR ?= $(or $(ENGINECMP_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/enginecmp)/cargo
+# Where it is set, every command would compile its imports again.
+unexport PYTHONDONTWRITEBYTECODE
+# Said here and not in pyproject.toml: a source distribution holds one engine and the lock file of both, which cargo prunes.
+export MATURIN_PEP517_ARGS := --locked
 
 .DEFAULT_GOAL := help
-.PHONY: help setup burn model run test lint format bench calibrate constraints clean
+.PHONY: help setup burn engines model run test fuzz lint format bench calibrate constraints clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-setup: .venv/.ready .venv/.candle ## create .venv with the host, every plugin and the pinned dependencies
+setup: .venv/.ready .venv/.custom_cpu .venv/.candle ## create .venv with the host, every plugin and the pinned dependencies
 
 # Offline first: what an earlier set-up left in uv's cache is taken as it is, where a network round trip could
 # call llama.cpp's sources changed and compile them again for minutes.
@@ -34,9 +41,18 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-byteco
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV)
 	$(INSTALL) --offline 2>/dev/null || $(INSTALL)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation $(EDITABLE)
-	@# Where PYTHONDONTWRITEBYTECODE is set, every command would compile its imports again.
+	@# Here and not at the first start of each module: two tests side by side would compile the same.
 	$(BIN)/python -m compileall -q core analysis plugins
 	@touch $@
+
+.venv/.custom_cpu: .venv/.ready $(call RUST,$(CPU)) $(call RUST,$(CPU)/kernels) $(wildcard $(CPU)/kernels/src/simd/*.rs) $(call RUST,$(SHIM))
+ifdef CARGO
+	@echo "building the engine custom_cpu (about a minute on 2 cores the first time on this machine)"
+	@if $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e $(CPU); \
+	then touch $@; else echo "the engine custom_cpu is left out: its build failed, see above (it needs Rust 1.89)"; fi
+else
+	@echo "the engine custom_cpu is left out: no cargo here; install Rust 1.89 or newer and run make setup again"
+endif
 
 .venv/.candle: .venv/.ready $(call RUST,$(CANDLE)) $(call RUST,$(SHIM))
 ifdef CARGO
@@ -46,6 +62,10 @@ ifdef CARGO
 else
 	@echo "the engine candle is left out: no cargo here; install Rust 1.88 or newer and run make setup again"
 endif
+
+engines: .venv/.ready ## install the engines that live in environments of their own (5 GB, minutes): openvino, transformers
+	@for engine in $(ISOLATED); do \
+	  $(BIN)/cmp plugin install --yes --isolated $$engine plugins/$$engine || echo "the engine $$engine is left out, see above"; done
 
 burn: .venv/.burn ## compile the engine burn as well (minutes, which is why make setup leaves it out)
 
@@ -69,10 +89,15 @@ run: model ## measure every engine on the embedded model (about 10 minutes), giv
 	$(BIN)/cmp report results/ --output results/report.html
 
 test: model ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-	test ! -e .venv/.candle || (cd $(SHIM) && cargo test --quiet --release --locked)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
+	test ! -e .venv/.custom_cpu || (cd $(SHIM) && cargo test --quiet --release --locked)
+	test ! -e .venv/.custom_cpu || (cd $(CPU) && cargo test --quiet --release --locked)
+	test ! -e .venv/.custom_cpu || (cd $(CPU)/kernels && cargo test --quiet --release --locked)
 	test ! -e .venv/.candle || (cd $(CANDLE) && cargo test --quiet --release --locked)
 	test ! -e .venv/.burn || (cd $(BURN) && cargo test --quiet --release --locked)
+
+fuzz: .venv/.ready ## 10,000 damaged inputs for everything that reads what others wrote
+	ENGINECMP_FUZZ=10000 $(BIN)/python -m pytest -n 2 -p no:cacheprovider --timeout 3600 tests/test_fuzz.py
 
 lint: .venv/.ready ## ruff and mypy --strict; rustfmt and clippy where they are installed
 	$(BIN)/ruff check .
@@ -80,6 +105,8 @@ lint: .venv/.ready ## ruff and mypy --strict; rustfmt and clippy where they are 
 	$(BIN)/mypy core analysis bench $(wildcard plugins/*/enginecmp_*)
 ifneq ($(shell command -v cargo-clippy 2>/dev/null),)
 	cd $(SHIM) && cargo fmt --check && cargo clippy --quiet --release --locked --all-targets --features python -- -D warnings
+	cd $(CPU) && cargo fmt --check && cargo clippy --quiet --release --locked --all-targets --features python -- -D warnings
+	cd $(CPU)/kernels && cargo fmt --check && cargo clippy --quiet --release --locked --all-targets -- -D warnings
 	cd $(CANDLE) && cargo fmt --check && cargo clippy --quiet --release --locked --all-targets --features python -- -D warnings
 	@# Clippy goes through all of Burn first, so only where somebody has built it.
 	cd $(BURN) && cargo fmt --check
@@ -93,7 +120,7 @@ format: .venv/.ready ## apply ruff's fixes and formatting
 bench: model ## fidelity, silence, command latency: the claims of the README, measured (idle machine, about 2 hours; `python -m bench PART` for one part)
 	$(BIN)/python -m bench
 
-calibrate: .venv/.ready ## 4,000 simulated runs per kind of data: does the method keep its promises?
+calibrate: .venv/.ready ## 4,000 simulated runs per kind of data: does the method keep its error rates?
 	$(BIN)/python -m enginecmp_analysis.calibrate
 
 constraints: ## pin every dependency again (names, versions, hashes)

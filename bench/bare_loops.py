@@ -29,7 +29,7 @@ def command_of(
     """Make ready what an engine's loop needs and return its command line; files of it live as long as the context.
 
     Args:
-        engine: candle, burn or pytorch_baseline.
+        engine: candle, custom_cpu, burn or pytorch_baseline.
         model: the file.
         prompt: token ids of every request.
         n_tokens: tokens to generate, the first included.

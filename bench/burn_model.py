@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from enginecmp import read_gguf
+from enginecmp.models.decoder import read_decoder
 
 
 def write_model(path: str | Path, folder: Path, context_tokens: int) -> None:
@@ -18,10 +19,8 @@ def write_model(path: str | Path, folder: Path, context_tokens: int) -> None:
             a line for each constant and each tensor.
         context_tokens: tokens that a session shall hold.
     """
-    from enginecmp_burn.config import read_config
-
     file = read_gguf(path)
-    config = read_config(file, context_tokens)
+    config = read_decoder("burn", file, ("llama", "qwen2", "phi3"), context_tokens)
     lines = [
         f"layers {config.layers}",
         f"width {config.width}",
@@ -29,10 +28,9 @@ def write_model(path: str | Path, folder: Path, context_tokens: int) -> None:
         f"kv_heads {config.kv_heads}",
         f"head_dim {config.head_dim}",
         f"epsilon {config.epsilon!r}",
-        f"frequencies {' '.join(map(repr, config.frequencies))}",
-        f"interleaved {str(config.interleaved).lower()}",
-        f"magnitude {config.magnitude!r}",
-        f"unread {' '.join(config.unread)}",
+        f"frequencies {' '.join(map(repr, config.rope.frequencies(file)))}",
+        f"interleaved {str(config.rope.interleaved).lower()}",
+        f"magnitude {config.rope.magnitude!r}",
     ]
     with open(folder / "weights.f32", "wb") as weights:
         for name, tensor in file.tensors.items():

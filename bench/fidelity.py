@@ -3,9 +3,9 @@
 `python -m bench fidelity` asks of every engine that has something to hold it against; `python -m bench fidelity candle
 burn` of those two. Same file, same prompt, same threads, same context length, decode rate only:
 
-- Candle, Burn and the PyTorch baseline against a bare loop over the same code (`bench.bare_loops`), both alive at the
-  same time, one request each in turn (`bench.in_turn`); Candle and Burn also tell what their own calls took inside the
-  requests through `cmp`, which is the sharper number where a machine's speed changes within a second;
+- Candle, Burn, custom_cpu and the PyTorch baseline against a bare loop over the same code (`bench.bare_loops`), both
+  alive at the same time, one request each in turn (`bench.in_turn`); the Rust engines also tell what their own calls
+  took inside the requests through `cmp`, which is the sharper number where a machine's speed changes within a second;
 - llama.cpp against its own llama-bench, which loads and measures in one go: fresh processes in turn.
 """
 
@@ -17,7 +17,8 @@ from typing import Any
 
 from enginecmp.errors import UsageError
 from enginecmp.models.store import resolve
-from enginecmp.plugins import Plugin, discover, find
+from enginecmp.plugins.discovery import discover, find
+from enginecmp.plugins.plugin import Plugin
 from enginecmp.prompts import PromptSet
 from enginecmp.types import ModelInfo
 
@@ -28,14 +29,14 @@ BAND = (0.99, 1.01)
 # In turn: launches of both sides, and pairs of requests in each.
 LAUNCHES = 10
 PAIRS = 10
-OUTPUT_TOKENS = {"pytorch_baseline": 16, "candle": 24, "burn": 16}
+OUTPUT_TOKENS = {"pytorch_baseline": 16, "candle": 24, "custom_cpu": 24, "burn": 16}
 
 # Fresh processes: rounds of one launch of each side, and requests in a launch.
 ROUNDS = 8
 REPETITIONS = 5
 
 ENGINES = ("llamacpp", *OUTPUT_TOKENS)
-COMPILED = ("candle", "burn")
+COMPILED = ("candle", "custom_cpu", "burn")
 """Left out without a word where they are not installed."""
 
 
@@ -76,7 +77,7 @@ def against_bare_loop(
     """Compare an engine with the bare loop over its own code, request by request."""
     from bench.bare_loops import command_of
     from bench.in_turn import bare, take_turns, through_cmp
-    from enginecmp.process import engine_environment
+    from enginecmp.launch.process import engine_environment
     from enginecmp.types import LoadOptions
 
     n_tokens = OUTPUT_TOKENS[plugin.name]

@@ -19,11 +19,11 @@ from typing import Any
 
 import msgspec
 
-from enginecmp.deadlines import Deadlines
 from enginecmp.errors import CmpError
-from enginecmp.launch import Launch, last_line
-from enginecmp.plugins import Plugin
+from enginecmp.launch.launch import Launch, last_line
+from enginecmp.plugins.plugin import Plugin
 from enginecmp.types import LoadOptions, ModelInfo
+from enginecmp.wire.deadlines import Deadlines
 from enginecmp_analysis.statistics.student import mean_interval
 
 ANSWER_SECONDS = 300.0

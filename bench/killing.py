@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 import psutil
 
+from enginecmp.format.readers import read_manifest
+from enginecmp.format.records import Sample
 from enginecmp.models.synth import write_synth
-from enginecmp.results import read_manifest
-from enginecmp.types import Sample
 
 CMP = os.path.join(os.path.dirname(sys.executable), "cmp")
 ENVIRONMENT = {**os.environ, "CMP_PLUGINS": "enginecmp.testing.fake_engine"}

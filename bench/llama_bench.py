@@ -131,7 +131,7 @@ def _sources(version: str, folder: Path) -> Path:
     requirement = folder / "requirement.txt"
     requirement.write_text(" ".join([f"{DISTRIBUTION}=={version}", *hashes]))
     # Not downloaded twice: pip keeps it from the installation, where it has a cache.
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     _run([*command, "--no-binary", ":all:", "--dest", os.fspath(folder), "--requirement", os.fspath(requirement)])
     archive = next(folder.glob("*.tar.gz"))
     with tarfile.open(archive) as file:

@@ -14,15 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from enginecmp.kinds.concurrent import measure as measure_cell
-from enginecmp.kinds.task import Place, Task
-from enginecmp.launch import Launch
+from enginecmp.format.records import Cell, Sample
+from enginecmp.launch.launch import Launch
+from enginecmp.measure.concurrent import measure as measure_cell
+from enginecmp.measure.task import Place, Task
 from enginecmp.models.synth import write_synth
-from enginecmp.plan import PlannedLaunch
-from enginecmp.plugins import Plugin, _examine
+from enginecmp.plugins.discovery import examine
+from enginecmp.plugins.plugin import Plugin
 from enginecmp.prompts import PromptSet
 from enginecmp.scenarios import Overload, Scenario
-from enginecmp.types import Cell, LoadOptions, ModelInfo, Sample
+from enginecmp.scenarios.plan import PlannedLaunch
+from enginecmp.types import LoadOptions, ModelInfo
 
 RATE = 10_000.0
 SECONDS = 10.0
@@ -33,7 +35,7 @@ STEP = 0.7
 
 def measure() -> dict[str, Any]:
     """Return the lags at the target rate, and the highest rate that was held."""
-    plugin = _examine("fake", "enginecmp.testing.fake_engine", "", "")
+    plugin = examine("fake", "enginecmp.testing.fake_engine", "", "")
     tried: list[dict[str, Any]] = []
     with TemporaryDirectory(prefix="cmp-bench-") as folder:
         model = write_synth(Path(folder) / "tiny.gguf", like="tiny-llama", quantization="F32", seed=0)
@@ -74,9 +76,7 @@ def at_rate(rate: float, plugin: Plugin, model: ModelInfo, log: Path) -> dict[st
     place = Place(PlannedLaunch(0, 0, "fake"), "bench", cell)
     with Launch("fake", plugin, log=log, options=options) as launch:
         launch.load(model, 60)
-        measure_cell(
-            Task(launch, 0, scenario, model, PromptSet(model), 0, place, samples.append, lambda start, end: [])
-        )
+        measure_cell(Task(launch, scenario, model, PromptSet(model), 0, place, samples.append, lambda start, end: []))
     measured = [sample for sample in samples if sample.phase == "measure"]
     lags = np.array([sample.metrics["dispatch_lag_seconds"] for sample in measured])
     answered = [(s.token_ns[0] - s.intended_ns) / 1e9 for s in measured if s.status == "ok"]

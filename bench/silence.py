@@ -14,16 +14,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from enginecmp.deadlines import Deadlines
-from enginecmp.launch import Launch
+from enginecmp.errors import SensorAbsent
+from enginecmp.launch.launch import Launch
 from enginecmp.models.store import resolve
-from enginecmp.plugins import discover, find
+from enginecmp.plugins.discovery import discover, find
 from enginecmp.prompts import PromptSet
 from enginecmp.telemetry.contention import ContentionSensor
 from enginecmp.telemetry.sampler import own_sensors
-from enginecmp.telemetry.sensor import Sensor, SensorAbsent
 from enginecmp.telemetry.watch import Telemetry
-from enginecmp.types import LoadOptions
+from enginecmp.types import LoadOptions, Sensor
+from enginecmp.wire.deadlines import Deadlines
 
 LIMIT_SHARE = 0.005
 REQUESTS = 40

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from enginecmp.types import SCHEMA, Cell, Manifest, RunEngine, RunModel, Sample
+from enginecmp.format.records import SCHEMA, Cell, Manifest, RunEngine, RunModel, Sample
 
 CMP = os.path.join(os.path.dirname(sys.executable), "cmp")
 CASES = {

@@ -77,7 +77,7 @@ int main(int argc, char **argv) {
         uint8_t *message = malloc(length);
         if (!read_all(message, length)) return 1;
         const uint8_t *op = find(message, "op");
-        if (is_text(op, "probe")) { map(1); text("ok"); map(3); text("ok"); uint8_t yes = 0xc3; put(&yes, 1); text("reason"); text(""); text("mend"); text(""); }
+        if (is_text(op, "probe")) { map(1); text("ok"); map(3); text("ok"); uint8_t yes = 0xc3; put(&yes, 1); text("reason"); text(""); text("fix"); text(""); }
         else if (is_text(op, "load")) {
             int64_t start = now_ns(); /* load the file find(find(message, "model"), "path") here */
             vocabulary = number(find(find(message, "model"), "vocabulary"));
