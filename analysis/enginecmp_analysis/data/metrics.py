@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from enginecmp.errors import UsageError, did_you_mean, meant
+from enginecmp.format.enough import REQUESTS_NEEDED
 from enginecmp.format.records import PROFILED
 
 Kinds = frozenset[str]
@@ -46,7 +47,7 @@ class Metric:
     per: Literal["request", "gap", "launch"] = "request"
     aliases: Mapping[str, str] = field(default_factory=dict)
     kinds: Kinds = REQUESTS
-    requests_needed: int = 10
+    requests_needed: int = REQUESTS_NEEDED
     signed: bool = False
     compared: bool = True
     bytes_held: bool = False

@@ -9,12 +9,12 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from enginecmp.errors import ResultsError, UsageError, did_you_mean
+from enginecmp.format.enough import LAUNCHES_NEEDED
 from enginecmp.format.records import Cell
 from enginecmp_analysis.data.group import GroupResult
 from enginecmp_analysis.data.launches import LaunchMeans
 from enginecmp_analysis.data.metrics import METRICS, metric_of
 from enginecmp_analysis.judge.compare import match
-from enginecmp_analysis.judge.verdict import MIN_LAUNCHES
 from enginecmp_analysis.schema.decisions import ExpectationRow
 from enginecmp_analysis.statistics.student import mean_interval, positive_interval
 
@@ -150,9 +150,9 @@ def _judge(
     reason = ""
     if include_flagged:
         status, off_by, reason = "open", 0.0, "flagged requests are counted"
-    elif actual.full < MIN_LAUNCHES:
+    elif actual.full < LAUNCHES_NEEDED:
         status, off_by = "open", 0.0
-        reason = f"it takes {MIN_LAUNCHES} launches of enough requests, {actual.full} were measured"
+        reason = f"it takes {LAUNCHES_NEEDED} launches of enough requests, {actual.full} were measured"
     elif status == "open":
         reason = "the interval holds values that agree and values that do not: measure more launches"
         if not math.isfinite(actual.low):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import NamedTuple
 
+from enginecmp.format.enough import LAUNCHES_NEEDED
 from enginecmp_analysis.data.group import GroupResult
 from enginecmp_analysis.data.launches import Key, LaunchMeans
 from enginecmp_analysis.data.metrics import Metric, metric_of
@@ -15,7 +16,6 @@ from enginecmp_analysis.decisions.prices import Prices
 from enginecmp_analysis.decisions.quality import difference, quality_rows, worse_than_reference
 from enginecmp_analysis.judge.compare import NO_SPREAD
 from enginecmp_analysis.judge.judge import Options, candidates
-from enginecmp_analysis.judge.verdict import MIN_LAUNCHES
 from enginecmp_analysis.schema.decisions import ParetoRow, QualityRow
 from enginecmp_analysis.statistics.multiplicity import holm
 from enginecmp_analysis.statistics.student import t_upper_tail
@@ -111,7 +111,7 @@ def _advantages(objectives: Sequence[_Objective], rows: Sequence[QualityRow], a:
             found = candidate.found
             # Bytes may be the same in every launch; a time that never varies was not measured.
             exact = name == MEMORY and math.isfinite(float(found.estimate)) and float(found.se) <= NO_SPREAD
-            if candidate.full_launches >= MIN_LAUNCHES and (exact or bool(found.decidable)):
+            if candidate.full_launches >= LAUNCHES_NEEDED and (exact or bool(found.decidable)):
                 sign = 1 if candidate.higher_is_better else -1
                 se = 0.0 if exact else float(found.se)
                 yield Advantage(name, sign * float(found.estimate), se, float(found.df))

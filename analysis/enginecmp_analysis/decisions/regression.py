@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from enginecmp.errors import ResultsError, UsageError
+from enginecmp.format.enough import LAUNCHES_NEEDED
 from enginecmp.format.records import Cell
 from enginecmp_analysis.analyse import analyse
 from enginecmp_analysis.data.cells import cell_name
@@ -28,7 +29,6 @@ from enginecmp_analysis.findings.notes import exclusions, failed_launches
 from enginecmp_analysis.judge.compare import LogRatio, by_block, welch
 from enginecmp_analysis.judge.judge import Options, least_requests
 from enginecmp_analysis.judge.power import launches_for
-from enginecmp_analysis.judge.verdict import MIN_LAUNCHES
 from enginecmp_analysis.schema.regression import Band, CompareReport, Confirmed, Level, RegressionLine, Side
 from enginecmp_analysis.statistics.tails import cv_upper_bound
 
@@ -261,14 +261,14 @@ def regression_line(
     least = least_requests(metric)
     sides = _side(base, least), _side(new, least)
     full = min(side.full_launches for side in sides)
-    withheld = full < MIN_LAUNCHES
+    withheld = full < LAUNCHES_NEEDED
     confirmed: Confirmed = "INCONCLUSIVE" if withheld else confirm(lower, upper, limits)
     reason: str | None = None
     needed: int | None = 0
     if withheld:
-        which = "base" if sides[0].full_launches < MIN_LAUNCHES else "new"
-        reason = f"{which} has {full} launches of {least} or more valid requests, it takes {MIN_LAUNCHES}"
-        needed = MIN_LAUNCHES - full
+        which = "base" if sides[0].full_launches < LAUNCHES_NEEDED else "new"
+        reason = f"{which} has {full} launches of {least} or more valid requests, it takes {LAUNCHES_NEEDED}"
+        needed = LAUNCHES_NEEDED - full
     elif not bool(found.decidable):
         reason, needed = "the launches show no spread at all, or a mean of zero: there is nothing to judge by", None
     elif confirmed == "INCONCLUSIVE":

@@ -10,12 +10,13 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from enginecmp.format.enough import LAUNCHES_NEEDED, REQUESTS_NEEDED
 from enginecmp.format.records import Cell
 from enginecmp_analysis.data.launches import Key, LaunchMeans
 from enginecmp_analysis.data.metrics import Metric, is_metric, metric_of
 from enginecmp_analysis.judge.compare import LogRatio, Matched, match
 from enginecmp_analysis.judge.power import launches_needed, minimum_detectable_effect
-from enginecmp_analysis.judge.verdict import MIN_LAUNCHES, MIN_REQUESTS, Evidence, decide
+from enginecmp_analysis.judge.verdict import Evidence, decide
 from enginecmp_analysis.schema.stats import Comparison, Details
 from enginecmp_analysis.statistics.fieller import fieller
 from enginecmp_analysis.statistics.multiplicity import benjamini_hochberg, bonferroni_confidence, holm
@@ -117,7 +118,7 @@ def _candidate(
 
 def least_requests(metric: str) -> int:
     """Return how many requests a launch needs before its value of a metric counts for a verdict."""
-    return metric_of(metric).requests_needed if is_metric(metric) else MIN_REQUESTS
+    return metric_of(metric).requests_needed if is_metric(metric) else REQUESTS_NEEDED
 
 
 def _typical_requests(launches: LaunchMeans) -> float:
@@ -191,7 +192,7 @@ def _comparison(
     if verdict == "withheld" and not options.include_flagged:
         # Where most launches are short of requests, more of the same launches would never do.
         have = c.found.n if c.requests_missing else c.full_launches
-        needed = max(0, MIN_LAUNCHES - have) or (0 if c.requests_missing else None)
+        needed = max(0, LAUNCHES_NEEDED - have) or (0 if c.requests_missing else None)
     elif verdict == "inconclusive":
         needed = launches_needed(c.found, options.margin, alpha)
     several = verdict == "inconclusive" and c.found.runs > 1

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from enginecmp.format.enough import LAUNCHES_NEEDED, REQUESTS_NEEDED
 from enginecmp.format.records import Cell
 from enginecmp_analysis.data.columns import MEASURE, Columns
 from enginecmp_analysis.data.group import GroupResult
@@ -18,7 +19,6 @@ from enginecmp_analysis.data.stamps import NS
 from enginecmp_analysis.judge.compare import match
 from enginecmp_analysis.judge.judge import Options
 from enginecmp_analysis.judge.power import POWER, launches_to_detect
-from enginecmp_analysis.judge.verdict import MIN_LAUNCHES, MIN_REQUESTS
 from enginecmp_analysis.schema.stats import Plan, PlanRow
 from enginecmp_analysis.statistics.stationarity import NOTABLE_CORRELATION, correlation
 from enginecmp_analysis.statistics.variance import launch_components, optimal_repetitions
@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 MOST_REQUESTS = 1000
 """Past this many requests a launch no longer stands for one moment of the machine."""
 
-GRID = (MIN_REQUESTS, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, MOST_REQUESTS)
+GRID = (REQUESTS_NEEDED, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700, MOST_REQUESTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +80,12 @@ def plan(group: GroupResult, options: Options, detect: float) -> Plan | None:
         needed = [
             launches_to_detect(math.hypot(row.between, row.within / math.sqrt(requests)), detect, alpha) for row in rows
         ]
-        return max(MIN_LAUNCHES, *needed)
+        return max(LAUNCHES_NEEDED, *needed)
 
     def seconds_at(requests: int) -> float:
         return blocks_at(requests) * sum(cost.launch + requests * cost.request for cost in known)
 
-    tried = {*GRID, *(min(MOST_REQUESTS, max(MIN_REQUESTS, math.ceil(row.best_requests))) for row in rows)}
+    tried = {*GRID, *(min(MOST_REQUESTS, max(REQUESTS_NEEDED, math.ceil(row.best_requests))) for row in rows)}
     requests = min(sorted(tried), key=seconds_at)
     return Plan(
         scenario=group.context.scenario,

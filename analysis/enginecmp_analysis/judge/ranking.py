@@ -12,13 +12,13 @@ from itertools import combinations
 
 import numpy as np
 
+from enginecmp.format.enough import LAUNCHES_NEEDED
 from enginecmp.format.records import Cell
 from enginecmp_analysis.data.group import Context
 from enginecmp_analysis.data.launches import Key, LaunchMeans
 from enginecmp_analysis.data.metrics import metric_of
 from enginecmp_analysis.judge.compare import LogRatio, match
 from enginecmp_analysis.judge.judge import Options, full_launches, least_requests
-from enginecmp_analysis.judge.verdict import MIN_LAUNCHES
 from enginecmp_analysis.schema.stats import Ranked, Ranking
 from enginecmp_analysis.statistics.letters import compact_letters
 from enginecmp_analysis.statistics.multiplicity import holm, holm_confidence
@@ -59,12 +59,12 @@ def rank_cell(
     p_values = [pair.p for pair in pairs.values()]
     adjusted = dict(zip(pairs, holm(p_values).tolist(), strict=True))
     levels = dict(zip(pairs, holm_confidence(p_values, 1 - options.alpha).tolist(), strict=True))
-    full = not options.include_flagged and all(pair.full >= MIN_LAUNCHES for pair in pairs.values()) and bool(pairs)
+    full = not options.include_flagged and all(pair.full >= LAUNCHES_NEEDED for pair in pairs.values()) and bool(pairs)
     differ = [[False] * len(compared) for _ in compared]
     better = [0] * len(compared)
     for (a, b), p in adjusted.items():
         pair = pairs[a, b]
-        if pair.full >= MIN_LAUNCHES and p < options.alpha and pair.clear(1 - options.alpha):
+        if pair.full >= LAUNCHES_NEEDED and p < options.alpha and pair.clear(1 - options.alpha):
             differ[a][b] = differ[b][a] = True
             better[b if sign * float(pair.found.estimate) < 0 else a] += 1
     letters = compact_letters(differ)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from enginecmp_analysis.judge.verdict import MIN_LAUNCHES
+from enginecmp.format.enough import LAUNCHES_NEEDED
 from enginecmp_analysis.schema.stats import Comparison
 
 
@@ -42,4 +42,4 @@ def progress(comparisons: Iterable[Comparison], wanted: float) -> Progress:
     widths = [math.sqrt(c.ci_high / c.ci_low) - 1 if c.ci_low > 0 else math.nan for c in primary]
     precision = math.nan if any(math.isnan(width) for width in widths) else max(widths)
     launches = min(c.n_launches for c in primary)
-    return Progress(launches >= MIN_LAUNCHES and precision <= wanted, precision, launches)
+    return Progress(launches >= LAUNCHES_NEEDED and precision <= wanted, precision, launches)

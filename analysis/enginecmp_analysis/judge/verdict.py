@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["faster", "slower", "equivalent", "inconclusive", "withheld"]
+from enginecmp.format.enough import LAUNCHES_NEEDED
 
-MIN_LAUNCHES = 10
-MIN_REQUESTS = 10
+Verdict = Literal["faster", "slower", "equivalent", "inconclusive", "withheld"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Evidence:
     full_launches: int
 
 
-def decide(evidence: Evidence, *, alpha: float = 0.05, min_launches: int = MIN_LAUNCHES) -> Verdict:
+def decide(evidence: Evidence, *, alpha: float = 0.05, min_launches: int = LAUNCHES_NEEDED) -> Verdict:
     """Return the verdict.
 
     *withheld* with fewer than `min_launches` full launches. *faster* or *slower* when the corrected p is below

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from enginecmp.format.enough import LAUNCHES_NEEDED
 from enginecmp.format.records import Cell
 from enginecmp_analysis.data.cells import cell_name
 from enginecmp_analysis.data.group import Analysis, Context, cell_notes
@@ -249,11 +250,17 @@ def _verdict_words(c: Comparison) -> str:
             missing = f"; {told}" if (told := _missing(c)) else ""
             if not told:
                 return f"verdict withheld: flagged requests are counted ({numbers})"
-            return f"verdict withheld: it takes 10 launches of 10 valid requests{missing} ({numbers})"
+            return f"verdict withheld: {_takes(c.metric)}{missing} ({numbers})"
     if not math.isfinite(c.ratio):
         return f"no ratio ({numbers})"
     mde = f"; this run can show {show_percent(c.mde)}" if math.isfinite(c.mde) else ""
     return f"inconclusive: {more_needed(c)}{mde} ({numbers})"
+
+
+def _takes(metric: str) -> str:
+    """Return what a verdict on a metric takes."""
+    requests = metric_of(metric).requests_needed
+    return f"it takes {LAUNCHES_NEEDED} launches" + (f" of {requests} valid requests" if requests > 1 else "")
 
 
 def _missing(c: Comparison) -> str:

@@ -13,6 +13,7 @@ import click
 
 from enginecmp.cli.console import echo, print_json
 from enginecmp.errors import ResultsError, UsageError
+from enginecmp.format.enough import LAUNCHES_NEEDED
 from enginecmp.format.records import Cell
 from enginecmp.format.text import command_line
 
@@ -163,7 +164,7 @@ def _told(folder: Path, manifest: Manifest, sources: Sequence[Source]) -> dict[s
         if averaged := sum(any(part.averages for part in launch) for launch in launches):
             notes.append(
                 f"{engine.name}: {averaged} of {len(launches)} launches rest on averages of the tool: no quantiles, "
-                "and compared from 10 launches on"
+                f"and compared from {LAUNCHES_NEEDED} launches on"
             )
     for label, mine_cells in cells.items():
         if label != manifest.baseline and not mine_cells & cells[manifest.baseline]:

@@ -13,13 +13,13 @@ import msgspec
 from enginecmp.cli.console import say
 from enginecmp.cli.measure import after, execute, require_result
 from enginecmp.errors import CmpError, ResultsError, UsageError
+from enginecmp.format.enough import LAUNCHES_NEEDED
 from enginecmp.format.files import MANIFEST
 from enginecmp.format.readers import finished_launches, read_manifest
 from enginecmp.format.records import Manifest, RunEngine
 from enginecmp.plugins.discovery import discover, find
 from enginecmp.plugins.plugin import Plugin
 from enginecmp.results.writer import ResultsFolder
-from enginecmp.run.counting import LAUNCHES_NEEDED
 from enginecmp.run.options import RunOptions
 from enginecmp.run.outcome import without_result
 from enginecmp.run.prepare import by_what_is_timed, check_idle, exact_of, find_model

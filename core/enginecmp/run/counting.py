@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from enginecmp.format.enough import LAUNCHES_NEEDED, REQUESTS_NEEDED
 from enginecmp.format.flags import OF_THE_ENGINE, SPOIL_TIMES, Flag
 from enginecmp.format.records import Cell, Sample
 from enginecmp.scenarios import Scenario
-
-LAUNCHES_NEEDED = 10
-"""Launches of each engine that a verdict takes (docs/METHODOLOGY.md)."""
-
-REQUESTS_NEEDED = 10
-"""Requests that count in a launch before a verdict takes it, where the scenario plans as many."""
 
 
 class _Seen:

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import msgspec
 
+from enginecmp.format.enough import LAUNCHES_NEEDED
 from enginecmp.format.files import SAMPLES
 from enginecmp.format.readers import whole_lines
 from enginecmp.format.records import Cell, LaunchRecord, Sample
 from enginecmp.results.writer import RunWriter, Torn
-from enginecmp.run.counting import LAUNCHES_NEEDED, Counting
+from enginecmp.run.counting import Counting
 from enginecmp.run.drive import Driver
 from enginecmp.run.estimate import Pace
 from enginecmp.run.extra import Budget

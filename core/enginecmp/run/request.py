@@ -68,7 +68,7 @@ class RunRequest(msgspec.Struct, kw_only=True):
         reference: plugin of the gate's reference; None without a gate.
         exact: float32 sibling of the model for the gate; None without a gate.
         sensors: whether sensors run beside it.
-        enough: asked before each block from `counting.LAUNCHES_NEEDED` on whether an adaptive run is precise enough to
+        enough: asked before each block from `LAUNCHES_NEEDED` on whether an adaptive run is precise enough to
             stop; None runs all blocks.
         again: kept in the run's folder, so that it can be resumed by its name alone.
         fresh_gate: ask every engine, whatever an earlier gate proved.
