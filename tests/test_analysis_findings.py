@@ -219,6 +219,24 @@ def test_components_are_told_as_shares_largest_first() -> None:
     assert found.details["attention_share"] == pytest.approx(0.3)
 
 
+def test_shares_of_pooled_runs_rest_on_runs_as_the_means_do() -> None:
+    cell = Cell(50, 0, 1, variant="prefill")
+
+    def profile(blocks: int, ffn: float, attention: float) -> Run:
+        parts = {"attention_seconds": attention, "ffn_seconds": ffn}
+        rows = [
+            sample(b, "engine", cell, i, i, i + 1, metrics=parts, token_ns=[]) for b in range(blocks) for i in (0, 1)
+        ]
+        return run_of(rows, scenario={"kind": "profile"})
+
+    # A run of nine blocks and one of three: over launches ffn would have 0.75 of the time.
+    analysis = analyse([profile(9, 0.9, 0.1), profile(3, 0.3, 0.7)])
+    found = [finding for finding in analysis.report.findings or [] if finding.topic in ("components", "bottleneck")]
+    assert sorted(finding.topic for finding in found) == ["bottleneck", "components"]
+    for finding in found:
+        assert finding.details["ffn_share"] == pytest.approx(0.6)
+
+
 def test_findings_stand_in_markdown_and_are_absent_where_there_are_none() -> None:
     assert "- prefix cache: engine: answers repeated prompts" in to_markdown(analyse([_repeating(0.12)]))
     assert not analyse([simulate_run()]).report.findings

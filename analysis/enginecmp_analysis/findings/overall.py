@@ -140,7 +140,7 @@ def without_primary(group: GroupResult, findings: Iterable[Finding], engines: It
 def components(group: GroupResult) -> Iterator[Finding]:
     """Yield the shares of the components of a forward pass, largest first."""
     for engine, cell, found in profiled(group):
-        means = {name: float(launches.means.mean()) for name, launches in found.items()}
+        means = {name: float(launches.replicates().mean()) for name, launches in found.items()}
         total = sum(means.values())
         if total <= 0:
             continue
