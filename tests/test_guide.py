@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from conftest import CommandLine
 from decision_runs import ladder
@@ -203,6 +205,22 @@ def test_without_a_profile_the_roadmap_names_the_run_that_would_tell() -> None:
     section = part(guide_of(run), "roadmap")
     assert section.table is None
     assert section.commands == ["cmp run --scenario components --engines baseline,engine", "cmp tune engine"]
+
+
+def test_risks_count_flagged_requests_as_the_analysis_did() -> None:
+    def disturbances(options: Options) -> list[str]:
+        run = interactive()
+        first = (np.arange(len(run.columns)) < 30).astype(np.int64)
+        columns = dataclasses.replace(run.columns, reasons=("", "foreign_cpu"), excluded=first)
+        analysis = analyse([dataclasses.replace(run, columns=columns)], options)
+        decide_more(analysis, options, Questions())
+        table = part(build(analysis, Questions()), "risks").table
+        return [row[2] for row in (table.rows if table else []) if row[1] == "disturbance"]
+
+    left_out = disturbances(Options())[0]
+    assert "measured requests left out: foreign_cpu" in left_out
+    counted = disturbances(Options(include_flagged=True))[0]
+    assert "measured requests flagged or failed: foreign_cpu" in counted
 
 
 def test_risks_hold_spread_licence_and_limits() -> None:

@@ -124,9 +124,11 @@ def _analyse_group(group: Group, scenario: str, options: Options, report: StatsR
         report.warnings[:0] = context.unmeasured + context.without_primary
     if found_more:
         report.findings = [*(report.findings or []), *found_more]
-    report.warnings += failed_launches(group.runs)
+    context.failed = failed_launches(group.runs)
+    context.excluded = exclusions(group.runs, include_flagged=options.include_flagged)
+    report.warnings += context.failed
     report.warnings += [f"{scenario}: {note}" for note in invalid_cells(group.runs)]
-    report.warnings += exclusions(group.runs, include_flagged=options.include_flagged) + context.warnings
+    report.warnings += context.excluded + context.warnings
     report.warnings += [note for run in group.runs for note in run.launch_notes]
     report.warnings += cell_notes(context)
     return result

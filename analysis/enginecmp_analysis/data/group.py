@@ -38,6 +38,8 @@ class Context:
         warnings: what concerns the whole group.
         unmeasured: engines without a single value, each with the reason.
         without_primary: engines that have values, but none of the primary metric, each with the reason.
+        failed: engines with launches that failed before anything could be measured, each with how.
+        excluded: engines that lost requests, or whose flagged ones count by request, each with how many and why.
         notes: what was noticed about the launches of a cell.
     """
 
@@ -54,6 +56,8 @@ class Context:
     warnings: list[str] = field(default_factory=list)
     unmeasured: list[str] = field(default_factory=list)
     without_primary: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    excluded: list[str] = field(default_factory=list)
     notes: dict[Cell | None, list[str]] = field(default_factory=dict)
     flagged: list[str] = field(default_factory=list)
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from enginecmp_analysis.data.cells import short_name
 from enginecmp_analysis.data.group import Analysis, GroupResult
-from enginecmp_analysis.findings.notes import exclusions, failed_launches
 from enginecmp_analysis.guide.words import run_names
 from enginecmp_analysis.render.findings_table import words
 from enginecmp_analysis.render.layout import show_percent
@@ -38,7 +37,7 @@ def _risks(analysis: Analysis) -> Iterator[list[str]]:
         for finding in analysis.report.findings or []:
             if finding.scenario == group.context.scenario and finding.topic in TOPICS and finding.notable:
                 yield [finding.engine, finding.topic, words(finding), runs]
-        for kind, notes in (("failures", failed_launches(group.runs)), ("disturbance", exclusions(group.runs))):
+        for kind, notes in (("failures", group.context.failed), ("disturbance", group.context.excluded)):
             for note in notes:
                 engine = next((name for name in group.context.engines if note.startswith(f"{name}:")), "all")
                 yield [engine, kind, note.removeprefix(f"{engine}: "), runs]
