@@ -69,7 +69,7 @@ def test_a_disturbed_launch_is_repeated_at_once_and_counts_once(
             assert sorted(found.blocks) == [(0, 0), (0, 1), (0, 2)], key
     columns = loaded[0].columns
     assert "b1-a" not in {columns.launches[code] for code in columns.launch[columns.phase == MEASURE]}
-    assert "1 disturbed launch was repeated; the repetition counts for b1-a" in analyse(loaded).report.warnings
+    assert "1 disturbed launch was repeated; the repetition counts for a in block 2" in analyse(loaded).report.warnings
 
 
 def test_a_repetition_that_is_disturbed_too_does_not_count_beside_the_first(

@@ -49,11 +49,11 @@ def without_repeated(columns: Columns) -> tuple[Columns, tuple[str, ...]]:
             counts = {code: _lost_share(columns, rows[launches == code]) for code in present}
             best = min(present, key=lambda code: (counts[code], family.index(code)))
             keep[rows[launches != best]] = False
-            if best != family[0] and columns.launches[family[0]] not in replaced:
-                replaced.append(columns.launches[family[0]])
+            if best != family[0] and (name := _place(columns, family[0])) not in replaced:
+                replaced.append(name)
     told = ", ".join(replaced[:NAMED]) + (f" and {len(replaced) - NAMED} more" if len(replaced) > NAMED else "")
     many = "launch was" if len(families) == 1 else "launches were"
-    note = f"{len(families)} disturbed {many} repeated; the repetition counts for {told or 'none'}"
+    note = f"{len(families)} disturbed {many} repeated; the repetition counts for {told or 'none of them'}"
     return only(columns, keep), (note,) if families else ()
 
 
@@ -70,6 +70,12 @@ def not_begun(folder: Path) -> list[str]:
         f"{plain(engine)}: {count} launch{'es' if count > 1 else ''} not begun: {plain(why)}"
         for (engine, why), count in found.items()
     ]
+
+
+def _place(columns: Columns, launch: int) -> str:
+    """Return how a launch is named to people, who count blocks from 1."""
+    row = int(np.argmax(columns.launch == launch))
+    return f"{plain(columns.engines[int(columns.engine[row])])} in block {int(columns.block[row]) + 1}"
 
 
 def _families(columns: Columns) -> Iterator[list[int]]:

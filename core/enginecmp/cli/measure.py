@@ -231,7 +231,7 @@ def execute(request: RunRequest, folder: Path, manifest: Manifest | None, as_jso
     for flag, count in sorted(outcome.flagged.items()):
         say(f"{count} measured requests are flagged {flag} and left out by rule")
     for record in outcome.failed:
-        say(f"{record.launch}: {record.status}: {record.error}")
+        say(f"block {record.block + 1}, {record.launch}: {record.status}: {record.error}")
     if as_json:
         print_json(outcome)
     if len(outcome.without_result) == len(request.configs) and outcome.flagged and not as_json:
