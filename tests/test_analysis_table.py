@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -16,7 +18,9 @@ from enginecmp_analysis.analyse import analyse
 from enginecmp_analysis.data.simulate import Design, simulate_run, write_run
 from enginecmp_analysis.judge.judge import Options
 from enginecmp_analysis.render.layout import WIDTH
-from enginecmp_analysis.render.table import render
+from enginecmp_analysis.render.needed import MOST_MORE
+from enginecmp_analysis.render.sentence import sentence
+from enginecmp_analysis.render.table import render, verdict_words
 
 GOLDEN = Path(__file__).parent / "data" / "stats_table.txt"
 
@@ -59,7 +63,7 @@ def test_no_line_is_wider_than_a_terminal_and_no_number_is_nan(design: Design) -
 
 
 def test_an_inconclusive_line_starts_with_a_tilde_and_says_what_is_missing() -> None:
-    report = analyse([simulate_run(Design(launch_spread=0.1, ratio=1.02))])
+    report = analyse([simulate_run(Design(launch_spread=0.05, ratio=1.02))])
     lines = [text for text, _ in render(report)]
     (at,) = [i for i, line in enumerate(lines) if line.startswith("throughput_tokens_per_second")]
     assert lines[at + 1].startswith("~ ")
@@ -114,3 +118,25 @@ def test_a_share_that_is_none_is_refused(results: Path, share: str) -> None:
     found = _stats(results, "--margin", share)
     assert found.exit_code == 2
     assert f"expected a share like 3% or 0.03, got '{share}'" in found.output
+
+
+@pytest.mark.parametrize(("needed", "mde"), [(1412, 0.4), (None, 0.4)])
+def test_an_absurd_number_of_launches_is_said_in_words(needed: int | None, mde: float) -> None:
+    analysis = analyse([simulate_run(Design(launch_spread=0.1, ratio=1.02))])
+    (at,) = [i for i, c in enumerate(analysis.report.comparisons) if c.primary]
+    found = msgspec.structs.replace(
+        analysis.report.comparisons[at], launches_needed=needed, mde=mde, ci_low=0.9, ci_high=1.042
+    )
+    analysis.report.comparisons[at] = found
+    words = "no realistic number of launches tells them apart on this machine; the difference, if any, is below 10.0 %"
+    assert words in verdict_words(found)
+    (ranking,) = analysis.report.rankings
+    assert sentence(ranking, analysis.report, analysis.contexts[0]).startswith(
+        f"engine and baseline cannot be told apart: {words}"
+    )
+    told = " ".join([verdict_words(found), sentence(ranking, analysis.report, analysis.contexts[0])])
+    assert "1412" not in told
+    few = msgspec.structs.replace(found, launches_needed=MOST_MORE)
+    assert f"{MOST_MORE} more launches needed" in verdict_words(few)
+    without = msgspec.structs.replace(found, launches_needed=None, mde=math.nan)
+    assert "no spread to plan with" in verdict_words(without)

@@ -8,12 +8,10 @@ from collections.abc import Iterable
 from enginecmp.format.text import command_line
 from enginecmp_analysis.data.group import Analysis, GroupResult
 from enginecmp_analysis.render.layout import three_digits, unit_for
+from enginecmp_analysis.render.needed import MOST_MORE
 from enginecmp_analysis.render.pictures.answer import kept_command
 from enginecmp_analysis.render.ranking_rows import heading
 from enginecmp_analysis.schema.stats import Comparison, Summary
-
-MOST_MORE_LAUNCHES = 100
-"""A comparison that takes more launches than that is not worth a command: the difference is too small to matter."""
 
 
 def value_words(summary: Summary) -> str:
@@ -66,7 +64,7 @@ def closing_command(analysis: Analysis, group: GroupResult, comparisons: Iterabl
         return ""
     blocks = int(run.manifest.scenario.get("blocks") or 10)
     launches = max([c.launches_needed or 0 for c in found], default=0)
-    if launches > MOST_MORE_LAUNCHES:
+    if launches > MOST_MORE:
         return ""
     if any(c.verdict == "withheld" for c in found):
         return command_line(["cmp", "run", "--extend", str(run.path), "--blocks", f"+{launches or blocks}"])

@@ -23,6 +23,7 @@ from enginecmp_analysis.render.layout import (
     three_digits,
     wrap,
 )
+from enginecmp_analysis.render.needed import MOST_MORE, hopeless_words
 from enginecmp_analysis.schema.decisions import (
     Capacity,
     CostComparison,
@@ -216,6 +217,8 @@ def cost_words(c: CostComparison) -> str:
     """Return one comparison of costs: ratio, limits, names and verdict."""
     ratio, limits = show_times(c.ratio), show_limits(c.ci_low, c.ci_high)
     more = f": {show_count(c.launches_needed, 'more launch', 'es')} needed" if c.launches_needed else ""
+    if c.launches_needed and c.launches_needed > MOST_MORE:
+        more = f": {hopeless_words('launches', c.ci_low, c.ci_high)}"
     p = f" (Holm p{show_p(c.p_adjusted)})" if c.primary and math.isfinite(c.p_adjusted) else ""
     return f"{ratio}{limits}  {c.engine} / {c.baseline}  {c.verdict}{more}{p}"
 

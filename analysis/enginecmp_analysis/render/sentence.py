@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from enginecmp_analysis.data.cells import cell_name
 from enginecmp_analysis.data.group import Context
 from enginecmp_analysis.render.layout import listed, show_limit, three_digits
+from enginecmp_analysis.render.needed import hopeless_words, is_hopeless, missing
 from enginecmp_analysis.render.ranking_rows import MOST_TABLES, UNPROVEN
 from enginecmp_analysis.schema.stats import Comparison, Ranking, StatsReport
 
@@ -66,8 +67,9 @@ def sentence(ranking: Ranking, report: StatsReport, context: Context) -> str:
     open_ones = [c for c in undecided if math.isfinite(c.ratio)]
     without = [c for c in undecided if not math.isfinite(c.ratio)]
     withheld = [found[engine] for engine in order if found[engine].verdict == "withheld"]
-    if open_ones:
-        parts.append(_undecided(open_ones, context.baseline))
+    for hopeless in (False, True):
+        if some := [c for c in open_ones if is_hopeless(c) is hopeless]:
+            parts.append(_undecided(some, context.baseline))
     if without:
         parts.append(_without_ratio(without, ranking, alone=not parts))
     if withheld:
@@ -91,14 +93,18 @@ def _interval(c: Comparison) -> str:
 
 
 def _undecided(some: Sequence[Comparison], baseline: str) -> str:
+    """Return that engines cannot be told from the baseline, and what would tell them apart."""
+    names = listed([*(c.engine for c in some), baseline])
+    word, plural = missing(some[0])[1:]
+    if is_hopeless(some[0]):
+        low, high = min(c.ci_low for c in some), max(c.ci_high for c in some)
+        return f"{names} cannot be told apart: {hopeless_words(word + plural, low, high)}"
     widest = max(some, key=lambda c: c.mde if math.isfinite(c.mde) else 0.0)
-    runs = max((c.runs_needed or 0 for c in some), default=0)
-    needed = runs or max((c.launches_needed or 0 for c in some), default=0)
-    what = ("run" if needed == 1 else "runs") if runs else "launch" if needed == 1 else "launches"
-    more = f", {needed} more {what} may tell" if needed else ""
+    needed = max(missing(c)[0] or 0 for c in some)
+    more = f", {needed} more {word}{'' if needed == 1 else plural} may tell" if needed else ""
     shows = "these runs show" if widest.n_runs else "this run shows"
     sees = f" ({shows} differences from {100 * widest.mde:.1f} %)" if math.isfinite(widest.mde) else ""
-    return f"{listed([*(c.engine for c in some), baseline])} cannot be told apart{sees}{more}"
+    return f"{names} cannot be told apart{sees}{more}"
 
 
 def _without_ratio(some: Sequence[Comparison], ranking: Ranking, *, alone: bool) -> str:

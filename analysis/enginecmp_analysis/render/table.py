@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import msgspec
-
 from enginecmp.format.enough import LAUNCHES_NEEDED
 from enginecmp.format.records import Cell
 from enginecmp_analysis.data.cells import cell_name
@@ -29,6 +27,7 @@ from enginecmp_analysis.render.layout import (
     unit_for,
     wrap,
 )
+from enginecmp_analysis.render.needed import more_needed
 from enginecmp_analysis.render.ranking_rows import UNPROVEN
 from enginecmp_analysis.schema.stats import Comparison, Details, StatsReport, Summary
 
@@ -271,11 +270,3 @@ def _missing(c: Comparison) -> str:
     have = c.n_samples / c.n_launches if c.n_launches else 0
     requests = f"{c.requests_needed} requests a launch needed, about {have:.0f} were valid"
     return f"{requests}, and {launches}" if launches else requests
-
-
-def more_needed(c: Comparison) -> str:
-    """Return how many launches, or runs where several are pooled, are missing for a verdict."""
-    missing, word, plural = c.launches_needed, "more launch", "es"
-    if not isinstance(c.runs_needed, msgspec.UnsetType):
-        missing, word, plural = c.runs_needed, "more run", "s"
-    return "no spread to plan with" if missing is None else f"{show_count(missing, word, plural)} needed"
