@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from simulated_load import run_of, sample, shown
 
 from enginecmp.errors import UsageError
 from enginecmp.format.records import Cell, Sample
+from enginecmp_analysis.analyse import analyse
 from enginecmp_analysis.data.columns import ColumnBuilder, Columns
 from enginecmp_analysis.data.launches import LaunchMeans, launch_means, measured
 from enginecmp_analysis.data.load import Run
@@ -39,8 +41,8 @@ def _sample(**changes: object) -> Sample:
 
 def _columns(*samples: Sample) -> Columns:
     builder = ColumnBuilder()
-    for sample in samples:
-        builder.add(sample)
+    for row in samples:
+        builder.add(row)
     return builder.build()
 
 
@@ -198,3 +200,23 @@ def test_aliases_say_that_one_name_means_two_numbers() -> None:
     assert METRICS["tpot_seconds"].aliases["aiperf"] == "inter_token_latency"
     assert METRICS["itl_seconds"].aliases["aiperf"] == "inter_chunk_latency"
     assert METRICS["itl_seconds"].aliases["vllm"] == "itl"
+
+
+def test_what_an_engine_tells_of_its_guesses_and_its_device_is_shown_and_guesses_are_not_compared() -> None:
+    told = {"tokens_per_step": 2.5, "draft_acceptance_rate": 0.375, "device_prefill_seconds": 0.002}
+    held = {"weights_bytes": 1e8, "kv_cache_bytes": 1e6}
+    rows = [
+        sample(block, engine, Cell(8, 5, 1), i, i, i + 1, metrics=held | told if engine == "engine" else held)
+        for block in range(10)
+        for engine in ("baseline", "engine")
+        for i in range(10)
+    ]
+    report = analyse([run_of(rows)]).report
+    means = {s.metric: (s.engine, s.mean) for s in report.summaries if s.metric in told}
+    assert means == {name: ("engine", pytest.approx(value)) for name, value in told.items()}
+    assert not [c for c in report.comparisons if c.metric in told]
+    # A pass of several tokens reads the weights once: the bandwidth is that of the other engine alone.
+    assert {s.engine for s in report.summaries if s.metric.startswith("decode_bandwidth")} == {"baseline"}
+    shown_lines = shown(run_of(rows))
+    assert "tokens_per_step (exploratory; higher is better)" in shown_lines
+    assert "draft_acceptance_rate (exploratory; higher is better)" in shown_lines

@@ -38,6 +38,10 @@ KNOWN_METRICS = frozenset(
         "kv_cache_bytes",
         "allocated_bytes",
         "reserved_bytes",
+        "device_prefill_seconds",
+        "device_decode_seconds",
+        "tokens_per_step",
+        "draft_acceptance_rate",
         *(f"{name}_seconds" for name in PROFILED),
     }
 )

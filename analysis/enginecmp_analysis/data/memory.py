@@ -120,7 +120,8 @@ def decode_bandwidth(columns: Columns, times: RequestTimes, found: Windows, part
     A step reads the weights once, and the KV cache of every request in it: on average that of the prompt and half
     the output. One request at a time: bytes of all steps over their time. Several in flight: stamps that are equal
     belong to one step; the median gap between steps is the time of one, so that steps which also run a prompt do
-    not count; the engine that queues has one request in every step.
+    not count; the engine that queues has one request in every step. Absent where an engine guesses ahead: a pass of
+    it gives several tokens, and what its guesses read is not known.
 
     Args:
         columns: the run.
@@ -130,13 +131,14 @@ def decode_bandwidth(columns: Columns, times: RequestTimes, found: Windows, part
         all_: all requests of the same engine and cell that ended well, warm-up included.
     """
     weights, kept = _weights(columns), columns.metric("kv_cache_bytes")
+    guesses = np.isfinite(columns.metric("tokens_per_step"))
     length = columns.prompt_tokens + columns.output_tokens
     with np.errstate(invalid="ignore", divide="ignore"):
         cache = np.nan_to_num(kept * (columns.prompt_tokens + columns.output_tokens / 2) / length)
     rates = np.full(len(parts), np.nan)
     for i, part in enumerate(parts):
         weight = _highest(weights[part])
-        if not np.isfinite(weight):
+        if not np.isfinite(weight) or guesses[part].any():
             continue
         if not is_concurrent(columns.cells[int(columns.cell[part[0]])]):
             steps = part[np.isfinite(times.decode[part]) & (times.gaps[part] > 0)]

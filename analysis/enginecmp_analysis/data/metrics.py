@@ -117,6 +117,33 @@ _TIMES = (
     ),
 )
 
+_TOLD = (
+    *(
+        Metric(
+            f"device_{phase}_seconds",
+            False,
+            f"time of the {phase} on the device, by its own clock, as the engine tells it",
+        )
+        for phase in ("prefill", "decode")
+    ),
+    Metric(
+        "tokens_per_step",
+        True,
+        "tokens a request got per pass that it generated in, of an engine that guesses ahead, as it tells it",
+        compared=False,
+        better="more",
+        worse="less",
+    ),
+    Metric(
+        "draft_acceptance_rate",
+        True,
+        "guessed tokens that counted / all that were guessed, as the engine tells it",
+        compared=False,
+        better="more",
+        worse="less",
+    ),
+)
+
 _RATES = (
     Metric(
         "throughput_tokens_per_second",
@@ -326,7 +353,7 @@ _RESOURCES = (
 )
 
 METRICS: Mapping[str, Metric] = {
-    metric.name: metric for metric in (*_TIMES, *_RATES, *_STARTING, *_OPERATIONS, *_RESOURCES)
+    metric.name: metric for metric in (*_TIMES, *_TOLD, *_RATES, *_STARTING, *_OPERATIONS, *_RESOURCES)
 }
 """Every metric by name, in the order in which tables show them."""
 
