@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PASS_CONTEXT = "pass --context {needed}"
+PASS_CONTEXT = "load it with context_tokens={needed}"
 
 
 class PythonSession(Protocol):

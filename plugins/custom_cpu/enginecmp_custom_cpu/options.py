@@ -76,7 +76,7 @@ def read_settings(options: LoadOptions) -> Settings:
     if options.max_sequences > MAX_SEQUENCES:
         msg = (
             f"custom_cpu: expected at most {MAX_SEQUENCES} sequences at once, got {options.max_sequences}; "
-            f"pass --concurrency {MAX_SEQUENCES} or less"
+            f"choose a scenario with a concurrency of {MAX_SEQUENCES} or less"
         )
         raise EngineError(msg)
     return settings

@@ -75,7 +75,9 @@ impl Pages {
         }
         let refused = || {
             let tokens = self.pages.len() * PAGE_TOKENS;
-            let line = format!("no room for keys and values of more than {tokens} tokens; pass a smaller --context");
+            let line = format!(
+                "no room for keys and values of more than {tokens} tokens; choose a scenario with fewer tokens in its cells"
+            );
             Failure::OutOfMemory(line)
         };
         let size = self.layer_bytes.checked_mul(self.layers).ok_or_else(refused)?;
@@ -211,6 +213,8 @@ mod tests {
     fn no_memory_is_an_error() {
         let mut pages = pages();
         pages.layers = usize::MAX / pages.layer_bytes;
-        assert!(matches!(pages.take(), Err(Failure::OutOfMemory(line)) if line.contains("pass a smaller --context")));
+        assert!(
+            matches!(pages.take(), Err(Failure::OutOfMemory(line)) if line.contains("choose a scenario with fewer tokens in its cells"))
+        );
     }
 }

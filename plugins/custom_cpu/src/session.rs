@@ -97,7 +97,7 @@ pub fn load(path: &Path, options: &Options) -> Result<Session> {
         }
         if options.context_shift && context_tokens < PAGE_TOKENS {
             let line = format!("context_shift needs a context of {PAGE_TOKENS} tokens, got {context_tokens}");
-            return Err(Failure::Engine(format!("{line}; pass --context {PAGE_TOKENS}")));
+            return Err(Failure::Engine(format!("{line}; load it with context_tokens={PAGE_TOKENS}")));
         }
         let window = match (model.config.sliding_window, options.sliding_window) {
             (0, wanted) => wanted,
@@ -252,7 +252,8 @@ impl Session {
 
     fn overflow(&self, what: &str, needed: usize) -> Failure {
         let context_tokens = self.plan.context_tokens;
-        let fix = if self.limit.is_empty() { format!("pass --context {needed}") } else { self.limit.to_owned() };
+        let fix =
+            if self.limit.is_empty() { format!("load it with context_tokens={needed}") } else { self.limit.to_owned() };
         Failure::ContextOverflow(format!("{what} do not fit, the context holds {context_tokens}; {fix}"))
     }
 

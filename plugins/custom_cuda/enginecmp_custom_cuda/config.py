@@ -76,7 +76,7 @@ def _check_shape(config: ModelConfig, context_tokens: int) -> None:
         refuse(
             f"expected a model that attends to all of {context_tokens} tokens",
             f"a sliding window of {config.sliding_window}",
-            f"pass --context {config.sliding_window} or less",
+            f"choose a scenario whose cells have at most {config.sliding_window} tokens, prompt and output together",
         )
 
 

@@ -56,7 +56,7 @@ def read_settings(options: LoadOptions) -> Settings:
     if not 1 <= options.max_sequences <= MAX_SEQUENCES:
         msg = (
             f"custom_cuda: expected 1 to {MAX_SEQUENCES} sequences at once, got {options.max_sequences}; "
-            f"pass --concurrency {MAX_SEQUENCES} or less"
+            f"choose a scenario with a concurrency of {MAX_SEQUENCES} or less"
         )
         raise EngineError(msg)
     exact = options.numerics == "exact"

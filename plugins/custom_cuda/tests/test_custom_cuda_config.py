@@ -170,7 +170,7 @@ def test_a_missing_key_is_refused(tmp_path: Path) -> None:
 def test_a_window_shorter_than_the_context_is_refused_and_a_longer_one_is_not(tmp_path: Path) -> None:
     fields: Fields = {"llama.attention.sliding_window": ("UINT32", 128)}
     assert read(tmp_path, fields=fields, context_tokens=128)[0].sliding_window == 128
-    line = "a model that attends to all of 129 tokens, got a sliding window of 128; pass --context 128 or less"
+    line = "a model that attends to all of 129 tokens, got a sliding window of 128; choose .* at most 128 tokens"
     refused(line, tmp_path, fields=fields, context_tokens=129)
 
 

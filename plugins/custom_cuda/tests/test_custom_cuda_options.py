@@ -110,5 +110,5 @@ def test_a_bad_value_is_refused(extra: Mapping[str, str], said: str) -> None:
 
 def test_more_sequences_than_a_step_carries_are_refused() -> None:
     assert read_settings(LoadOptions(max_sequences=64)).ahead == 8
-    with pytest.raises(EngineError, match="expected 1 to 64 sequences at once, got 65; pass --concurrency 64 or less"):
+    with pytest.raises(EngineError, match=r"expected 1 to 64 sequences at once, got 65; choose .* 64 or less"):
         read_settings(LoadOptions(max_sequences=65))

@@ -134,7 +134,9 @@ def test_a_small_device_shares_what_it_has_as_long_as_one_sequence_fits() -> Non
 
 
 def test_a_cache_that_cannot_hold_one_sequence_says_what_would_fit() -> None:
-    with pytest.raises(EngineError, match=r"KV cache of 200 tokens.*a small device has .* free; pass --context 128"):
+    with pytest.raises(
+        EngineError, match=r"KV cache of 200 tokens.*a small device has .* free; choose .* at most 128 tokens"
+    ):
         cache_of(int(3 * PAGE_BYTES * 2.5))
     with pytest.raises(EngineError, match="use a smaller model"):
         cache_of(100)

@@ -95,7 +95,9 @@ def test_no_step_is_queued_that_nobody_asked_for(tiny: Any, load: Any, token_ids
 def test_a_context_can_be_filled_to_its_last_token(tiny: Any, load: Any, token_ids: list[int]) -> None:
     session = load(tiny(), context_tokens=70)
     assert len(generate(session, token_ids[:60], 11)) == 11
-    with pytest.raises(ContextOverflow, match="expected at most 70 tokens, got 71 to run; pass --context 71"):
+    with pytest.raises(
+        ContextOverflow, match="expected at most 70 tokens, got 71 to run; load it with context_tokens=71"
+    ):
         list(cmp_decode(session, 1))
     assert generate(session, token_ids[:70], 1) == generate(load(tiny()), token_ids[:70], 1)
 
@@ -104,10 +106,10 @@ def test_what_does_not_fit_is_refused_with_the_numbers_and_the_engine_lives_on(
     tiny: Any, load: Any, token_ids: list[int]
 ) -> None:
     session = load(tiny(), context_tokens=40)
-    said = "custom_cuda: prompt has 38 tokens and 4 are to come, the context holds 40; pass --context 41"
+    said = "custom_cuda: prompt has 38 tokens and 4 are to come, the context holds 40; load it with context_tokens=41"
     with pytest.raises(ContextOverflow, match=said):
         cmp_prefill(session, token_ids[:38], 4)
-    with pytest.raises(ContextOverflow, match="pass --context 41"):
+    with pytest.raises(ContextOverflow, match="load it with context_tokens=41"):
         cmp_score(session, token_ids[:41])
     assert len(generate(session, token_ids[:38], 3)) == 3
 

@@ -157,7 +157,7 @@ def test_reset_drops_requests_in_flight(tiny: Any, load: Any, token_ids: list[in
 def test_a_request_that_can_never_fit_leaves_the_others_alone(tiny: Any, load: Any, token_ids: list[int]) -> None:
     session = load(tiny(), context_tokens=32, max_sequences=2)
     assert cmp_submit(session, Request(id="a", token_ids=token_ids[:8], output_tokens=3))
-    with pytest.raises(ContextOverflow, match="pass --context 33"):
+    with pytest.raises(ContextOverflow, match="load it with context_tokens=33"):
         cmp_submit(session, Request(id="b", token_ids=token_ids[:30], output_tokens=4))
     assert cmp_submit(session, Request(id="c", token_ids=token_ids[:8], output_tokens=3))
     assert [sorted(name for name, _ in cmp_step(session)) for _ in range(3)] == [["a", "c"]] * 3
@@ -189,10 +189,10 @@ def test_a_model_or_a_cache_larger_than_the_memory_says_what_would_fit(
         cmp_load(tiny(), LoadOptions(device="emulated", context_tokens=64))
     memory(4_000_000)
     with pytest.raises(
-        EngineError, match=r"KV cache of 8192 tokens, .* has .* free; pass --context \d+ or less"
+        EngineError, match=r"KV cache of 8192 tokens, .* has .* free; choose .* at most \d+ tokens"
     ) as said:
         cmp_load(tiny(), LoadOptions(device="emulated", context_tokens=8192, numerics="exact"))
-    fits = int(str(said.value).rpartition("--context ")[2].split()[0])
+    fits = int(str(said.value).rpartition("at most ")[2].split()[0])
     session = cmp_load(tiny(), LoadOptions(device="emulated", context_tokens=fits, numerics="exact"))
     assert len(generate(session, token_ids[:20], 3)) == 3
     session.close()

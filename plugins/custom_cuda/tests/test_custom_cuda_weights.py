@@ -234,9 +234,9 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_allocated(free:
 
 def test_a_context_whose_table_does_not_fit_names_one_that_does(tmp_path: Path) -> None:
     file = read_gguf(tiny_model(tmp_path, "llama", "F32").path)
-    with pytest.raises(OutOfMemoryError, match="pass --context") as caught:
+    with pytest.raises(OutOfMemoryError, match="choose a scenario") as caught:
         load_model(as_device(HostDevice(1 << 20)), file, context_tokens=100_000)
-    fits = int(str(caught.value).split("--context ")[1].split()[0])
+    fits = int(str(caught.value).split("at most ")[1].split()[0])
     load_model(as_device(HostDevice(1 << 20)), file, context_tokens=fits)
     with pytest.raises(OutOfMemoryError):
         load_model(as_device(HostDevice(1 << 20)), file, context_tokens=fits + 4)

@@ -183,7 +183,7 @@ class Context:
         if needed > self.context_tokens:
             msg = (
                 f"llamacpp: prompt has {len(token_ids)} tokens and {output_tokens} are to come, "
-                f"the context holds {self.context_tokens}; {self._limit or f'pass --context {needed}'}"
+                f"the context holds {self.context_tokens}; {self._limit or f'load it with context_tokens={needed}'}"
             )
             raise ContextOverflow(msg)
 
@@ -196,7 +196,7 @@ class Context:
         if already + n_tokens > self.context_tokens:
             msg = (
                 f"llamacpp: {n_tokens} more tokens after {already} do not fit, the context holds "
-                f"{self.context_tokens}; {self._limit or f'pass --context {already + n_tokens}'}"
+                f"{self.context_tokens}; {self._limit or f'load it with context_tokens={already + n_tokens}'}"
             )
             raise ContextOverflow(msg)
 

@@ -89,7 +89,8 @@ def decode_failure(code: int) -> EngineError:
     said = complaint()
     tail = f" ({said})" if said else ""
     if code == 1:
-        msg = f"llamacpp: no room in the KV cache for this batch{tail}; pass a larger --context or fewer requests"
+        fix = "load it with a larger context_tokens, or send fewer requests"
+        msg = f"llamacpp: no room in the KV cache for this batch{tail}; {fix}"
         return ContextOverflow(msg)
     meaning = {
         2: "was aborted",

@@ -88,7 +88,7 @@ def test_a_request_may_fill_the_context_and_no_more(tiny: ModelInfo, load: Any, 
     with pytest.raises(ContextOverflow, match="1 more tokens after 40 do not fit, the context holds 40"):
         next(cmp_decode(session, 1))
     cmp_reset(session)
-    with pytest.raises(ContextOverflow, match=r"prompt has 20 tokens and 22 are to come.*--context 41"):
+    with pytest.raises(ContextOverflow, match=r"prompt has 20 tokens and 22 are to come.*context_tokens=41"):
         cmp_prefill(session, token_ids[:20], 22)
     assert cmp_score(session, token_ids[:40]).shape[0] == 40
     with pytest.raises(ContextOverflow, match="prompt has 41 tokens"):

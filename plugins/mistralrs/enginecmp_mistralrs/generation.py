@@ -135,7 +135,7 @@ def check_context(session: Session, prompt_tokens: int, output_tokens: int) -> N
     if needed > session.context_tokens:
         msg = (
             f"mistralrs: {prompt_tokens} prompt and {output_tokens} output tokens need {needed} places, the context "
-            f"holds {session.context_tokens}; pass a larger --context or a shorter cell"
+            f"holds {session.context_tokens}; load it with a larger context_tokens, or choose a shorter cell"
         )
         raise ContextOverflow(msg)
 

@@ -292,7 +292,7 @@ def check_request(session: Session, ids: Sequence[int], output_tokens: int) -> N
     if needed > session.context_tokens:
         msg = (
             f"openai_server: {prompt_tokens} prompt and {output_tokens} output tokens need {needed} places, the "
-            f"context holds {session.context_tokens}; pass a larger --context, give the server a longer one, or a "
-            "shorter cell"
+            f"context holds {session.context_tokens}; load it with a larger context_tokens, give the "
+            "server a longer one, or choose a shorter cell"
         )
         raise ContextOverflow(msg)

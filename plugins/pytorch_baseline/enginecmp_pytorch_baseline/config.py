@@ -124,7 +124,7 @@ class ModelConfig:
         Args:
             context_tokens: what the session was asked to hold.
         """
-        limit, fix = context_tokens, "pass --context {needed}"
+        limit, fix = context_tokens, "load it with context_tokens={needed}"
         if self.rope is None and self.context_length < limit:
             limit, fix = self.context_length, "the model has no more learned positions, so use a shorter prompt"
         if 0 < self.sliding_window < limit:

@@ -136,7 +136,9 @@ def test_a_request_that_just_fits_the_context_runs_and_one_token_more_is_refused
     session = load(tiny("llama"), context_tokens=10)
     cmp_prefill(session, PROMPT, 4)  # 7 + 4 - 1 = 10: the last id needs no place
     assert len(list(cmp_decode(session, 3))) == 3
-    with pytest.raises(ContextOverflow, match="token would be number 11, the context holds 10; pass --context 11"):
+    with pytest.raises(
+        ContextOverflow, match="token would be number 11, the context holds 10; load it with context_tokens=11"
+    ):
         next(cmp_decode(session, 1))
     cmp_reset(session)
     with pytest.raises(ContextOverflow, match="prompt has 7 tokens and the request needs 11, the context holds 10"):
@@ -146,7 +148,7 @@ def test_a_request_that_just_fits_the_context_runs_and_one_token_more_is_refused
 def test_scoring_more_than_the_context_is_refused(tiny: Any, load: Any) -> None:
     session = load(tiny("llama"), context_tokens=10)
     assert cmp_score(session, [1] * 10).shape[0] == 10
-    with pytest.raises(ContextOverflow, match="pass --context 11"):
+    with pytest.raises(ContextOverflow, match="load it with context_tokens=11"):
         cmp_score(session, [1] * 11)
 
 

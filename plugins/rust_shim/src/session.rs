@@ -165,7 +165,7 @@ impl<M: Model> Session<M> {
 
     fn overflow(&self, what: &str, needed: usize) -> Failure {
         let Limits { context_tokens, reason, .. } = &self.limits;
-        let fix = if reason.is_empty() { format!("pass --context {needed}") } else { reason.clone() };
+        let fix = if reason.is_empty() { format!("load it with context_tokens={needed}") } else { reason.clone() };
         Failure::ContextOverflow(format!("{what} do not fit, the context holds {context_tokens}; {fix}"))
     }
 }
@@ -256,7 +256,9 @@ pub fn reserve_cache(layers: usize, kv_heads: usize, head_dim: usize, positions:
     if granted {
         return Ok(());
     }
-    Err(Failure::OutOfMemory(format!("no room for keys and values of {positions} tokens; pass a smaller --context")))
+    Err(Failure::OutOfMemory(format!(
+        "no room for keys and values of {positions} tokens; choose a scenario with fewer tokens in its cells"
+    )))
 }
 
 #[cfg(test)]
@@ -380,11 +382,12 @@ pub(crate) mod tests {
         session.prefill(&[1, 2], 3).unwrap();
         session.decode(2).unwrap();
         let line = session.decode(1).unwrap_err().to_string();
-        assert_eq!(line, "1 more tokens after 4 do not fit, the context holds 4; pass --context 5");
+        assert_eq!(line, "1 more tokens after 4 do not fit, the context holds 4; load it with context_tokens=5");
         session.reset();
         let failed = session.prefill(&[1, 2], 4).unwrap_err();
         assert!(matches!(failed, Failure::ContextOverflow(_)));
-        let line = "prompt has 2 tokens and 4 are to come, do not fit, the context holds 4; pass --context 5";
+        let line =
+            "prompt has 2 tokens and 4 are to come, do not fit, the context holds 4; load it with context_tokens=5";
         assert_eq!(failed.to_string(), line);
         session.limits.reason = "use a shorter prompt".to_owned();
         assert!(session.score(&[1; 5]).unwrap_err().to_string().ends_with("holds 4; use a shorter prompt"));
@@ -418,7 +421,9 @@ pub(crate) mod tests {
         reserve_cache(30, 3, 64, 100).unwrap();
         for positions in [1 << 44, usize::MAX] {
             let failed = reserve_cache(30, 3, 64, positions).unwrap_err();
-            assert!(matches!(&failed, Failure::OutOfMemory(line) if line.contains("pass a smaller --context")));
+            assert!(
+                matches!(&failed, Failure::OutOfMemory(line) if line.contains("choose a scenario with fewer tokens in its cells"))
+            );
         }
     }
 }

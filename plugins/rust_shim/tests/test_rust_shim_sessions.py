@@ -108,7 +108,7 @@ def test_what_does_not_fit_names_the_context_to_ask_for(
     with pytest.raises(ContextOverflow, match="1 more tokens after 40 do not fit, the context holds 40"):
         next(engine.cmp_decode(session, 1))
     engine.cmp_reset(session)
-    with pytest.raises(ContextOverflow, match=r"prompt has 20 tokens and 22 are to come.*--context 41"):
+    with pytest.raises(ContextOverflow, match=r"prompt has 20 tokens and 22 are to come.*41"):
         engine.cmp_prefill(session, PROMPT[:20], 22)
 
 

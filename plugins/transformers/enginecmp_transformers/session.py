@@ -73,7 +73,8 @@ class Session:
         self._static: Any = None
         if static:
             if self.limit > MOST_STATIC_TOKENS:
-                msg = f"{ENGINE}: a static cache of {self.limit} tokens is reserved at load; pass a smaller --context"
+                fix = "choose a scenario with fewer tokens in its cells"
+                msg = f"{ENGINE}: a static cache of {self.limit} tokens is reserved at load; {fix}"
                 raise EngineError(msg)
             self._static = transformers.StaticCache(config=self.model.config, max_cache_len=self.limit)
             # Reserved at the first use: the first request of a launch must not pay for it.
@@ -92,7 +93,7 @@ class Session:
 
     def check_prompt(self, token_ids: Sequence[int], needed: int) -> None:
         """Refuse a prompt that cannot run, or after which the cache would not hold `needed` tokens."""
-        fix = "pass --context {needed} where the model has so many positions"
+        fix = "load it with context_tokens={needed} where the model has so many positions"
         check_prompt(ENGINE, token_ids, needed, vocabulary=self.vocabulary, limit=self.limit, fix=fix)
 
     def prefill(self, token_ids: Sequence[int]) -> int:

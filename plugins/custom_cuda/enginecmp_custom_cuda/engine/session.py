@@ -227,7 +227,7 @@ class Session:
         if needed > self.context_tokens:
             msg = (
                 f"custom_cuda: prompt has {len(token_ids)} tokens and {output_tokens} are to come, "
-                f"the context holds {self.context_tokens}; pass --context {needed}"
+                f"the context holds {self.context_tokens}; load it with context_tokens={needed}"
             )
             raise ContextOverflow(msg)
 
@@ -281,7 +281,7 @@ class Session:
         if self._position + steps > self.context_tokens:
             msg = (
                 f"custom_cuda: expected at most {self.context_tokens} tokens, got {self._position + steps} to run; "
-                f"pass --context {self._position + steps}"
+                f"load it with context_tokens={self._position + steps}"
             )
             raise ContextOverflow(msg)
         self._position += steps

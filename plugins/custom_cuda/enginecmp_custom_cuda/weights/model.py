@@ -162,7 +162,7 @@ def _too_large(device: Device, plan: ModelPlan, need: int, free: int) -> OutOfMe
     room = (free - (need - table)) // ALIGNMENT * ALIGNMENT
     tokens = room // (plan.rope.nbytes // plan.rope.positions)
     if tokens > 0:
-        fix = f"pass --context {tokens} or less"
+        fix = f"choose a scenario whose cells have at most {tokens} tokens, prompt and output together"
     else:
         for kind in ("Q8_0", "Q4_0"):
             saved = sum(

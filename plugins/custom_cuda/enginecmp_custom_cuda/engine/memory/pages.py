@@ -201,7 +201,9 @@ def _affordable(device: Device, bytes_per_page: int, context_tokens: int, max_se
     room = max(0, int(free * HEADROOM) - spare_bytes) // bytes_per_page
     if room >= one:
         return min(one * max_sequences, room)
-    fits = f"pass --context {room * PAGE_TOKENS} or less" if room else "use a smaller model or a larger device"
+    fits = "use a smaller model or a larger device"
+    if room:
+        fits = f"choose a scenario whose cells have at most {room * PAGE_TOKENS} tokens, prompt and output together"
     msg = (
         f"custom_cuda: expected {size_text(one * bytes_per_page)} for the KV cache of {context_tokens} tokens, "
         f"{device.name} has {size_text(free)} free; {fits}"
