@@ -95,7 +95,7 @@ def test_the_commands_that_show_more_work_as_printed(tmp_path: Path, monkeypatch
     write_run(simulate_run(engines=FOUR), folder)
     monkeypatch.chdir(tmp_path)
     first = CliRunner().invoke(command, ["two words"], catch_exceptions=False)
-    assert "more: cmp stats 'two words' --all, --pairs, --details" in first.output
+    assert "more, with --all, --pairs or --details: cmp stats 'two words'" in first.output
     everything = CliRunner().invoke(command, ["two words", "--all"], catch_exceptions=False)
     assert "e2e_seconds  (exploratory; lower is better; shown in ms)" in everything.output
     assert "e2e_seconds" not in first.output

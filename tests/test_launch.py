@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,14 @@ def wait_until_gone(group: int) -> list[int]:
     while (left := processes_of(group)) and time.monotonic() < end:
         time.sleep(0.02)
     return left
+
+
+def test_what_the_worker_of_a_server_held_is_told_too(fake: Plugin, tiny: ModelInfo, tmp_path: Path) -> None:
+    assert fake.info is not None
+    remote = replace(fake, info=replace(fake.info, remote=True))
+    with Launch("server", remote, log=tmp_path / "log", options=LoadOptions(context_tokens=64)) as launch:
+        assert "rss_bytes" not in launch.load(tiny, 30)["metrics"]
+    assert (launch.peak_rss_bytes or 0) > 1 << 20
 
 
 def test_a_request_is_stamped_on_the_fake_clock(fake: Plugin, tiny: ModelInfo, tmp_path: Path) -> None:

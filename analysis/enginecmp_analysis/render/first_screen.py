@@ -46,7 +46,7 @@ def first_screen(analysis: Analysis, shown: str, width: int = WIDTH) -> list[Lin
         lines.append(("", ""))
     told = {text for text, _ in lines}
     lines += [line for line in _warnings(analysis, width) if line[0] not in told]
-    lines += [(text, "dim") for text in wrap(f"more: {shown} --all, --pairs, --details", "", width)]
+    lines += [(text, "dim") for text in wrap(f"more, with --all, --pairs or --details: {shown}", "", width)]
     return lines
 
 

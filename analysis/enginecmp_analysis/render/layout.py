@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -13,15 +14,22 @@ WIDTH = 80
 MOST_DIGITS = 8
 """Digits behind the point in which a limit of a ratio is told from 1."""
 
+_COMMAND_AT_END = re.compile(r"(?<=:) (cmp [a-z]+ .+)$")
+
 Line = tuple[str, str]
 """Text, and the style that may underline what the text already says ("" for none)."""
 
 
 def wrap(text: str, indent: str, width: int = WIDTH) -> list[str]:
-    """Return a text in lines of 80 columns, the first one behind `indent`, the others below it."""
-    return textwrap.wrap(
-        text, width, initial_indent=indent, subsequent_indent=" " * len(indent), break_on_hyphens=False
-    )
+    """Return a text in lines of 80 columns, the first one behind `indent`, the others below it.
+
+    A command at its end stays whole, on a line of its own where it does not fit: what is printed can be pasted.
+    """
+    below = " " * len(indent)
+    command = _COMMAND_AT_END.search(text)
+    if command and len(indent) + len(text) > width:
+        return [*wrap(text[: command.start()], indent, width), below + command[1]]
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=below, break_on_hyphens=False)
 
 
 def show_count(n: int | None, word: str, plural: str = "s") -> str:

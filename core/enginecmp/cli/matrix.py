@@ -13,7 +13,7 @@ import msgspec
 from enginecmp.cli.console import columns, echo, print_json, say
 from enginecmp.cli.measure import Prepared, measure, prepare
 from enginecmp.errors import CmpError, ResultsError, UsageError
-from enginecmp.format.text import command_line
+from enginecmp.format.text import command_line, operand
 from enginecmp.run.options import RunOptions
 from enginecmp.run.prepare import find_model
 from enginecmp.run.summary import headline
@@ -145,7 +145,7 @@ def _summarize(done: list[MatrixRun], options: RunOptions) -> None:
             echo(f"{run.model}: {run.error}")
     folders = [run.folder for run in done if run.folder]
     if folders:
-        echo(f"all of it: {command_line(['cmp', 'stats', *folders])}")
+        echo(f"all of it: {command_line(['cmp', 'stats', *map(operand, folders)])}")
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ import msgspec
 from enginecmp.cli.console import print_json, say
 from enginecmp.errors import CannotWrite, CmpError, ResultsError, UsageError, did_you_mean
 from enginecmp.format.files import MANIFEST
-from enginecmp.format.text import command_line
+from enginecmp.format.text import command_line, operand
 from enginecmp.plugins.discovery import discover
 from enginecmp.run.options import RunOptions
 from enginecmp.run.prepare import check_idle, exact_of, make_request, make_scenario
@@ -169,7 +169,7 @@ def _answer(folder: Path) -> None:
         return
     if analysis.report.rankings:
         # On stderr like everything else of a run: a closed stdout must not make a finished run a failure.
-        shown = command_line(["cmp", "stats", str(folder)])
+        shown = command_line(["cmp", "stats", operand(folder)])
         for text, _ in first_screen(analysis, shown, shutil.get_terminal_size().columns):
             say(text)
     primary = [c for c in analysis.report.comparisons if c.primary]
@@ -239,7 +239,7 @@ def execute(request: RunRequest, folder: Path, manifest: Manifest | None, as_jso
     require_result(outcome.without_result, len(request.configs), folder)
     for label, why in outcome.without_result.items():
         say(f"warning: {label}: nothing that counts was measured: {why}")
-    say(f"done: {folder}; read it with: {command_line(['cmp', 'stats', str(folder)])}")
+    say(f"done: {folder}; read it with: {command_line(['cmp', 'stats', operand(folder)])}")
     if len(outcome.given_up) == len(request.configs):
         msg = f"every engine was given up before the end; the reasons are above and in {folder}"
         raise CmpError(msg)

@@ -13,7 +13,7 @@ import msgspec
 
 from enginecmp.cli.console import echo, print_json, say, table
 from enginecmp.errors import CmpError, UsageError, did_you_mean, meant
-from enginecmp.format.text import command_line
+from enginecmp.format.text import command_line, operand
 from enginecmp.plugins.discovery import discover
 from enginecmp.plugins.plugin import Plugin
 
@@ -35,7 +35,7 @@ def new(name: str, parent: Path) -> None:
 
     folder = scaffold(name, parent)
     echo(f"{folder}: a working engine '{name}', a llama in NumPy until you put yours in its place")
-    quoted = command_line([str(folder)])
+    quoted = command_line([operand(folder)])
     echo(f"  cmp plugin check {quoted}      does it do what every engine must do?")
     echo(f"  cmp plugin install {quoted}    then it stands in `cmp engines`")
 

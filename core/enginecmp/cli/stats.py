@@ -13,7 +13,7 @@ from enginecmp.cli.console import echo_text, show
 from enginecmp.cli.options import read_share
 from enginecmp.cli.questions import asking, read_questions
 from enginecmp.errors import UsageError
-from enginecmp.format.text import command_line
+from enginecmp.format.text import command_line, operand
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -142,7 +142,7 @@ def _print(analysis: Analysis, form: str | None, paths: tuple[str, ...], *, firs
         from enginecmp_analysis.render.first_screen import first_screen
         from enginecmp_analysis.render.table import asked_for
 
-        shown = command_line(["cmp", "stats", *paths])
+        shown = command_line(["cmp", "stats", *map(operand, paths)])
         show([*first_screen(analysis, shown, shutil.get_terminal_size().columns), *asked_for(analysis.report)])
     else:
         from enginecmp_analysis.render.table import render

@@ -20,7 +20,7 @@ from enginecmp.errors import CmpError, ResultsError, UsageError
 from enginecmp.format.documents import read_json
 from enginecmp.format.files import MANIFEST
 from enginecmp.format.readers import read_manifest
-from enginecmp.format.text import command_line, to_json
+from enginecmp.format.text import command_line, operand, to_json
 from enginecmp.results.files import write_atomically
 from enginecmp.results.writer import ResultsFolder
 from enginecmp.run.estimate import duration
@@ -197,7 +197,7 @@ def _tell(folder: Path, state: SuiteState, options: RunOptions) -> None:
     if analysis is not None:
         from enginecmp_analysis.render.first_screen import first_screen
 
-        shown = command_line(["cmp", "stats", str(folder)])
+        shown = command_line(["cmp", "stats", operand(folder)])
         show(first_screen(analysis, shown, shutil.get_terminal_size().columns))
     for part in state.parts:
         echo(f"{part.name}: {part.status}{f': {part.error}' if part.error else ''}")

@@ -14,7 +14,7 @@ import msgspec
 from enginecmp.cli.console import columns, echo, print_json, say
 from enginecmp.cli.options import read_duration, read_share
 from enginecmp.errors import CmpError, UsageError
-from enginecmp.format.text import command_line
+from enginecmp.format.text import command_line, operand
 from enginecmp.run.options import RunOptions
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _tune(asked: _Asked) -> int:
 
 
 def _stats(folder: Path) -> str:
-    return command_line(["cmp", "stats", str(folder)])
+    return command_line(["cmp", "stats", operand(folder)])
 
 
 def _announce(request: RunRequest, sweep: Sweep, rules: Rules, out: Path) -> None:

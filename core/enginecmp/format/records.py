@@ -256,7 +256,7 @@ class LaunchRecord(msgspec.Struct, kw_only=True):
         status: ok, error, timeout or crash.
         seconds: from spawn to the end of the process.
         error: what happened, else null.
-        peak_rss_bytes: of the worker process.
+        peak_rss_bytes: of the worker process; of a server that is the client's, and says nothing of the engine.
         cell: number of the cell that it was for, where cells have launches of their own.
         notes: what a reader should know of it, e.g. that the engine was overloaded.
         averages: of an imported launch, one entry a cell; what a launch has one value of is then taken from them alone.

@@ -57,6 +57,12 @@ def command_line(words: Iterable[str]) -> str:
     return " ".join(map(_quoted, words))
 
 
+def operand(path: object) -> str:
+    """Return a path as a command line names it where an option could stand: one that begins with "-" gets "./"."""
+    text = str(path)
+    return f"./{text}" if text.startswith("-") else text
+
+
 def _quoted(word: str) -> str:
     if word.isprintable():
         return shlex.quote(word)

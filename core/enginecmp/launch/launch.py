@@ -148,8 +148,8 @@ class Launch:
 
     @property
     def peak_rss_bytes(self) -> int | None:
-        """The most that the worker held; None while it lives, and where the engine computes elsewhere."""
-        return None if self._remote else self._process.peak_rss_bytes
+        """The most that the worker process held; None while it lives. Of a server it is the client's."""
+        return self._process.peak_rss_bytes
 
     def __enter__(self) -> Self:
         """Wait until the worker has imported its plugin.

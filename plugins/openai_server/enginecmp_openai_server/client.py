@@ -10,7 +10,7 @@ import msgspec
 
 from enginecmp import ContextOverflow, EngineError
 
-from .http import Connection, Dropped, Headers
+from .http import Connection, Dropped, Headers, Misanswered
 from .options import Settings
 from .redaction import Redaction
 from .words import Unreadable, decoded, is_error, words_in, words_of
@@ -130,7 +130,8 @@ class Client:
             most_bytes: longest answer.
 
         Raises:
-            EngineError: nobody answers, in time or at all, with too much, or what came is no HTTP.
+            EngineError: nobody is there.
+            Misanswered: no answer came in time, too much of one, or what came is no HTTP.
         """
         address = self.settings.address
         target = (address.root if root else address.base) + path
@@ -146,7 +147,7 @@ class Client:
                 # A server may hang up on a silent connection at any time.
                 if fresh:
                     msg = f"openai_server: expected an answer to {method} {path}, {dropped}; see the server's log"
-                    raise EngineError(msg) from None
+                    raise Misanswered(msg) from None
             except BaseException:
                 connection.close()
                 raise
@@ -165,7 +166,7 @@ class Client:
                 f"openai_server: expected less than {connection.received_bytes >> 20} MiB from {what}, got more; is "
                 "this an OpenAI-compatible server?"
             )
-            raise EngineError(msg)
+            raise Misanswered(msg)
         if reply.status == 200:
             self.require_uncompressed(reply.headers, what)
         self.give_back(connection)
@@ -233,9 +234,9 @@ class Client:
         encoding = self.redaction.said(headers.get(b"content-encoding", b"").lower(), 40)
         return "" if encoding == "identity" else encoding
 
-    def late(self, what: str, got: str) -> EngineError:
+    def late(self, what: str, got: str) -> Misanswered:
         """Return the error of a server that takes too long."""
-        return EngineError(
+        return Misanswered(
             f"openai_server: expected {what} from {self.settings.address} within {self.settings.timeout_seconds:g} s, "
             f"got {got}; see the server's log, or raise timeout_seconds"
         )

@@ -37,6 +37,10 @@ class Dropped(Exception):
         super().__init__(how)
 
 
+class Misanswered(EngineError):
+    """Somebody answers, but not with one whole HTTP/1.1 answer of a sensible size in time."""
+
+
 class Connection:
     """One connection, kept for as many requests as the server allows.
 
@@ -109,7 +113,7 @@ class Connection:
 
         Raises:
             Dropped: the other end is gone and has not answered a byte.
-            EngineError: it went away in the middle of its answer, or what came is no HTTP/1.1.
+            Misanswered: it went away in the middle of its answer, or what came is no HTTP/1.1.
         """
         pieces: list[bytes] = []
         try:
@@ -173,9 +177,9 @@ class Connection:
                 raise self._broken(None, "the connection closed early") from None
             raise self._broken(str(error), "broken HTTP came") from None
 
-    def _broken(self, why: str | None, what: str) -> EngineError:
+    def _broken(self, why: str | None, what: str) -> Misanswered:
         where = "in the middle of its answer" if self.status else "in front of its answer"
-        return EngineError(
+        return Misanswered(
             f"openai_server: expected a whole HTTP/1.1 answer from {self._address}, {what} {where}"
             f"{f' ({self._redaction.said(why)})' if why else ''}; see the server's log"
         )

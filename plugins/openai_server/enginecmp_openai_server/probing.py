@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from enginecmp import EngineError, LoadOptions, Probe
 
 from .client import Client
+from .http import Misanswered
 from .identity import identify, starting_options
 from .options import Settings, read_settings
 from .process import arguments_of
@@ -33,6 +34,9 @@ def _runs_already(settings: Settings) -> Probe:
     client = Client(settings)
     try:
         found = identify(client, ANSWER_SECONDS)
+    except Misanswered:
+        # Busy, or broken: its launches will tell, and take nothing from the other engines.
+        return Probe(ok=True, running=True)
     finally:
         client.close()
     return Probe(ok=True, running=True, version=found.version, prove=starting_options(found.kind))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -72,6 +74,31 @@ def test_a_server_that_is_not_there_is_said_before_a_run() -> None:
     found = probe("http://127.0.0.1:9/v1")
     assert not found.ok
     assert found.reason.startswith("expected a server at http://127.0.0.1:9/v1, got: connection refused; start it")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"no HTTP at all\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 90\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 9000000\r\n\r\n" + b" " * 9_000_000,
+    ],
+)
+def test_a_server_that_answers_nonsense_fails_its_own_launches_and_not_the_run(answer: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        found = probe(f"http://127.0.0.1:{listening.getsockname()[1]}/v1")
+        thread.join()
+    assert (found.ok, found.running, found.version) == (True, True, "")
 
 
 @pytest.mark.parametrize(
