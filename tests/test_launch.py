@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +70,7 @@ def wait_until_gone(group: int) -> list[int]:
 
 def test_what_the_worker_of_a_server_held_is_told_too(fake: Plugin, tiny: ModelInfo, tmp_path: Path) -> None:
     assert fake.info is not None
+    replace = msgspec.structs.replace
     remote = replace(fake, info=replace(fake.info, remote=True))
     with Launch("server", remote, log=tmp_path / "log", options=LoadOptions(context_tokens=64)) as launch:
         assert "rss_bytes" not in launch.load(tiny, 30)["metrics"]

@@ -121,10 +121,14 @@ def test_paths_that_are_no_utf8_or_no_file_to_write_are_refused(call: Call, tmp_
     [
         (("info", "absent.gguf"), 1, "No such file"),
         (("info", "smolm2-135m-instruct"), 2, "did you mean 'smollm2-135m-instruct'"),
-        (("info", "smollm2-135m-instruct"), 1, "run 'cmp model pull smollm2-135m-instruct'"),
+        (("info", "smollm2-135m-instruct"), 1, "run 'cmp model pull smollm2-135m-instruct:q8_0'"),
         (("synth", "--like", "tiny-lama", "-o", "x.gguf"), 2, "did you mean 'tiny-llama'"),
         (("pull", "x.gguf", "--sha256", "12"), 2, "64 hexadecimal digits"),
-        (("pull", "http://127.0.0.1:9/x.gguf"), 2, "got a URL; run 'curl -LO http://127.0.0.1:9/x.gguf' and"),
+        (
+            ("pull", "http://127.0.0.1:9/x.gguf"),
+            2,
+            "got a URL; fetch the file and name it: curl -LO http://127.0.0.1:9/x.gguf",
+        ),
         (("quantize", "absent.gguf", "q8_0"), 1, "No such file"),
     ],
 )

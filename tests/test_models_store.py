@@ -117,7 +117,7 @@ def test_derived_file_that_was_damaged_is_made_again(path: Path, cache: Path) ->
 
 
 def test_url_is_refused_with_the_command_that_fetches_it() -> None:
-    with pytest.raises(UsageError, match=r"got a URL; run 'curl -LO .https://example.org/x.gguf\?a=1&b=2.' and name"):
+    with pytest.raises(UsageError, match=r"got a URL; fetch .*: curl -LO 'https://example.org/x.gguf\?a=1&b=2'"):
         resolve("https://example.org/x.gguf?a=1&b=2", fetch=True)
 
 

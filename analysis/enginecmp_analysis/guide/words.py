@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable
 
 from enginecmp.format.text import command_line
+from enginecmp_analysis.data.asked import kept_command
 from enginecmp_analysis.data.group import Analysis, GroupResult
 from enginecmp_analysis.render.layout import three_digits, unit_for
 from enginecmp_analysis.render.needed import MOST_MORE
-from enginecmp_analysis.render.pictures.answer import kept_command
 from enginecmp_analysis.render.ranking_rows import heading
 from enginecmp_analysis.schema.stats import Comparison, Summary
 
@@ -60,24 +60,32 @@ def closing_command(analysis: Analysis, group: GroupResult, comparisons: Iterabl
         comparisons: that are open.
     """
     run, found = group.runs[-1], list(comparisons)
+    scenario = group.context.scenario
     if run.path is None or run.manifest.scenario.get("source_tool") is not None:
         return ""
     blocks = int(run.manifest.scenario.get("blocks") or 10)
     launches = max([c.launches_needed or 0 for c in found], default=0)
     if launches > MOST_MORE:
         return ""
+    if short := [c for c in found if c.verdict == "withheld" and c.requests_needed]:
+        # More of the same launches would never do.
+        wanted = ("--blocks", blocks + launches, "--requests", max(c.requests_needed for c in short))
+        return f"{start_command(analysis, scenario)} {command_line(map(str, wanted))}"
     if any(c.verdict == "withheld" for c in found):
         return command_line(["cmp", "run", "--extend", str(run.path), "--blocks", f"+{launches or blocks}"])
-    return f"{start_command(analysis, group.context.scenario)} --blocks {blocks + (launches or blocks)}"
+    return f"{start_command(analysis, scenario)} --blocks {blocks + (launches or blocks)}"
 
 
 def start_command(analysis: Analysis, scenario: str) -> str:
     """Return the command that measures a scenario that is missing, with the engines and the model of the others."""
-    group = analysis.groups[-1]
+    group = next((g for g in reversed(analysis.groups) if g.context.scenario == scenario), analysis.groups[-1])
     engines = {e.name: str(e.options.get("engine", e.name)) for run in group.runs for e in run.manifest.engines}
     names = ",".join(name if name == kind else f"{name}={kind}" for name, kind in engines.items())
-    words = ["cmp", "run", "--scenario", scenario, "--engines", names]
-    return command_line(words + _kept(group, "--model", "--threads", "--device", "--reference", "-o"))
+    same = scenario == group.context.scenario
+    # A scenario of the user's own is known by its file, which the command that was kept names.
+    asked = (_kept(group, "--scenario") if same else []) or ["--scenario", scenario]
+    kept = _kept(group, *(("--profile",) if same else ()), "--model", "--threads", "--device", "--reference", "-o")
+    return command_line(["cmp", "run", *asked, "--engines", names, *kept])
 
 
 def tune_command(analysis: Analysis, engine: str) -> str:

@@ -15,7 +15,7 @@ from enginecmp.cli.console import echo, print_json
 from enginecmp.errors import ResultsError, UsageError
 from enginecmp.format.enough import LAUNCHES_NEEDED
 from enginecmp.format.records import Cell
-from enginecmp.format.text import command_line
+from enginecmp.format.text import command_line, operand
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +85,7 @@ def command(
         echo(f"{engine['label']}: {launches} from {engine['tool']}, {requests}")
     for note in told["notes"]:
         echo(f"note: {note}")
-    echo(f"{folder}; next: {command_line(['cmp', 'stats', str(folder)])}")
+    echo(f"{folder}; next: {command_line(['cmp', 'stats', operand(folder)])}")
 
 
 def _read_back(folder: Path) -> None:
@@ -109,7 +109,8 @@ def _read_back(folder: Path) -> None:
 def _labelled(argument: str) -> tuple[str, Path]:
     label, equals, path = argument.partition("=")
     if not equals or not path or not _LABEL.fullmatch(label):
-        msg = f"expected LABEL=FILE, the engine's label and the file, got '{argument}'; e.g. vllm={argument}"
+        example = command_line([f"vllm={path or 'FILE'}"])
+        msg = f"expected LABEL=FILE, the engine's label and the file, got '{argument}'; e.g. {example}"
         raise UsageError(msg)
     return label, Path(path)
 

@@ -158,6 +158,7 @@ def after(options: RunOptions, folder: Path, saved: Path | None) -> int:
 def _answer(folder: Path) -> None:
     """Print what `cmp stats` would say first of a run."""
     from enginecmp_analysis.analyse import analyse
+    from enginecmp_analysis.data.asked import kept_command
     from enginecmp_analysis.data.load import load_runs
     from enginecmp_analysis.render.first_screen import first_screen
 
@@ -185,9 +186,13 @@ def _answer(folder: Path) -> None:
     if short and isinstance(asked, int):
         least = max(c.requests_needed for c in short)
         launches = max((c.n_launches + c.launches_needed for c in short if c.launches_needed), default=0)
-        blocks = f" --blocks {launches}" if launches else ""
-        cure = f"--requests {least}{blocks}" if asked < least else "--wait-idle: too many were flagged"
-        say(f"{len(short)} of {len(primary)} comparisons withheld for lack of requests; start a new run with {cure}")
+        more = [*(("--blocks", str(launches)) if launches else ()), "--requests", str(least)]
+        start = kept_command(analysis.groups[0].runs[0]) or ["cmp", "run"]
+        why, words = ("", more) if asked < least else (" (too many were flagged)", ["--wait-idle"])
+        say(
+            f"{len(short)} of {len(primary)} comparisons withheld for lack of requests{why}; start a new run: "
+            f"{command_line([*start, *words])}"
+        )
 
 
 def execute(request: RunRequest, folder: Path, manifest: Manifest | None, as_json: bool) -> None:

@@ -107,15 +107,14 @@ def command(
     analysis.report.warnings += described(run.manifest.environment for run in runs)
     decide_more(analysis, options, questions)
     if planning:
-        from enginecmp.run.request import read_again
+        from enginecmp_analysis.data.asked import kept_command
         from enginecmp_analysis.judge.plan import plan
 
         analysis.report.plans = []
         for group in analysis.groups:
             found = plan(group, options, detect)
             if found is not None:
-                again = read_again(group.runs[-1].path) if group.runs[-1].path is not None else None
-                found.command = again.command if again is not None else ""
+                found.command = command_line(kept_command(group.runs[-1]))
                 analysis.report.plans.append(found)
         if not analysis.report.plans:
             analysis.report.warnings.append("no plan: it takes two engines with two launches each to know the spread")

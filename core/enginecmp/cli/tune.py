@@ -246,6 +246,7 @@ def _second_candidates(first: RaceResult, together: Candidate) -> list[Candidate
 def _conclude(races: list[RaceResult], request: RunRequest, rules: Rules, folder: Path, as_json: bool) -> int:
     """Store and tell the winner; with too few blocks, tell that nothing can be told."""
     from enginecmp.run.prepare import model_words
+    from enginecmp.tune.apply import device_words
     from enginecmp.tune.store import publish
 
     last = races[-1]
@@ -270,6 +271,7 @@ def _conclude(races: list[RaceResult], request: RunRequest, rules: Rules, folder
     engine = request.configs[0].plugin.name
     setting = ", ".join(f"{k}={v}" for k, v in winner.changes.items()) or "its default"
     use = ["cmp", "run", "--engines", engine, "--tuned", "tuned", *model_words(request.model)]
+    use += device_words(request.configs[0])
     say(f"stored for {engine} {winner.version} and {winner.model}: {setting}; use it with: {command_line(use)}")
     return 0
 

@@ -199,7 +199,7 @@ def _partitions(nvml: Any, handle: Any, index: int) -> Finding | None:
         severity="note",
         found="on",
         why="an engine gets a part of the GPU, and neighbours in other parts share power and clocks",
-        fix=f"sudo nvidia-smi -i {index} -mig 0, where the parts are not meant",
+        fix=f"where the parts are not meant: sudo nvidia-smi -i {index} -mig 0",
     )
 
 

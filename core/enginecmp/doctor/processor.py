@@ -84,13 +84,13 @@ def affinity(root: Path) -> Finding:
         return Finding(check="affinity", severity="ok", found=f"all {len(online)} cores")
     groups = (root / "sys/fs/cgroup/cpuset.cpus.effective", root / "sys/fs/cgroup/cpuset/cpuset.cpus")
     held = any(_listed(text(file)) == allowed for file in groups)
-    wider = "give the container more cores: docker run --cpuset-cpus" if held else f"taskset -c {every} cmp run ..."
+    wider = "give the container more cores: docker run --cpuset-cpus" if held else f"taskset -c {every} cmp run"
     return Finding(
         check="affinity",
         severity="note",
         found=f"{len(allowed)} of {len(online)} cores",
         why="the other cores still share caches, memory bandwidth and power with the measured ones",
-        fix=f"{wider}, where the choice is not meant",
+        fix=f"where the choice is not meant: {wider}",
     )
 
 
@@ -104,7 +104,7 @@ def numa(root: Path) -> Finding | None:
         severity="note",
         found=f"{len(nodes)} nodes",
         why="weights that lie on the other node are read at half the speed, and where they lie is luck",
-        fix="numactl --cpunodebind=0 --membind=0 cmp run ...",
+        fix="numactl --cpunodebind=0 --membind=0 cmp run",
     )
 
 

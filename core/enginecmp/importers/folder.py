@@ -24,7 +24,7 @@ from enginecmp.format.records import (
     RunModel,
     Sample,
 )
-from enginecmp.format.text import plain
+from enginecmp.format.text import command_line, plain
 from enginecmp.importers.parts import ImportedRequest, Launch, Part
 from enginecmp.results.writer import ResultsFolder, RunWriter
 
@@ -110,9 +110,14 @@ def _one_model(source: Source, launches: list[Launch], name: str | None) -> list
         return [launch for launch in kept if launch]
     files = [dict(model[2]).get("model_filename") for model in models]
     key = "model_filename" if all(files) and len(set(files)) == len(files) else "model"
-    told = ", ".join(f"{key}={file if key != 'model' else model[0]}" for file, model in zip(files, models, strict=True))
-    msg = f"{source.path}: holds several models, which are never pooled; choose one with --only: {told}"
+    values = [file if key != "model" else model[0] for file, model in zip(files, models, strict=True)]
+    msg = f"{source.path}: holds several models, which are never pooled; choose one with {_only(key, values)}"
     raise UsageError(msg)
+
+
+def _only(key: str, values: Iterable[object]) -> str:
+    """Return the options that choose one of the values: "--only n_depth=0 or --only n_depth=512"."""
+    return " or ".join(command_line(["--only", f"{key}={value}"]) for value in values)
 
 
 def _model_of(part: Part) -> tuple[str, tuple[str, ...], tuple[tuple[str, Any], ...]]:
@@ -215,7 +220,9 @@ def _shared(parts: Sequence[tuple[Source, Part]], of: Any, advice: str) -> dict[
         other = of(part)
         for key in {**shared, **other}:
             if shared.get(key) != other.get(key):
-                choice = f"choose with --only {key}=VALUE, or " if key in _choices_of(part) | _choices_of(first) else ""
+                known = key in _choices_of(part) | _choices_of(first)
+                by = _only(key, [_told(first, key), _told(part, key)])
+                choice = f"choose with {by}, or " if known else ""
                 told = ("none" if value is None else repr(value) for value in (shared.get(key), other.get(key)))
                 msg = (
                     f"{key} is {next(told)} in {first_source.path}, {next(told)} in {source.path}: "

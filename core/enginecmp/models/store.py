@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from enginecmp.errors import ModelError, UsageError, did_you_mean, meant
+from enginecmp.format.text import command_line
 from enginecmp.models.catalog import CATALOG, DEFAULT_MODEL, DEFAULT_QUANTIZATION, CatalogModel
 from enginecmp.models.huggingface.stored import model_of_folder
 from enginecmp.models.known_files import cache_dir, cached, info_of, remember, remembered
@@ -62,7 +62,7 @@ def resolve(
             return model_of_folder(hub_folder(asked, fetch=fetch), name=asked, say=say)
         return info_of(hub_file(asked, fetch=fetch), name=asked, source=asked)
     if asked.startswith(("http://", "https://")):
-        fix = f"run 'curl -LO {shlex.quote(asked)}' and name the file"
+        fix = f"fetch the file and name it: {command_line(['curl', '-LO', asked])}"
         msg = f"model '{asked}': expected a name, a path or an hf: URI, got a URL; {fix}"
         raise UsageError(msg)
     base, _, quantization = asked.partition(":")
@@ -100,7 +100,7 @@ def _of_path(path: Path, say: Say | None) -> ModelInfo:
     if path.suffix == ".safetensors" and path.exists():
         msg = (
             f"model '{path}': expected a folder with config.json and tokenizer.json beside the weights, got the "
-            f"weights alone; name their folder: --model {path.absolute().parent}"
+            f"weights alone; name their folder: {command_line(['--model', str(path.absolute().parent)])}"
         )
         raise UsageError(msg)
     return info_of(path)
@@ -226,7 +226,8 @@ def _catalog(model: CatalogModel, quantization: str, fetch: bool, say: Say, prog
         return sidecar.info
     if not fetch:
         msg = (
-            f"{model.name}:{quantization}: expected the file {path}, it is not there; run 'cmp model pull {model.name}'"
+            f"{model.name}:{quantization}: expected the file {path}, it is not there; run "
+            f"'cmp model pull {model.name}:{quantization}'"
         )
         raise ModelError(msg)
     if not carried_file:

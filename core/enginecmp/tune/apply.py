@@ -19,6 +19,17 @@ SUFFIX = "+tuned"
 """What the label of a tuned engine ends in where its default runs beside it."""
 
 
+def tune_words(config: EngineConfig, model: ModelInfo) -> list[str]:
+    """Return the words of the command that tunes an engine for this model, on the device that it would run on."""
+    return ["cmp", "tune", config.plugin.name, *model_words(model), *device_words(config)]
+
+
+def device_words(config: EngineConfig) -> list[str]:
+    """Return the words of a command line that mean an engine's device; none where that is its default."""
+    usual = config.plugin.info.devices[0] if config.plugin.info is not None else ""
+    return [] if config.options.device in ("", usual) else ["--device", config.options.device]
+
+
 def with_tuned(
     configs: list[EngineConfig],
     model: ModelInfo,
@@ -50,7 +61,7 @@ def with_tuned(
             because = f" ({instead})" if instead else ""
             msg = (
                 f"{config.plugin.name}: expected settings tuned for this machine, version and model{because}, "
-                f"found none; run: {command_line(['cmp', 'tune', config.plugin.name, *model_words(model)])}"
+                f"found none; run: {command_line(tune_words(config, model))}"
             )
             if not everything:
                 raise CmpError(msg)
@@ -77,6 +88,6 @@ def with_tuned(
         else:
             chosen += [config, tuned]
     if not found:
-        msg = "no engine has tuned settings for this machine and model; run `cmp tune ENGINE` first"
+        msg = "no engine has tuned settings for this machine and model; the commands that tune them are above"
         raise CmpError(msg)
     return chosen

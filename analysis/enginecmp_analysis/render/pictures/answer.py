@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import msgspec
-
-from enginecmp.errors import ResultsError
-from enginecmp.format.documents import read_json
-from enginecmp.format.files import RESUME
 from enginecmp.format.text import command_line
+from enginecmp_analysis.data.asked import kept_command
 from enginecmp_analysis.data.cells import cell_name
 from enginecmp_analysis.data.group import Analysis, Context, GroupResult
 from enginecmp_analysis.data.load import Run
@@ -171,25 +166,3 @@ def command_of(run: Run) -> str:
     if scenario.get("requests") and not scenario.get("seconds"):
         words += ["--requests", str(scenario["requests"])]
     return command_line([*words, "--seed", str(manifest.seed)])
-
-
-def kept_command(run: Run) -> list[str]:
-    """Return the words of the command kept beside a run, without blocks, requests and seed.
-
-    The file may be somebody else's: what is no `cmp run`, or more than one command, is not kept.
-
-    Returns:
-        `["cmp", "run", ...]`, each as the shell would hand it over; [] where there is none.
-    """
-    if run.path is None:
-        return []
-    try:
-        kept = read_json(run.path / RESUME, _Kept)
-        words = shlex.split(kept.command)
-    except (FileNotFoundError, ResultsError, ValueError):
-        return []
-    return words if words[:2] == ["cmp", "run"] else []
-
-
-class _Kept(msgspec.Struct):
-    command: str = ""
