@@ -19,7 +19,8 @@ from enginecmp.launch.launch import LaunchFailure
 from enginecmp.models.synth import write_synth
 from enginecmp.plugins.plugin import Plugin
 from enginecmp.prompts import PromptSet
-from enginecmp.run.estimate import expected_seconds, gate_seconds
+from enginecmp.run.estimate import expected_seconds
+from enginecmp.run.guess import gate_seconds
 from enginecmp.run.request import RunRequest
 from enginecmp.run.unproven import after_gate
 from enginecmp.run.versions import Versions

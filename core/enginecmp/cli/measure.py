@@ -111,7 +111,8 @@ def measure(options: RunOptions, prepared: Prepared, run_id: str = "") -> Path:
         run_id: name of the folder; empty makes one.
     """
     from enginecmp.results.writer import ResultsFolder
-    from enginecmp.run.estimate import duration, gate_seconds, time_range
+    from enginecmp.run.estimate import duration, time_range
+    from enginecmp.run.guess import gate_seconds
     from enginecmp.run.manifest import new_run_id
     from enginecmp.run.request import Again
 

@@ -6,6 +6,7 @@ engine's own first token, what is computed against numpy in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from enginecmp.format.phases import Phase
 from enginecmp.format.records import Sample
 from enginecmp.launch.launch import LaunchFailure
 from enginecmp.measure import exact
-from enginecmp.operands import matrices
+from enginecmp.operands import layer_shapes, matrices
 from enginecmp.scenarios.variants import Elementwise, Layer, Matmul, Sampling, Tokenize, TransformerLayer
 from enginecmp.telemetry.contention import CellWindow
 from enginecmp.types import NO_ID
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from enginecmp.format.records import Cell
     from enginecmp.measure.task import Task
+    from enginecmp.scenarios import Scenario
+    from enginecmp.types import ModelInfo
 
 LEAST_NS = 1_000_000
 """Calls between two readings of the clock go on for at least this long."""
@@ -197,6 +201,27 @@ def _layer(task: Task, variant: Mapping[str, Any]) -> tuple[dict[str, Any], int,
     settings = msgspec.convert(variant, TransformerLayer)
     parameters = {**msgspec.to_builtins(settings), "seed": task.seed}
     return parameters, settings.rows, _near("layer's output", exact.layer(parameters), LAYER_TOLERANCE)
+
+
+def operand_values(scenario: Scenario, cell: Cell, model: ModelInfo) -> int:
+    """Return how many values both sides make before the first sample of a cell; 0 where there is nothing to make.
+
+    Raises:
+        UsageError: the weights file does not tell the shape.
+    """
+    settings = scenario.variants[cell.variant] if cell.variant else {}
+    match scenario.operation:
+        case "matmul":
+            matmul = msgspec.convert(settings, Matmul)
+            inner, columns = matrix_shape(matmul.layer, model.path)
+            return inner * (matmul.rows + columns)
+        case "elementwise":
+            function = msgspec.convert(settings, Elementwise)
+            return 2 * function.rows * function.length
+        case "layer":
+            shapes = layer_shapes(msgspec.to_builtins(msgspec.convert(settings, TransformerLayer)))
+            return sum(math.prod(shape) for shape in shapes.values())
+    return 0
 
 
 def _near(what: str, wanted: NDArray[np.float64], tolerance: float) -> Prove:

@@ -15,16 +15,11 @@ from enginecmp.format.files import MANIFEST
 from enginecmp.format.readers import finished_launches, read_manifest
 from enginecmp.format.records import LaunchRecord
 from enginecmp.launch.engine_config import EngineConfig
+from enginecmp.run.guess import launch_seconds
 from enginecmp.scenarios import Scenario
 from enginecmp.scenarios.plan import PlannedLaunch
 from enginecmp.types import ModelInfo
 
-_GUESS_READ_BYTES_PER_SECOND = 4e9
-_GUESS_START_SECONDS = 3.0
-_GUESS_SERVER_START_SECONDS = 60.0
-"""A server that is started for a launch brings its libraries and compiles: vLLM on CPUs took 65 s."""
-_GUESS_PREFILL_SPEEDUP = 8.0
-_GUESS_OPERATION_SECONDS = 0.01
 _SHAPE = ("name", "profile", "cells", "requests", "seconds", "warmup_requests", "replacement_requests", "requests_of")
 
 
@@ -88,40 +83,37 @@ def expected_seconds(
         configs: with which engines.
         results: folder of earlier runs.
     """
+    of_pass, basis = _pass_seconds(scenario, model, configs, results)
+    return sum(of_pass.values()) * scenario.blocks, basis
+
+
+def left_seconds(
+    scenario: Scenario,
+    model: ModelInfo,
+    configs: Sequence[EngineConfig],
+    results: Path,
+    left: Iterable[PlannedLaunch],
+) -> tuple[float, str]:
+    """Return how long some launches of a run will take, and what that is based on; see `expected_seconds`."""
+    of_pass, basis = _pass_seconds(scenario, model, configs, results)
+    parts = len(scenario.cells) if scenario.launch_per_cell else 1
+    return sum(of_pass[planned.engine] / parts for planned in left), basis
+
+
+def _pass_seconds(
+    scenario: Scenario, model: ModelInfo, configs: Sequence[EngineConfig], results: Path
+) -> tuple[dict[str, float], str]:
+    """Return seconds of one pass over all cells by label, and what they are based on."""
     history = _history(results, scenario, model)
-    total, guessed = 0.0, []
+    seconds, guessed = {}, []
     for config in configs:
         options = config.options
         seen = history.get((config.plugin.name, _version(config), options.threads, _extra(options.extra)))
         if seen is None:
             guessed.append(config.label)
-            seen = _guess(scenario, model) + _server_start(config) * _starts(scenario)
-        total += seen * scenario.blocks
-    basis = "from earlier runs here" if not guessed else f"a first guess for {', '.join(guessed)}"
-    return total, basis
-
-
-def gate_seconds(scenario: Scenario, model: ModelInfo, configs: Sequence[EngineConfig]) -> float:
-    """Return a first guess at the most that the gate takes: what an earlier gate proved is not asked again.
-
-    The reference is launched once, every engine for each of its two questions; one that runs already has one.
-    """
-    if not scenario.gate:
-        return 0.0
-    # Both files are read whole for a chunk of positions; float32 is four bytes a weight.
-    one = _GUESS_START_SECONDS + 4 * model.parameters / _GUESS_READ_BYTES_PER_SECOND * (
-        1 + scenario.score_positions / _GUESS_PREFILL_SPEEDUP
-    )
-    asked = sum((1 if config.probed.running else 2) * (one + _server_start(config)) for config in configs)
-    return one + asked
-
-
-def _server_start(config: EngineConfig) -> float:
-    return _GUESS_SERVER_START_SECONDS if config.remote and not config.probed.running else 0.0
-
-
-def _starts(scenario: Scenario) -> int:
-    return len(scenario.cells) if scenario.launch_per_cell else 1
+            seen = launch_seconds(scenario, model, config)
+        seconds[config.label] = seen
+    return seconds, "from earlier runs here" if not guessed else f"a first guess for {', '.join(guessed)}"
 
 
 def _version(config: EngineConfig) -> str:
@@ -131,27 +123,6 @@ def _version(config: EngineConfig) -> str:
 
 def _extra(extra: Mapping[str, str]) -> str:
     return json.dumps(dict(extra), sort_keys=True)
-
-
-def _guess(scenario: Scenario, model: ModelInfo) -> float:
-    """Return seconds of one launch, as if decoding read every weight once a token from memory."""
-    token_seconds = model.bytes / _GUESS_READ_BYTES_PER_SECOND
-    seconds = _GUESS_START_SECONDS
-    for cell in scenario.cells:
-        if scenario.kind == "operation":
-            request = _GUESS_OPERATION_SECONDS
-        else:
-            request = token_seconds * (cell.prompt_tokens / _GUESS_PREFILL_SPEEDUP + cell.output_tokens)
-        measured = max(scenario.requests_in(cell) * request, scenario.seconds or 0.0)
-        if cell.arrival and cell.rate_per_second:
-            measured = max(measured, scenario.requests_in(cell) / cell.rate_per_second)
-        if scenario.launch_per_cell:
-            seconds += _GUESS_START_SECONDS
-        # Users of a closed loop warm up each for itself, and what they wait for is finished after the measurement.
-        users = cell.concurrency if cell.concurrency > 1 and not cell.arrival else 1
-        rates = 1.5 * max(3, len(scenario.offered_load)) if not scenario.calibration else 1
-        seconds += rates * ((users * scenario.warmup_requests + users - 1) * request + measured)
-    return seconds
 
 
 def _history(results: Path, scenario: Scenario, model: ModelInfo) -> Mapping[tuple[str, str, int, str], float]:

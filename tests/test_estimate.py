@@ -1,0 +1,46 @@
+"""The forecast of a run: what earlier runs tell, else a first guess from sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from enginecmp.launch.engine_config import EngineConfig
+from enginecmp.measure.operation import operand_values
+from enginecmp.plugins.plugin import Plugin
+from enginecmp.run import guess
+from enginecmp.run.estimate import expected_seconds, left_seconds
+from enginecmp.scenarios.loader import load_scenario
+from enginecmp.scenarios.plan import plan_launches
+from enginecmp.types import LoadOptions, ModelInfo
+
+
+def test_a_forecast_of_operations_holds_what_is_made_before_the_first_sample(
+    fake: Plugin, tiny: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = load_scenario("layer", "quick")
+    values = [operand_values(scenario, cell, tiny) for cell in scenario.cells]
+    # Weights of a layer of 5120 width with 8 of 40 heads for keys and 8192 between, inputs and cache apart.
+    matrices = 5120 * (2 * 5120 + 2 * 1024 + 3 * 8192)
+    assert values == [matrices + 2 * 5120 + 5120 + 2 * 512 * 1024, matrices + 2 * 5120 + 16 * 5120]
+    seconds = []
+    for rate in (1e6, 2e6):
+        monkeypatch.setattr(guess, "values_per_second", lambda rate=rate: rate)
+        seconds.append(expected_seconds(scenario, tiny, [EngineConfig("a", fake, LoadOptions())], tmp_path)[0])
+    assert seconds[0] - seconds[1] == pytest.approx(scenario.blocks * 2 * sum(values) * (1 / 1e6 - 1 / 2e6))
+
+
+def test_the_rate_of_making_operands_is_measured() -> None:
+    assert 1e5 < guess.values_per_second() < 1e11
+
+
+def test_what_is_left_of_a_run_is_its_share_of_the_whole(fake: Plugin, tiny: ModelInfo, tmp_path: Path) -> None:
+    scenario = msgspec.structs.replace(load_scenario("load", "quick"), blocks=4)
+    configs = [EngineConfig(label, fake, LoadOptions()) for label in "ab"]
+    plan = plan_launches("ab", 4, 1, len(scenario.cells))
+    whole, basis = expected_seconds(scenario, tiny, configs, tmp_path)
+    assert left_seconds(scenario, tiny, configs, tmp_path, plan) == (pytest.approx(whole), basis)
+    some = [planned for planned in plan if planned.block == 3]
+    assert left_seconds(scenario, tiny, configs, tmp_path, some)[0] == pytest.approx(whole / 4)
