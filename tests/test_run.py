@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -313,6 +314,25 @@ def test_the_time_of_a_run_is_told_from_earlier_runs(cmp: CommandLine, line: lis
     cmp(*line, "--no-gate", "--engines", "fake")
     done = cmp(*line, "--engines", "fake", "--dry-run")
     assert "from earlier runs here" in done.stdout
+
+
+def test_a_dry_run_of_going_on_prints_the_launches_that_are_left(
+    cmp: CommandLine, line: list[str], tmp_path: Path
+) -> None:
+    cmp(*line, "--no-gate", "--engines", "a=fake,b=fake")
+    run = only_run(tmp_path / "results")
+    whole = cmp("run", "--resume", run, "--dry-run")
+    assert (whole.returncode, whole.stdout) == (0, "")
+    assert "is complete, nothing to resume" in whole.stderr
+    records = (run / "launches.jsonl").read_text().splitlines(keepends=True)
+    (run / "launches.jsonl").write_text("".join(records[:3]))
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"status": "interrupted"}))
+    told = cmp("run", "--resume", run, "--dry-run")
+    assert told.returncode == 0, told.stderr
+    blocks = [words.split() for words in told.stdout.splitlines() if words.startswith("block")]
+    assert [(number, len(launches)) for _, number, *launches in blocks] == [("2:", 1), ("3:", 2)]
+    assert len((run / "launches.jsonl").read_text().splitlines()) == 3
 
 
 def test_the_outcome_can_be_had_as_json(cmp: CommandLine, line: list[str]) -> None:

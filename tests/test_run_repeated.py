@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -111,6 +112,15 @@ def test_a_run_is_extended_by_whole_blocks_under_the_same_conditions_only(
     run = only_run(tmp_path / "results")
     before = launches_of(run)
     assert done.returncode == 0, done.stderr
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    told = cmp("run", "--extend", run, "--blocks", "+2", "--dry-run")
+    assert told.returncode == 0, told.stderr
+    assert [words.split(":")[0] for words in told.stdout.splitlines() if words.startswith("block")] == [
+        "block   3",
+        "block   4",
+    ]
+    assert re.search(r"^about \d+.* of launches \(from earlier runs here\)$", told.stdout, re.MULTILINE)
+    assert files == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     longer = cmp("run", "--extend", run, "--blocks", "+2")
     assert longer.returncode == 0, longer.stderr
     launches = launches_of(run)

@@ -20,7 +20,6 @@ from enginecmp.types import ModelInfo
     ("options", "says"),
     [
         ("--resume R --blocks 3", "--resume: goes on with what the manifest says; leave --blocks out, or --resume"),
-        ("--resume R --dry-run", "--resume: goes on with what the manifest says; leave --dry-run out, or --resume"),
         ("--resume R --matrix a", "--resume: goes on with what the manifest says; leave --matrix out, or --resume"),
         ("--resume R -o a.b=c", "--resume: goes on with what the manifest says; leave -o out, or --resume"),
         (

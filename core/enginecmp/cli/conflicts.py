@@ -12,7 +12,7 @@ from enginecmp.errors import UsageError
 _ABOUT_THE_GATE = ("score_positions", "max_kl", "max_nll_increase", "fresh_gate")
 _WITH_RESUME = (
     *("resume", "model", "reference", "baseline", "save_baseline"),
-    *("no_sensors", "wait_idle", "as_json"),
+    *("no_sensors", "wait_idle", "as_json", "dry_run"),
 )
 _WITH_EXTEND = (*_WITH_RESUME, "blocks", "max_extra", "extend")
 _WITH_HISTORY = ("over_time", "paths", "metrics", "form")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from enginecmp.cli.console import say
+from enginecmp.cli.console import echo, say
 from enginecmp.cli.measure import after, execute, require_result
 from enginecmp.errors import CmpError, ResultsError, UsageError
 from enginecmp.format.enough import LAUNCHES_NEEDED
@@ -24,7 +25,7 @@ from enginecmp.run.options import RunOptions
 from enginecmp.run.outcome import without_result
 from enginecmp.run.prepare import by_what_is_timed, check_idle, exact_of, find_model
 from enginecmp.run.request import RunRequest, read_again
-from enginecmp.run.summary import headline
+from enginecmp.run.summary import headline, launches_left, plan_lines
 from enginecmp.types import ModelInfo, Probe
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ def _go_on(options: RunOptions, folder: Path, longer: Callable[[Manifest, Path],
         folder = folder.resolve()  # "." has no folder of runs above it that could be named
     _require_run(folder)
     options, model_path = _as_asked(options, folder)
-    with ResultsFolder(folder.parent):
+    # What is only told needs no lock, and no right to write.
+    with contextlib.nullcontext() if options.dry_run else ResultsFolder(folder.parent):
         manifest = read_manifest(folder)
         labels = [engine.name for engine in manifest.engines if engine.options.get("timed", True)]
         if options.save_baseline is not None:
@@ -91,6 +93,8 @@ def _go_on(options: RunOptions, folder: Path, longer: Callable[[Manifest, Path],
         blocks = longer(manifest, folder) if longer else None
         if manifest.status == "complete" and blocks is None:
             say(f"{folder}: is complete, nothing to resume")
+            if options.dry_run:
+                return 0
             require_result(without_result(folder, labels), len(labels), folder)
             return after(options, folder, saved)
         try:
@@ -121,10 +125,24 @@ def _go_on(options: RunOptions, folder: Path, longer: Callable[[Manifest, Path],
         if scenario.gate and not manifest.equivalence:
             request.reference = find(options.reference, plugins)
             request.exact = exact_of(model)
+        if options.dry_run:
+            _show_plan(request, folder)
+            return 0
         say(f"{folder}: {'resuming' if blocks is None else 'extending'}: {headline(request)}")
         check_idle(options.wait_idle, say)
         execute(request, folder, manifest, options.as_json)
         return after(options, folder, saved)
+
+
+def _show_plan(request: RunRequest, folder: Path) -> None:
+    """Print the launches that a run still lacks, and how long they will take."""
+    from enginecmp.run.estimate import left_seconds
+
+    over = {record.key for record in finished_launches(folder)}
+    left = launches_left(request, over)
+    seconds, basis = left_seconds(request.scenario, request.model, request.configs, folder.parent, left)
+    for line in plan_lines(request, seconds, basis, over):
+        echo(line)
 
 
 def _check_conditions(folder: Path, manifest: Manifest, request: RunRequest) -> None:

@@ -115,6 +115,8 @@ def resume_suite(options: RunOptions, folder: Path) -> int:
             raise ResultsError(msg)
     left = [part.name for part in state.parts if part.status != "complete"]
     say(f"{folder}: {'resuming: ' + ', '.join(left) if left else 'is complete, nothing to resume'}")
+    if options.dry_run:
+        return 0
     with ResultsFolder(folder.parent):
         return _run(folder, state, options)
 
