@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enginecmp.format.records import Cell
 
-FIELDS = ("prompt_tokens", "output_tokens", "concurrency", "arrival", "rate_per_second", "variant")
+FIELDS = ("prompt_tokens", "output_tokens", "concurrency", "arrival", "rate_per_second", "variant", "workload")
 """Fields of a cell as columns of a table."""
 
 
@@ -22,11 +22,17 @@ def cell_name(cell: Cell | None) -> str:
     """Return how people call a cell, e.g. "prompt 50 → output 16 tokens, Poisson 4/s"."""
     if cell is None:
         return "whole launch"
-    size = f"prompt {cell.prompt_tokens} → output {cell.output_tokens} tokens"
+    most = "up to " if cell.workload else ""
+    size = f"prompt {most}{cell.prompt_tokens} → output {most}{cell.output_tokens} tokens"
     if cell.variant and cell.output_tokens == 0:
         # An operation takes tokens or rows, and has neither an output nor users.
         return f"{cell.variant}, {cell.prompt_tokens} a call"
-    return ", ".join([*([cell.variant] if cell.variant else []), size, load_name(cell)])
+    return ", ".join([*kinds_of(cell), size, load_name(cell)])
+
+
+def kinds_of(cell: Cell) -> list[str]:
+    """Return the names that tell a cell from others of the same lengths and load."""
+    return [name for name in (cell.variant, cell.workload) if name]
 
 
 def load_name(cell: Cell) -> str:
@@ -52,14 +58,15 @@ def short_name(cell: Cell | None) -> str:
     if cell is None:
         return "launch"
     load = arrivals_name(cell) if cell.arrival else f"×{cell.concurrency}"
-    size = f"{cell.prompt_tokens}→{cell.output_tokens}, {load}"
-    return f"{cell.variant}, {size}" if cell.variant else size
+    most = "≤" if cell.workload else ""
+    return ", ".join([*kinds_of(cell), f"{most}{cell.prompt_tokens}→{most}{cell.output_tokens}, {load}"])
 
 
-def cell_order(cell: Cell) -> tuple[str, int, int, str, int, float]:
-    """Return the key that sorts cells: variants, lengths, closed loops before open ones, load."""
+def cell_order(cell: Cell) -> tuple[str, str, int, int, str, int, float]:
+    """Return the key that sorts cells: variants, workloads, lengths, closed loops before open ones, load."""
     return (
         cell.variant or "",
+        cell.workload or "",
         cell.prompt_tokens,
         cell.output_tokens,
         cell.arrival or "",

@@ -80,7 +80,11 @@ def _impossible_loads(columns: Columns, keep: Bools) -> Iterator[tuple[str, Bool
     """
     measured = (columns.excluded == KEPT) & (columns.phase == MEASURE)
     prompts = np.array([cell.prompt_tokens for cell in columns.cells], dtype=np.int64)[columns.cell]
-    yield "a prompt of another length than its cell's", measured & (columns.prompt_tokens != prompts)
+    alike = np.array([not cell.workload for cell in columns.cells], dtype=bool)[columns.cell]
+    yield "a prompt of another length than its cell's", measured & alike & (columns.prompt_tokens != prompts)
+    yield "a prompt longer than its workload's longest", measured & (columns.prompt_tokens > prompts)
+    nameless = np.isnan(columns.metric("asked_request"))
+    yield "a request that does not say which one of its workload it is", measured & ~alike & nameless
     yield "more requests at once than the cell has users", _crowded(columns, measured & keep)
     rows = np.flatnonzero(measured & keep & (columns.end_ns > columns.start_ns))
     _, first, number = np.unique(
@@ -116,6 +120,8 @@ def flag_other_lengths(columns: Columns, path: Path) -> tuple[Columns, list[str]
         path: of the file, for the note.
     """
     wanted = np.array([cell.output_tokens for cell in columns.cells], dtype=np.int64)[columns.cell]
+    own = columns.metric("asked_output_tokens")
+    wanted = np.where(np.isnan(own), wanted, own).astype(np.int64)
     silent = (columns.excluded == KEPT) & (columns.phase == MEASURE) & (columns.output_tokens != wanted)
     if not silent.any():
         return columns, []

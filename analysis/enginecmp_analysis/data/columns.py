@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from enginecmp.format.records import PROFILED, Cell, Sample, SamplePhase
+from enginecmp.format.records import PROFILED, Asked, Cell, Sample, SamplePhase
 
 PHASES: tuple[SamplePhase, ...] = ("load", "warmup", "measure")
 LOAD, WARMUP, MEASURE = range(3)
@@ -38,6 +38,8 @@ KNOWN_METRICS = frozenset(
         "kv_cache_bytes",
         "allocated_bytes",
         "reserved_bytes",
+        "asked_request",
+        "asked_output_tokens",
         "device_prefill_seconds",
         "device_decode_seconds",
         "tokens_per_step",
@@ -45,7 +47,8 @@ KNOWN_METRICS = frozenset(
         *(f"{name}_seconds" for name in PROFILED),
     }
 )
-"""Names in `Sample.metrics` that something is derived from; the others stay in the file."""
+"""Names in `Sample.metrics` that something is derived from, and numbers of `Sample.asked` under names of ours; the
+others stay in the file."""
 
 MOST_ERRORS = 3
 """Different texts of errors that are kept of an engine."""
@@ -199,7 +202,10 @@ class ColumnBuilder:
             text = sample.error[:MOST_TEXT]
             if len(told) < MOST_ERRORS and text not in told:
                 told.append(text)
-        if sample.metrics:
+        if isinstance(sample.asked, Asked):
+            asked = {"asked_request": sample.asked.request, "asked_output_tokens": sample.asked.output_tokens}
+            self._add_metrics({**sample.metrics, **asked})
+        elif sample.metrics:
             self._add_metrics(sample.metrics)
         if len(self._rows) == _CHUNK:
             self._flush()

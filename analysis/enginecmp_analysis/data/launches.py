@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from enginecmp.format.flags import SPOIL_TIMES
 from enginecmp.format.records import Cell
 from enginecmp_analysis.data.columns import KEPT, LOAD, MEASURE, Columns
+from enginecmp_analysis.data.equal_work import shared
 from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.data.memory import allocator_slack, decode_bandwidth, kv_slopes, leaks, peak_above_empty
 from enginecmp_analysis.data.metrics import METRICS, metrics_of
@@ -165,8 +166,9 @@ class _RunMeans:
             name: request_values(name, columns, self.times) for name in self.wanted if METRICS[name].per == "request"
         }
         steady: dict[str, list[Place]] = {}
+        fair = shared(columns, self.kept)
         for place in places(columns, self.kept):
-            engine, cell, members = place.engine, place.cell, place.rows
+            engine, cell, members = place.engine, place.cell, place.rows[fair[place.rows]]
             for name, values in per_request.items():
                 present = members[np.isfinite(values[members])]
                 if len(present):

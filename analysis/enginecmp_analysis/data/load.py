@@ -19,6 +19,7 @@ from enginecmp.format.streams import read_lines
 from enginecmp.format.text import command_line, plain
 from enginecmp_analysis.data.checks import flag_other_lengths, without_contradictions
 from enginecmp_analysis.data.columns import ColumnBuilder, Columns
+from enginecmp_analysis.data.equal_work import unshared_note
 from enginecmp_analysis.data.metrics import METRICS
 from enginecmp_analysis.data.repeated import not_begun, without_repeated
 from enginecmp_analysis.data.telemetry import Telemetry, read_telemetry
@@ -155,6 +156,7 @@ def load_run(folder: Path) -> Run:
         columns, more = flag_other_lengths(columns, samples)
         notes += more
     columns, repeated = without_repeated(columns)
+    notes += unshared_note(columns, samples)
     told = read_told(folder, labels)
     columns = replace(columns, told=frozenset((average.launch, average.cell) for average in told))
     telemetry = None

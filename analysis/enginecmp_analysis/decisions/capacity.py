@@ -106,7 +106,7 @@ def _shapes(group: GroupResult, engine: str, failed: Failed) -> dict[tuple[objec
         # A recorded trace has no single rate, an imported cell perhaps no known concurrency.
         if (is_open(cell) and not cell.rate_per_second) or not (is_open(cell) or cell.concurrency):
             continue
-        shape = (cell.prompt_tokens, cell.output_tokens, cell.variant, cell.arrival)
+        shape = (cell.prompt_tokens, cell.output_tokens, cell.variant, cell.workload, cell.arrival)
         shapes.setdefault(shape, []).append(cell)
     return {
         shape: sorted(cells, key=lambda cell: (cell.rate_per_second or 0.0, cell.concurrency))

@@ -37,17 +37,18 @@ PROFILED = (*COMPONENTS, "other")
 
 
 class Cell(msgspec.Struct, frozen=True, omit_defaults=False):
-    """One point of a scenario's grid. The last three are not written where they are absent.
+    """One point of a scenario's grid. What is UNSET is not written.
 
     Attributes:
-        prompt_tokens: ids in the prompt.
-        output_tokens: ids to generate, the first included; 0 where nothing is generated.
+        prompt_tokens: ids in the prompt; with `workload` in the longest one.
+        output_tokens: ids to generate, the first included; 0 where nothing is generated; with `workload` the most.
         concurrency: requests in flight at once; 0 where an imported result does not tell. In an open loop the most
             that the engine is given at once; the others wait in front of it.
         arrival: how requests arrive in an open loop; absent in a closed loop, where `concurrency` users each send
             the next request when the last one is over.
         rate_per_second: mean rate of arrivals in an open loop, requests per second.
         variant: what else tells this cell from others: "cold" and "warm", a sampling strategy, a matrix shape.
+        workload: name of the scenario's workload where requests of the cell are not all alike.
     """
 
     prompt_tokens: int
@@ -56,6 +57,19 @@ class Cell(msgspec.Struct, frozen=True, omit_defaults=False):
     arrival: Arrival | msgspec.UnsetType = msgspec.UNSET
     rate_per_second: float | msgspec.UnsetType = msgspec.UNSET
     variant: str | msgspec.UnsetType = msgspec.UNSET
+    workload: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one request of a workload was meant to be: the same for every engine of the block.
+
+    Attributes:
+        request: its number in the cell's plan, by which requests of two engines are paired.
+        output_tokens: ids that were asked for.
+    """
+
+    request: int
+    output_tokens: int
 
 
 class Sample(msgspec.Struct, kw_only=True):
@@ -83,6 +97,7 @@ class Sample(msgspec.Struct, kw_only=True):
         flags: reasons, declared before the run, to leave this sample out (docs/results-format.md lists them).
         metrics: numbers with their unit in the name, e.g. "foreign_cpu_seconds".
         replaces: name of the disturbed launch of the same block that this launch repeats; absent elsewhere.
+        asked: what the request was meant to be, in a cell with a workload; absent elsewhere.
     """
 
     block: int
@@ -103,6 +118,7 @@ class Sample(msgspec.Struct, kw_only=True):
     flags: list[str] = []
     metrics: dict[str, float] = {}
     replaces: str | msgspec.UnsetType = msgspec.UNSET
+    asked: Asked | msgspec.UnsetType = msgspec.UNSET
 
 
 class RunModel(msgspec.Struct, kw_only=True):

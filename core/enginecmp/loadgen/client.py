@@ -27,7 +27,7 @@ class Generator:
 
     Args:
         capacity: most requests of the cell.
-        output_tokens: of each request.
+        output_tokens: most of one request.
         log: file for what the process prints.
 
     Attributes:

@@ -119,7 +119,8 @@ class Dispatcher:
             due_ns = go_ns + words[row + Field.DUE]
             if due_ns > now_ns:
                 break
-            words[row + Field.MEASURED] = number >= warmups
+            if not words[Header.PLANNED]:
+                words[row + Field.MEASURED] = number >= warmups
             words[row + Field.SENT_NS] = now_ns
             number += 1
             words[Header.SENT] = number
@@ -147,7 +148,7 @@ class Dispatcher:
         words = self._words
         number = words[Header.SENT]
         row = self._table.row(number)
-        warm = self._warm[user] > 0
+        warm = not words[row + Field.MEASURED] if words[Header.PLANNED] else self._warm[user] > 0
         now_ns = clock.now_ns()
         if warm:
             self._warm[user] -= 1

@@ -17,13 +17,18 @@ from enginecmp.wire.request_table import FIELDS, Field, Header
 def serve_from_here(
     launch: Launch,
     generator: Generator,
-    prompts: Sequence[tuple[int, ...]],
-    output_tokens: int,
+    asked: Sequence[tuple[tuple[int, ...], int]],
     deadlines: Deadlines,
 ) -> dict[str, Any]:
     """Queue requests first in, first out, and send the engine one after the other.
 
     The host wakes between two requests, as it does with one user.
+
+    Args:
+        launch: of the engine.
+        generator: sends the requests.
+        asked: prompt and output tokens, by number of the request.
+        deadlines: of each request.
 
     Returns:
         `errors` and `metrics_of`, both by number of the request.
@@ -39,7 +44,7 @@ def serve_from_here(
     def one(number: int) -> None:
         row = intake.start(number, clock.now_ns())
         try:
-            answer = launch.request(prompts[number], output_tokens, deadlines)
+            answer = launch.request(*asked[number], deadlines)
         except LaunchFailure as failure:
             if failure.fatal:
                 raise

@@ -21,6 +21,7 @@ from enginecmp.launch.launch import LaunchFailure
 from enginecmp.loadgen.client import Generator, watch
 from enginecmp.loadgen.host_queue import serve_from_here
 from enginecmp.loadgen.schedule import arrival_seed, arrivals
+from enginecmp.measure.planned import Planned, planned
 from enginecmp.measure.task import Task
 from enginecmp.telemetry.contention import Validity, without_engine
 from enginecmp.wire.answers import MOST_TOKENS, TEXT_CHARACTERS
@@ -44,24 +45,29 @@ def measure(task: Task) -> None:
     cell = at.cell
     at.enter(cell, "measure")
     due_ns = _due(task)
-    capacity = _closed_capacity(task) if due_ns is None else len(due_ns)
-    prompts = [task.prompt(number) for number in range(capacity)]
-    with Generator(capacity, cell.output_tokens, launch.log) as generator:
+    warmups = scenario.warmup_requests * (cell.concurrency if due_ns is None else 1)
+    measured = _closed_measured(task) if due_ns is None else len(due_ns) - warmups
+    at.enter(cell, "warmup")
+    plan = planned(task, warmups)
+    at.enter(cell, "measure")
+    plan += planned(task, measured)
+    with Generator(len(plan), cell.output_tokens, launch.log) as generator:
         table = generator.table
-        _instruct(table, task, due_ns)
+        _instruct(table, task, due_ns, warmups)
         answer: Mapping[str, Any] = {}
         wrong: list[str] = []
         try:
             generator.start()
             if launch.plugin.command:
-                answer = serve_from_here(launch, generator, prompts, cell.output_tokens, scenario.deadlines)
+                asked = [(request.token_ids, request.output_tokens) for request in plan]
+                answer = serve_from_here(launch, generator, asked, scenario.deadlines)
             else:
                 launch.begin(
                     "serve",
                     scenario.deadlines.prefill_seconds,
                     generator.files,
-                    prompts=prompts,
-                    output_tokens=cell.output_tokens,
+                    prompts=[request.token_ids for request in plan],
+                    output_tokens=[request.output_tokens for request in plan],
                     limit=cell.concurrency,
                     continuous=launch.plugin.batches,
                 )
@@ -70,7 +76,7 @@ def measure(task: Task) -> None:
             if not answer:
                 generator.stop(Stop.ABORT)
             # Also when it ends badly: what is finished is on the table, whoever crashed.
-            for sample in _samples(task, table, answer, generator.lost, wrong):
+            for sample in _samples(task, table, plan, answer, generator.lost, wrong):
                 task.keep(sample)
         if wrong:
             msg = f"{launch.label}: broke the protocol: {wrong[0]}; log: {launch.log}"
@@ -95,17 +101,22 @@ def _due(task: Task) -> NDArray[np.int64] | None:
     )
 
 
-def _closed_capacity(task: Task) -> int:
-    scenario, cell = task.scenario, task.at.cell
-    measured = max(scenario.requests_in(cell), math.ceil(MOST_PER_SECOND * (scenario.seconds or 0.0)))
-    return cell.concurrency * scenario.warmup_requests + measured
+def _closed_measured(task: Task) -> int:
+    """Return the most requests that a closed loop measures."""
+    scenario = task.scenario
+    return max(scenario.requests_in(task.at.cell), math.ceil(MOST_PER_SECOND * (scenario.seconds or 0.0)))
 
 
-def _instruct(table: RequestTable, task: Task, due_ns: NDArray[np.int64] | None) -> None:
+def _instruct(table: RequestTable, task: Task, due_ns: NDArray[np.int64] | None, warmups: int) -> None:
     """Write on the table what the generator and the engine's side have to know."""
     scenario, cell, words = task.scenario, task.at.cell, table.words
     words[Header.USERS] = 0 if cell.arrival else cell.concurrency
     words[Header.WARMUPS] = scenario.warmup_requests
+    if cell.workload:
+        # Which requests are measured is part of the plan, and not of who happens to send them.
+        words[Header.PLANNED] = 1
+        for number in range(warmups, table.capacity):
+            words[table.row(number) + Field.MEASURED] = 1
     words[Header.REQUESTS] = scenario.requests_in(cell)
     words[Header.DURATION_NS] = round(1e9 * (scenario.seconds or 0.0))
     words[Header.QUEUE_LIMIT] = scenario.overload.queue_requests
@@ -116,7 +127,7 @@ def _instruct(table: RequestTable, task: Task, due_ns: NDArray[np.int64] | None)
 
 
 def _samples(
-    task: Task, table: RequestTable, answer: Mapping[str, Any], lost: str, wrong: list[str]
+    task: Task, table: RequestTable, plan: list[Planned], answer: Mapping[str, Any], lost: str, wrong: list[str]
 ) -> Iterator[Sample]:
     """Yield every request that is over, in the order in which they were sent.
 
@@ -151,7 +162,7 @@ def _samples(
         else:
             metrics = {**common, **answer.get("metrics_of", {}).get(str(number), {})}
             metrics["dispatch_lag_seconds"] = float(lag_seconds[number])
-            yield _sample(task, table, number, row, int(intended_ns[number]), answer, flags, metrics)
+            yield _sample(task, table, plan[number], number, row, int(intended_ns[number]), answer, flags, metrics)
     at.phase, at.index = ("measure", seen[1]) if seen[1] else ("warmup", seen[0])
     at.start_ns = go_ns
 
@@ -175,6 +186,7 @@ def _wrong_row(row: NDArray[np.int64], stamps: list[int], most: int, intended_ns
 def _sample(
     task: Task,
     table: RequestTable,
+    asked: Planned,
     number: int,
     row: NDArray[np.int64],
     intended_ns: int,
@@ -189,6 +201,8 @@ def _sample(
             intended_ns=intended_ns,
             start_ns=end_ns,
             end_ns=end_ns,
+            prompt_tokens=len(asked.token_ids),
+            asked=asked.asked,
             status="timeout",
             error=f"{label}: never started: {_overload_rule(task)}",
             flags=flags,
@@ -200,8 +214,8 @@ def _sample(
         said = answer.get("errors", {}).get(str(number), "failed; its reason went with the worker")
         error = f"{label}: {plain(said, TEXT_CHARACTERS)}"
     short_or_long = []
-    if error is None and output_tokens != at.cell.output_tokens:
-        short_or_long.append(Flag.SHORT_OUTPUT if output_tokens < at.cell.output_tokens else Flag.LONG_OUTPUT)
+    if error is None and output_tokens != asked.output_tokens:
+        short_or_long.append(Flag.SHORT_OUTPUT if output_tokens < asked.output_tokens else Flag.LONG_OUTPUT)
     # A request that was refused before the clock started has no start of its own.
     start_ns = start_ns or end_ns
     return at.sample(
@@ -209,6 +223,8 @@ def _sample(
         start_ns=start_ns,
         token_ns=table.stamps_of(number),
         end_ns=end_ns,
+        prompt_tokens=len(asked.token_ids),
+        asked=asked.asked,
         output_tokens=output_tokens,
         status="ok" if error is None else "error",
         error=error,

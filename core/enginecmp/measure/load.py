@@ -13,6 +13,7 @@ from enginecmp.format.phases import Phase
 from enginecmp.format.records import Cell
 from enginecmp.launch.launch import LaunchFailure
 from enginecmp.launch.model_file import files_of
+from enginecmp.measure.planned import planned
 from enginecmp.measure.requests import request
 from enginecmp.measure.task import Task
 from enginecmp.telemetry import page_cache
@@ -72,7 +73,7 @@ def measure(task: Task) -> None:
     at = task.at
     at.enter(at.cell, "measure")
     at.start_ns = clock.now_ns()
-    sample = request(task, task.prompt(0))
+    sample = request(task, planned(task, 1)[0])
     if sample.token_ns:
         launch = task.launch
         since_start = (sample.token_ns[0] - launch.launched_ns) / 1e9

@@ -8,6 +8,7 @@ from enginecmp import clock
 from enginecmp.format.flags import DISTURBED, Flag
 from enginecmp.format.records import Sample
 from enginecmp.launch.launch import LaunchFailure
+from enginecmp.measure.planned import Planned, again, planned
 from enginecmp.measure.task import Task
 
 _ERRORS_IN_A_ROW = 3
@@ -38,24 +39,28 @@ def _requests(task: Task) -> None:
     replacements = scenario.replacement_requests if measuring else 0
     until = time.monotonic() + (scenario.seconds or 0.0) if measuring else 0.0
     # Cut before the first request, so that the engine does not wait for the host between two of them.
-    ready = [task.prompt(index) for index in range(wanted)]
+    ready = planned(task, wanted)
     failures = 0
     while at.index < wanted or time.monotonic() < until:
-        token_ids = ready[at.index] if at.index < len(ready) else task.prompt(at.index)
+        if at.index == len(ready):
+            ready.append(again(task, at.index, ready[0]))
         at.start_ns = clock.now_ns()
-        sample = request(task, token_ids)
+        sample = request(task, ready[at.index])
         task.keep(sample)
         failures = failures + 1 if sample.status != "ok" else 0
         if failures == _ERRORS_IN_A_ROW:
             msg = f"{sample.error} ({failures} requests in a row)"
             raise LaunchFailure(msg, status="error", phase=task.launch.progress()[0])
-        at.index += 1
         if replacements and not set(DISTURBED).isdisjoint(sample.flags):
             replacements -= 1
+            # Of the same lengths as the one that it stands for, and with its number: other engines did that one.
+            if wanted == len(ready):
+                ready.append(again(task, wanted, ready[at.index]))
             wanted += 1
+        at.index += 1
 
 
-def request(task: Task, token_ids: tuple[int, ...]) -> Sample:
+def request(task: Task, asked: Planned) -> Sample:
     """Run one request and return its sample, flags included.
 
     Raises:
@@ -63,26 +68,35 @@ def request(task: Task, token_ids: tuple[int, ...]) -> Sample:
     """
     launch, at, scenario = task.launch, task.at, task.scenario
     try:
-        answer = launch.request(token_ids, at.cell.output_tokens, scenario.deadlines)
+        answer = launch.request(asked.token_ids, asked.output_tokens, scenario.deadlines)
     except LaunchFailure as failure:
         if failure.fatal:
             raise
         # The engine refused this prompt before the clock started (a round trip that fails, say).
-        return at.sample(start_ns=at.start_ns, end_ns=clock.now_ns(), status="error", error=str(failure))
+        return at.sample(
+            start_ns=at.start_ns,
+            end_ns=clock.now_ns(),
+            prompt_tokens=len(asked.token_ids),
+            status="error",
+            error=str(failure),
+            asked=asked.asked,
+        )
     error = answer["error"]
     metrics: dict[str, float] = answer["metrics"]
     wall_seconds = (answer["end_ns"] - answer["start_ns"]) / 1e9
     flags = scenario.validity.flags(metrics, wall_seconds)
     flags += task.conditions(answer["start_ns"], answer["end_ns"])
-    if error is None and answer["output_tokens"] != at.cell.output_tokens:
-        flags.append(Flag.SHORT_OUTPUT if answer["output_tokens"] < at.cell.output_tokens else Flag.LONG_OUTPUT)
+    if error is None and answer["output_tokens"] != asked.output_tokens:
+        flags.append(Flag.SHORT_OUTPUT if answer["output_tokens"] < asked.output_tokens else Flag.LONG_OUTPUT)
     return at.sample(
         start_ns=answer["start_ns"],
         end_ns=answer["end_ns"],
         token_ns=answer["token_ns"],
+        prompt_tokens=len(asked.token_ids),
         output_tokens=answer["output_tokens"],
         status="ok" if error is None else "error",
         error=None if error is None else f"{launch.label}: in {answer.get('where', 'decode')}: {error['message']}",
         flags=flags,
         metrics=metrics,
+        asked=asked.asked,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from enginecmp.format.records import Cell, Sample, SamplePhase, Status
+from enginecmp.format.records import Asked, Cell, Sample, SamplePhase, Status
 from enginecmp.launch.launch import Launch
 from enginecmp.prompts import PromptSet
 from enginecmp.scenarios import Scenario
@@ -56,6 +56,7 @@ class Place:
         error: str | None = None,
         flags: Sequence[str] = (),
         metrics: dict[str, float] | None = None,
+        asked: Asked | None = None,
     ) -> Sample:
         """Return a sample of this place.
 
@@ -82,6 +83,7 @@ class Place:
             flags=list(flags),
             metrics=metrics or {},
             replaces=self.replaces or msgspec.UNSET,
+            asked=msgspec.UNSET if asked is None else asked,
         )
 
 
@@ -113,9 +115,14 @@ class Task:
         """Return the flags of what was the matter in a time; wakes nobody."""
         return [*self.sensed(start_ns, end_ns), *self.launch.conditions(start_ns, end_ns)]
 
-    def prompt(self, index: int) -> tuple[int, ...]:
-        """Return the prompt of a request of this cell and phase, the same for every engine of the block."""
+    def prompt(self, index: int, length_tokens: int | None = None) -> tuple[int, ...]:
+        """Return the prompt of a request of this cell and phase, the same for every engine of the block.
+
+        Args:
+            index: number of the request.
+            length_tokens: of the prompt; None takes the cell's.
+        """
         at = self.at
         cell_number = self.scenario.cells.index(at.cell)
         key = prompt_key(at.planned.block, cell_number, at.phase, index, self.seed)
-        return self.prompts.take(at.cell.prompt_tokens, key=key, seed=self.seed)
+        return self.prompts.take(length_tokens or at.cell.prompt_tokens, key=key, seed=self.seed)

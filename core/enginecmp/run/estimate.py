@@ -20,7 +20,17 @@ from enginecmp.scenarios import Scenario
 from enginecmp.scenarios.plan import PlannedLaunch
 from enginecmp.types import ModelInfo
 
-_SHAPE = ("name", "profile", "cells", "requests", "seconds", "warmup_requests", "replacement_requests", "requests_of")
+_SHAPE = (
+    "name",
+    "profile",
+    "workloads",
+    "cells",
+    "requests",
+    "seconds",
+    "warmup_requests",
+    "replacement_requests",
+    "requests_of",
+)
 
 
 class Pace:

@@ -10,6 +10,7 @@ from enginecmp.format.records import Cell
 from enginecmp.launch.engine_config import EngineConfig
 from enginecmp.measure.operation import LEAST_NS, operand_values
 from enginecmp.operands import vectors
+from enginecmp.prompts.lengths import mean
 from enginecmp.scenarios import Scenario
 from enginecmp.types import ModelInfo
 
@@ -40,9 +41,12 @@ def launch_seconds(scenario: Scenario, model: ModelInfo, config: EngineConfig) -
 def request_seconds(scenario: Scenario, model: ModelInfo, cell: Cell) -> tuple[float, float]:
     """Return seconds of one request (or sample) of a cell, and of what is made ready before the first one."""
     token_seconds = model.bytes / _READ_BYTES_PER_SECOND
-    prompt = token_seconds * cell.prompt_tokens / _PREFILL_SPEEDUP
+    workload = scenario.workload(cell)
+    prompt_tokens = mean(workload.prompt_tokens) if workload else cell.prompt_tokens
+    output_tokens = mean(workload.output_tokens) if workload else cell.output_tokens
+    prompt = token_seconds * prompt_tokens / _PREFILL_SPEEDUP
     if scenario.kind != "operation":
-        return prompt + token_seconds * cell.output_tokens, 0.0
+        return prompt + token_seconds * output_tokens, 0.0
     if scenario.operation == "sampling":
         return LEAST_NS / 1e9, prompt + token_seconds
     try:

@@ -81,6 +81,11 @@ def _cell_problems(cell: Cell, scenario: Scenario) -> Iterator[tuple[str, object
         yield "output_tokens >= 1", cell.output_tokens
     if cell.concurrency < 1:
         yield "concurrency >= 1", cell.concurrency
+    if cell.workload and (scenario.kind != "requests" or scenario.offered_load):
+        yield 'a workload in cells of kind "requests" without offered_load alone', f'kind = "{scenario.kind}"'
+    if cell.workload and scenario.seconds is not None and not cell.arrival:
+        # A faster engine would go on to other requests than a slower one.
+        yield "requests and no seconds for a workload in a closed loop, so that all engines do the same", "seconds"
     if cell.concurrency > 1 and scenario.kind != "requests":
         yield f'concurrency = 1 with kind = "{scenario.kind}"', cell.concurrency
     if scenario.kind == "operation" and cell.variant not in scenario.variants:

@@ -42,13 +42,14 @@ def fit(scenario: Scenario, model: ModelInfo, say: Callable[[str], None]) -> Sce
 
 def describe(cell: Cell) -> str:
     """Return a cell in words, e.g. "prompt 128, output 32, 4 at once, leak"."""
-    parts = [f"prompt {cell.prompt_tokens}", f"output {cell.output_tokens}"]
+    most = "up to " if cell.workload else ""
+    parts = [f"prompt {most}{cell.prompt_tokens}", f"output {most}{cell.output_tokens}"]
     if cell.concurrency != 1:
         parts.append(f"{cell.concurrency} at once")
     if cell.arrival:
         rate = f" at {cell.rate_per_second:g}/s" if cell.rate_per_second else ""
         parts.append(f"{cell.arrival}{rate}")
-    return ", ".join([*parts, *([cell.variant] if cell.variant else [])])
+    return ", ".join([*parts, *filter(None, [cell.variant or "", cell.workload or ""])])
 
 
 def _needed(cell: Cell) -> int:

@@ -20,6 +20,7 @@ from enginecmp.format.text import plain
 from enginecmp.scenarios.check import check, claim_problems
 from enginecmp.scenarios.scenario import Expectation, Limits, Overload, Profile, Scenario
 from enginecmp.scenarios.variants import VARIANTS
+from enginecmp.scenarios.workload import Workload, read_workload, workload_problems
 from enginecmp.telemetry.contention import Validity
 from enginecmp.wire.deadlines import Deadlines
 
@@ -32,6 +33,7 @@ _OWN_KEYS = (
     "kind",
     "operation",
     "variants",
+    "workloads",
     "cells",
     "launch_per_cell",
     "offered_load",
@@ -129,13 +131,18 @@ def _resolve(content: dict[str, Any], asked_profile: str | None, usual_profile: 
         raise UsageError(msg)
     raw = profiles[profile_name]
     table = f"{where} [profile.{profile_name}]"
+    workloads = _workloads(content.get("workloads", {}), where)
     if isinstance(raw, dict) and "cells" in raw:
-        raw = raw | {"cells": _cells(raw["cells"], table)}
+        raw = raw | {"cells": _cells(raw["cells"], table, workloads)}
     profile = _convert(raw, Profile, table)
     own = {key: content[key] for key in _OWN_KEYS if key in content}
-    cells = profile.cells or _cells(content.get("cells", []), where)
+    own["workloads"] = workloads
+    cells = profile.cells or _cells(content.get("cells", []), where, workloads)
     if profile.output_tokens is not None:
-        cells = [msgspec.structs.replace(cell, output_tokens=profile.output_tokens) for cell in cells]
+        cells = [
+            cell if cell.workload else msgspec.structs.replace(cell, output_tokens=profile.output_tokens)
+            for cell in cells
+        ]
     for key, kind in (("deadlines", Deadlines), ("validity", Validity), ("goodput", Limits), ("overload", Overload)):
         if key in own:
             own[key] = _convert(own[key], kind, f"{where} [{key}]")
@@ -192,11 +199,42 @@ def _claims(raw: Any, where: str) -> list[Expectation]:
     return [_convert(claim, Expectation, f"{where} expect {number + 1}") for number, claim in enumerate(raw)]
 
 
-def _cells(raw: Any, where: str) -> list[Cell]:
+def _workloads(raw: Any, where: str) -> dict[str, Workload]:
+    if not isinstance(raw, dict):
+        msg = f"scenario {where}: expected workloads as [workloads.NAME] tables, got {plain(repr(raw), 80)}"
+        raise UsageError(msg)
+    found = {}
+    for name, table in raw.items():
+        place = f"{where} [workloads.{plain(name, 80)}]"
+        found[name] = _convert(read_workload(table, Path(where).parent, place), Workload, place)
+        for expected, came in workload_problems(name, found[name]):
+            msg = f"scenario {where}: expected {expected}, got {came}"
+            raise UsageError(msg)
+    return found
+
+
+def _cells(raw: Any, where: str, workloads: dict[str, Workload]) -> list[Cell]:
     if not isinstance(raw, list):
         msg = f"scenario {where}: expected cells as [[cells]] tables, got {plain(repr(raw), 80)}"
         raise UsageError(msg)
-    return [_convert(cell, Cell, f"{where} cell {number + 1}") for number, cell in enumerate(raw)]
+    return [_cell(cell, f"{where} cell {number + 1}", workloads) for number, cell in enumerate(raw)]
+
+
+def _cell(raw: Any, where: str, workloads: dict[str, Workload]) -> Cell:
+    """Return one cell; with a workload its lengths are the largest that can come."""
+    if isinstance(raw, dict) and "workload" in raw:
+        name = meant(str(raw["workload"]), workloads)
+        if name not in workloads:
+            msg = f"scenario {where}: unknown workload '{plain(name, 80)}'{did_you_mean(name, workloads)}"
+            raise UsageError(msg)
+        if given := {"prompt_tokens", "output_tokens"}.intersection(raw):
+            msg = f"scenario {where}: expected no {' or '.join(sorted(given))} beside workload, which has its own"
+            raise UsageError(msg)
+        workload = workloads[name]
+        lengths = {"prompt_tokens": workload.most_prompt_tokens, "output_tokens": workload.most_output_tokens}
+        raw = {**raw, "workload": name, **lengths}
+    cell: Cell = _convert(raw, Cell, where)
+    return cell
 
 
 def read_trace(path: Path) -> list[float]:

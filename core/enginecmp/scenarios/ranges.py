@@ -61,6 +61,7 @@ def outside(scenario: Scenario) -> Iterator[tuple[str, object]]:
         if not low <= value <= high:
             yield f"{place} from {low:g} to {high:g}", value
     names = [("name", scenario.name), *(("variant", cell.variant) for cell in scenario.cells if cell.variant)]
+    names += [("workload", name) for name in scenario.workloads]
     for what, name in [*names, *(("expect.engine", claim.engine) for claim in scenario.expect)]:
         if not name.isprintable() or not 0 < len(name) <= _NAME_CHARACTERS:
             yield f"{what}: 1 to {_NAME_CHARACTERS} printable characters", repr(plain(name, 80))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from enginecmp.format.records import Arrival, Cell
+from enginecmp.scenarios.workload import Workload
 from enginecmp.telemetry.contention import Validity
 from enginecmp.wire.deadlines import Deadlines
 
@@ -120,6 +121,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
             "operation": one operation of the engine by itself; "profile": seconds per component.
         operation: with kind "operation" which one: "tokenize", "sampling", "matmul", "elementwise", "layer".
         variants: variant → parameters of the operation.
+        workloads: name → requests of the cells that name it.
         cells: the grid.
         launch_per_cell: a launch of its own for every cell, so that memory and page cache belong to that cell.
         blocks: launches per engine (and cell, with `launch_per_cell`).
@@ -169,6 +171,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind = "requests"
     operation: str = ""
     variants: dict[str, dict[str, Any]] = {}
+    workloads: dict[str, Workload] = {}
     cells: tuple[Cell, ...]
     launch_per_cell: bool = False
     blocks: int
@@ -224,6 +227,10 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         found = self.calibration.get(label)
         # Rates are rounded to three digits: the limit itself must not fall out by that.
         return found is None or not cell.rate_per_second or cell.rate_per_second <= 1.005 * self.offered_limit * found
+
+    def workload(self, cell: Cell) -> Workload | None:
+        """Return what the requests of a cell are made of, None where they are all alike."""
+        return self.workloads[cell.workload] if cell.workload else None
 
     def requests_in(self, cell: Cell) -> int:
         """Return how many requests a launch measures in a cell."""

@@ -63,6 +63,8 @@ class Header(IntEnum):
     """When the worker was through."""
     REALTIME = 16
     """1 where the kernel lets the generator go before everybody else."""
+    PLANNED = 17
+    """1 where `Field.MEASURED` is written before the generator starts; else the generator decides it."""
 
 
 class Stop(IntEnum):
@@ -170,7 +172,7 @@ def new_request_table(capacity: int, output_tokens: int) -> int:
 
     Args:
         capacity: most requests.
-        output_tokens: of each request.
+        output_tokens: most of one request.
     """
     stamps = output_tokens + 1
     # Pages are only taken when they are written.

@@ -203,8 +203,8 @@ def serve(
         session: from `cmp_load`.
         progress: shared with the host.
         sensor: read when the first request arrives and when the last one is over.
-        message: `files` (table, eventfd from and to the generator), `prompts` (ids by number), `output_tokens`,
-            `limit` (most requests in flight), `continuous` (use the engine's own batching).
+        message: `files` (table, eventfd from and to the generator), `prompts` (ids by number), `output_tokens` (by
+            number), `limit` (most requests in flight), `continuous` (use the engine's own batching).
 
     Returns:
         `errors` (number → text), `window` (what the machine did meanwhile), `metrics` (the engine's, at the end).
@@ -228,14 +228,17 @@ def _serve(
         raise EngineError(msg)
     intake = RequestIntake(table, *message["files"][1:])
     prompts: list[list[int]] = message["prompts"]
-    output_tokens: int = message["output_tokens"]
+    output_tokens: list[int] = message["output_tokens"]
     progress.set(Phase.PREPARE)
     hook.cmp_reset(session=session)
     progress.set(Phase.WAIT)
     before = []
     intake.began = lambda: before.append(sensor.read())
     continuous: bool = message["continuous"]
-    requests = [Request(id=str(n), token_ids=ids, output_tokens=output_tokens) for n, ids in enumerate(prompts)]
+    requests = [
+        Request(id=str(n), token_ids=ids, output_tokens=wanted)
+        for n, (ids, wanted) in enumerate(zip(prompts, output_tokens, strict=True))
+    ]
     # What a cell needs stays until it ends: keep the collector from walking it while requests are served.
     gc.collect()
     gc.freeze()
@@ -246,7 +249,7 @@ def _serve(
             raise EngineError(msg)
         serve_batching(hook, session, intake, requests, message["limit"], progress)
     else:
-        serve_queue(intake, _Runner(hook, session, intake, prompts, output_tokens, progress).run)
+        serve_queue(intake, _Runner(hook, session, intake, requests, progress).run)
     table.words[Header.ENDED_NS] = clock.now_ns()
     after = sensor.read()
     progress.set(Phase.METRICS)
@@ -267,23 +270,21 @@ class _Runner:
         hook: Any,
         session: Any,
         intake: RequestIntake,
-        prompts: list[list[int]],
-        output_tokens: int,
+        requests: Sequence[Request],
         progress: Progress,
     ) -> None:
         self._hook = hook
         self._session = session
         self._intake = intake
-        self._prompts = prompts
-        self._output_tokens = output_tokens
+        self._requests = requests
         self._progress = progress
         self._tokens = 0
 
     def run(self, number: int) -> None:
         """Run one request to its end."""
         hook, session, intake, progress = self._hook, self._session, self._intake, self._progress
-        words, now_ns, wanted, decode = intake.words, clock.now_ns, self._output_tokens, Phase.DECODE
-        token_ids = self._prompts[number]
+        words, now_ns, decode = intake.words, clock.now_ns, Phase.DECODE
+        token_ids, wanted = self._requests[number].token_ids, self._requests[number].output_tokens
         row = intake.table.row(number)
         at = row + FIELDS
         count = row + Field.MARKED

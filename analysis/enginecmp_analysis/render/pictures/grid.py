@@ -9,7 +9,7 @@ import msgspec
 import plotly.graph_objects as go
 
 from enginecmp.format.records import Cell
-from enginecmp_analysis.data.cells import arrivals_name, cell_order, is_open, short_name
+from enginecmp_analysis.data.cells import arrivals_name, cell_order, is_open, kinds_of, short_name
 from enginecmp_analysis.data.group import GroupResult
 from enginecmp_analysis.render.pictures.picture import (
     Picture,
@@ -67,7 +67,7 @@ def rest_of(cell: Cell, field: str) -> Cell:
 def fixed(rest: Cell, field: str) -> str:
     """Return what a line along an axis holds fixed."""
     loop = arrivals_name(rest) if is_open(rest) else "closed loop" if field == "concurrency" else ""
-    parts = [rest.variant or "", loop]
+    parts = [*kinds_of(rest), loop]
     for name, title in AXES.items():
         value = getattr(rest, name)
         if name != field and value and not (is_open(rest) and name in ("concurrency", "rate_per_second")):
