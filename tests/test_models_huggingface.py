@@ -19,12 +19,14 @@ from enginecmp.launch.launch import LaunchFailure, loadable
 from enginecmp.launch.model_file import file_for, files_of
 from enginecmp.models.gguf_file import read_gguf
 from enginecmp.models.huggingface import safetensors_file
-from enginecmp.models.huggingface.folder import folder_sha256, read_folder
+from enginecmp.models.huggingface.folder import HFFolder, folder_sha256, read_folder
 from enginecmp.models.huggingface.proof import TEXTS, first_difference
-from enginecmp.models.huggingface.stored import with_folder
+from enginecmp.models.huggingface.stored import known_sha256, model_of_folder, with_folder
 from enginecmp.models.huggingface.to_folder import write_folder_of
 from enginecmp.models.huggingface.to_gguf import write_gguf_of
+from enginecmp.models.info import sha256_of
 from enginecmp.models.isolated_tokenizer import IsolatedTokenizer
+from enginecmp.models.known_files import known_place
 from enginecmp.models.store import exact_sibling, resolve
 from enginecmp.plugins.plugin import Plugin
 from enginecmp.testing.tiny_models import changed_model, tiny_model
@@ -500,6 +502,38 @@ def test_derived_folder_is_made_once_and_says_of_what(tmp_path: Path) -> None:
     assert derivation["weights"] == "dequantized to F32 from Q8_0"
 
 
+@pytest.mark.parametrize("lost", ["config.json", "the sidecar"])
+def test_derived_folder_that_changed_is_made_again_and_said(lost: str, tmp_path: Path) -> None:
+    model = tiny_model(tmp_path, "llama")
+    made = with_folder(model)
+    config = Path(made.hf_folder) / "config.json"
+    whole = config.read_bytes()
+    if lost == "config.json":
+        config.write_bytes(whole.replace(b"rope_theta", b"rope_thetb"))
+        known_sha256(Path(made.hf_folder))  # as where the folder is named as a model of its own
+    else:
+        known_place(Path(made.hf_folder), ".made.json").unlink()
+    said: list[str] = []
+    assert with_folder(model, say=said.append) == made
+    assert config.read_bytes() == whole
+    assert "is not what was made" in said[0]
+
+
+@pytest.mark.parametrize("lost", ["a byte", "the sidecar"])
+def test_derived_file_that_changed_is_made_again_and_said(lost: str, folder: Path) -> None:
+    made = model_of_folder(folder)
+    if lost == "a byte":
+        content = bytearray(Path(made.path).read_bytes())
+        content[-1] ^= 1
+        Path(made.path).write_bytes(content)
+    else:
+        Path(f"{made.path}.json").unlink()
+    said: list[str] = []
+    assert model_of_folder(folder, say=said.append) == made
+    assert "is not what was made" in said[0]
+    assert sha256_of(Path(made.path)) == made.sha256
+
+
 def test_command_converts_both_ways_and_tells_both_hashes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -508,7 +542,15 @@ def test_command_converts_both_ways_and_tells_both_hashes(
     model = tiny_model(tmp_path, "qwen2", "F16")
     monkeypatch.chdir(tmp_path)
     convert_command.main([model.path, "folder"], standalone_mode=False)
+    converted: list[Path] = []
+
+    def write(folder: HFFolder, sha256: str, target: Path) -> str:
+        converted.append(target)
+        return write_gguf_of(folder, sha256, target)
+
+    monkeypatch.setattr("enginecmp.models.huggingface.to_gguf.write_gguf_of", write)
     convert_command.main(["./folder", "back.gguf"], standalone_mode=False)
+    assert len(converted) == 1
     first, second = capsys.readouterr().out.splitlines()
     sha256 = folder_sha256(tmp_path / "folder")
     assert f"folder  sha256:{sha256}  made from {model.path}  sha256:{model.sha256}" in first

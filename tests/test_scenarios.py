@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec import inspect
 
 from enginecmp.errors import UsageError
 from enginecmp.format.records import Cell
@@ -11,6 +13,7 @@ from enginecmp.run.drive import room_for
 from enginecmp.scenarios import Scenario, available, load_scenario
 from enginecmp.scenarios.fit import fit
 from enginecmp.scenarios.loader import change_deadlines
+from enginecmp.scenarios.ranges import _RANGES
 from enginecmp.types import LoadOptions, ModelInfo
 from enginecmp.wire.deadlines import Deadlines
 
@@ -266,3 +269,23 @@ def test_plugins_can_bring_scenarios(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     assert "mine" in available([path])
     assert load_scenario("mine", "full", [path]).name == "mine"
+
+
+def _numbers(kind: inspect.Type, place: str) -> Iterator[str]:
+    """Yield the place of every number in a type, as `ranges` names them."""
+    if isinstance(kind, inspect.IntType | inspect.FloatType):
+        yield place
+    elif isinstance(kind, inspect.StructType):
+        for field in kind.fields:
+            yield from _numbers(field.type, f"{place}.{field.encode_name}".lstrip("."))
+    elif isinstance(kind, inspect.DictType):
+        yield from _numbers(kind.value_type, place)
+    elif isinstance(kind, inspect.UnionType):
+        for inner in kind.types:
+            yield from _numbers(inner, place)
+    elif isinstance(kind, inspect.ListType | inspect.VarTupleType):
+        yield from _numbers(kind.item_type, place)
+
+
+def test_every_number_of_a_scenario_has_a_range() -> None:
+    assert set(_numbers(inspect.type_info(Scenario), "")) == set(_RANGES)

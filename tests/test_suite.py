@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 from conftest import FAKE_MODULE, CommandLine
 
-from enginecmp.cli.suite import resume_suite
+from enginecmp.cli.run import command
+from enginecmp.cli.suite import resume_suite, start_suite
 from enginecmp.errors import ResultsError, UsageError
 from enginecmp.format.readers import read_manifest
+from enginecmp.plugins.plugin import Plugin
 from enginecmp.run.options import RunOptions
 from enginecmp.run.suite import read_suite
-from enginecmp.types import ModelInfo
+from enginecmp.types import ModelInfo, Probe
 
 SCENARIO = """
 name = "mini"
@@ -88,9 +90,8 @@ def test_the_file_says_more_than_the_command_line_which_says_more_than_defaults(
         ("[[runs]]", "did you mean 'run'"),
         ("[[run]]\nscenaro = 'single'", "did you mean 'scenario'"),
         ("[[run]]\nresume = 'x'", "unknown key 'resume'"),
-        ("[[run]]\nblocks = 0", "expected blocks >= 1, got 0"),
         ("[[run]]\nblocks = 'ten'", "blocks"),
-        ("[[run]]\nprecision = 2", "share"),
+        ("[[run]]\nusual_profile = 'quick'", "unknown key 'usual_profile'"),
         ("[[run]]\nname = '../x'", "letters, digits"),
         ("name = 'a/b'\n[[run]]", "letters, digits"),
         ("[[run]]\n[[run]]", "two parts are called 'sustained'"),
@@ -102,6 +103,48 @@ def test_a_wrong_file_is_refused_before_anything_runs(text: str, told: str, tmp_
     (tmp_path / "s.toml").write_text(text)
     with pytest.raises(UsageError, match=told):
         read_suite(tmp_path / "s.toml", RunOptions())
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("blocks = 0", "--blocks.*, got '0'"),
+        ("requests = 0", "--requests.*0 is not in the range"),
+        ("precision = 2.0\nadaptive = true", "--precision.*expected a share"),
+        ("precision = 0.5", "--precision: is what is aimed at by --adaptive, which is not given"),
+        ("max_extra = -5.0", "--max-extra.*expected a share"),
+        ("max_extra = inf", "--max-extra.*got 'inf'"),
+        ("max_extra = nan", "--max-extra.*got 'nan'"),
+        ("score_positions = 1", "--score-positions.*1 is not in the range"),
+        ("max_kl = -1.0", "--max-kl"),
+        ("max_nll_increase = nan", "nan"),
+        ("find_max = 'rate'", "--find-max: is the largest load that keeps --slo, which is not given"),
+        ("no_gate = true\nmax_kl = 0.1", "--no-gate: skips the gate"),
+    ],
+)
+def test_a_part_takes_what_the_command_line_takes(line: str, told: str, tmp_path: Path, tiny: ModelInfo) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text(f'[[run]]\nname = "p"\nmodel = {tiny.path!r}\nscenario = "single"\nengines = "no"\n{line}\n')
+    with pytest.raises(UsageError, match=f"part p: .*{told}"):
+        start_suite(RunOptions(out=tmp_path / "out", dry_run=True), file, command)
+
+
+def test_a_suite_of_many_parts_asks_each_engine_once(
+    folder: Path, tiny: ModelInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def probe(plugin: Plugin, *_: object) -> Probe:
+        asked.append(plugin.name)
+        return Probe(ok=True)
+
+    monkeypatch.setenv("CMP_PLUGINS", FAKE_MODULE)
+    monkeypatch.setattr("enginecmp.run.probe.probe", probe)
+    (folder / "many.toml").write_text(SUITE + "".join(f'[[run]]\nname = "p{n}"\nseed = {n}\n' for n in range(20)))
+    assert (
+        start_suite(RunOptions(model=tiny.path, dry_run=True, out=folder / "out"), folder / "many.toml", command) == 0
+    )
+    assert asked == ["fake", "fake"]  # as it comes, and with the option of the second part
 
 
 @pytest.mark.parametrize("key", ["scenario", "model", "reference"])
@@ -116,7 +159,7 @@ def test_a_part_of_a_foreign_suite_lies_inside_its_folder(outside: str, tmp_path
     part = {"name": "p", "options": {}, "status": "complete", "folder": outside}
     (tmp_path / "suite.json").write_text(json.dumps({"name": "s", "parts": [part]}))
     with pytest.raises(ResultsError, match="expected the name of a run beside it"):
-        resume_suite(RunOptions(), tmp_path)
+        resume_suite(RunOptions(), tmp_path, command)
 
 
 def test_parts_run_one_after_the_other_and_end_in_one_report(cmp: CommandLine, folder: Path, tiny: ModelInfo) -> None:

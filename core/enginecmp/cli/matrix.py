@@ -16,6 +16,7 @@ from enginecmp.errors import CmpError, ResultsError, UsageError
 from enginecmp.format.text import command_line, operand
 from enginecmp.run.options import RunOptions
 from enginecmp.run.prepare import find_model
+from enginecmp.run.probe import AskedOnce
 from enginecmp.run.summary import headline
 from enginecmp.types import ModelInfo
 
@@ -81,6 +82,7 @@ def measure_matrix(options: RunOptions, models: str) -> int:
 
     names = names_of(models)
     options = msgspec.structs.replace(options, seed=options.chosen_seed())
+    once = AskedOnce()
     done: list[MatrixRun] = []
     ready: list[tuple[str, MatrixRun, Prepared]] = []
     for name in names:
@@ -88,7 +90,7 @@ def measure_matrix(options: RunOptions, models: str) -> int:
         run = MatrixRun(model=model.name)
         done.append(run)
         try:
-            ready.append((name, run, _prepare(options, model)))
+            ready.append((name, run, _prepare(options, model, once)))
         except UsageError:
             raise
         except CmpError as error:
@@ -119,8 +121,8 @@ def measure_matrix(options: RunOptions, models: str) -> int:
     return 1 if any(run.error for run in done) else 0
 
 
-def _prepare(options: RunOptions, model: ModelInfo) -> Prepared:
-    prepared = prepare(options, model)
+def _prepare(options: RunOptions, model: ModelInfo, once: AskedOnce) -> Prepared:
+    prepared = prepare(options, model, once)
     if prepared.saved is not None:
         msg = f"--matrix --baseline {options.baseline}: a saved run is one file; name an engine"
         raise UsageError(msg)

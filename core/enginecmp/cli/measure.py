@@ -25,6 +25,7 @@ from enginecmp.types import ModelInfo
 
 if TYPE_CHECKING:
     from enginecmp.format.records import Manifest
+    from enginecmp.run.probe import AskedOnce
     from enginecmp.run.request import RunRequest
     from enginecmp.scenarios import Scenario
 
@@ -45,12 +46,13 @@ class Prepared(msgspec.Struct, frozen=True):
     basis: str
 
 
-def prepare(options: RunOptions, model: ModelInfo) -> Prepared:
+def prepare(options: RunOptions, model: ModelInfo, once: AskedOnce | None = None) -> Prepared:
     """Return the run that the options ask for.
 
     Args:
         options: what was asked for.
         model: the file being timed.
+        once: keeps what engines answered, where many runs are prepared.
 
     Raises:
         UsageError: a name or a combination does not exist.
@@ -59,7 +61,7 @@ def prepare(options: RunOptions, model: ModelInfo) -> Prepared:
     from enginecmp.results.baselines import engine_or_saved
     from enginecmp.run.estimate import expected_seconds
 
-    plugins = discover()
+    plugins = once.plugins if once else discover()
     scenario = make_scenario(options, plugins)
     if options.find_max is not None:
         from enginecmp.cli.find_max import searching
@@ -67,7 +69,7 @@ def prepare(options: RunOptions, model: ModelInfo) -> Prepared:
         scenario = searching(scenario, options)
     scenario = fit(scenario, model, say)
     _check_claims(scenario)
-    request = make_request(options, scenario, model, options.chosen_seed(), plugins, say)
+    request = make_request(options, scenario, model, options.chosen_seed(), plugins, say, once)
     if options.tuned != "default":
         from enginecmp.tune.apply import with_tuned
 

@@ -109,9 +109,9 @@ def convert_command(model: str, output: Path) -> None:
     cache, for engines that read the other form only.
     """
     from enginecmp.models.gguf_file import read_gguf
-    from enginecmp.models.huggingface.folder import folder_sha256, read_folder
+    from enginecmp.models.gguf_write import copy_file
+    from enginecmp.models.huggingface.folder import folder_sha256
     from enginecmp.models.huggingface.to_folder import write_folder_of
-    from enginecmp.models.huggingface.to_gguf import write_gguf_of
     from enginecmp.models.store import resolve
 
     info = resolve(model, fetch=True, say=say)
@@ -121,8 +121,9 @@ def convert_command(model: str, output: Path) -> None:
         msg = f"{model}: expected {other}, got {output}; `cmp model quantize` changes types of weights"
         raise UsageError(msg)
     if to_gguf:
-        sha256 = write_gguf_of(read_folder(Path(info.hf_folder)), info.hf_sha256, output)
-        echo(f"{output}  sha256:{sha256}  made from {info.hf_folder}  sha256:{info.hf_sha256}")
+        # Made already, to be described: into the cache, under the folder's hash.
+        copy_file(Path(info.path), output)
+        echo(f"{output}  sha256:{info.sha256}  made from {info.hf_folder}  sha256:{info.hf_sha256}")
         return
     write_folder_of(read_gguf(info.path), info.sha256, output)
     echo(f"{output}  sha256:{folder_sha256(output)}  made from {info.path}  sha256:{info.sha256}")

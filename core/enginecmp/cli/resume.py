@@ -78,6 +78,7 @@ def _go_on(options: RunOptions, folder: Path, longer: Callable[[Manifest, Path],
     """Go on with a run; `longer` says how many blocks it shall have, None leaves it as it was planned."""
     from enginecmp.results.baselines import check_name, engine_or_saved
     from enginecmp.scenarios import Scenario
+    from enginecmp.scenarios.ranges import outside
 
     if folder.name in ("", ".."):
         folder = folder.resolve()  # "." has no folder of runs above it that could be named
@@ -102,6 +103,9 @@ def _go_on(options: RunOptions, folder: Path, longer: Callable[[Manifest, Path],
         except msgspec.ValidationError as error:
             msg = f"{folder / MANIFEST}: scenario: {error}; start a new run"
             raise ResultsError(msg) from error
+        for expected, came in outside(scenario):
+            msg = f"{folder / MANIFEST}: scenario: expected {expected}, got {came}; start a new run"
+            raise ResultsError(msg)
         model = _model_of(folder, manifest, options.model, model_path)
         plugins = discover()
         configs, untimed = by_what_is_timed(_configs(folder, manifest, model, plugins), say)

@@ -90,13 +90,13 @@ def command(context: click.Context, /, **given: Any) -> int:
         if options.suite is not None:
             from enginecmp.cli.suite import start_suite
 
-            return start_suite(options, options.suite)
+            return start_suite(options, options.suite, context.command)
         if options.resume is not None or options.extend is not None:
             from enginecmp.cli.resume import extend, resume
             from enginecmp.cli.suite import is_suite, resume_suite
 
             if options.resume is not None and is_suite(options.resume):
-                return resume_suite(options, options.resume)
+                return resume_suite(options, options.resume, context.command)
             return resume(options, options.resume) if options.resume else extend(options, options.extend)
         if options.matrix is not None:
             from enginecmp.cli.matrix import measure_matrix

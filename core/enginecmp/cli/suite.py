@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import click
 import msgspec
 
+from enginecmp.cli.conflicts import check_run
 from enginecmp.cli.console import echo, print_json, say, show
 from enginecmp.cli.measure import Prepared, measure, prepare, resume_command
 from enginecmp.errors import CmpError, ResultsError, UsageError
@@ -27,7 +29,8 @@ from enginecmp.run.estimate import duration
 from enginecmp.run.manifest import new_run_id
 from enginecmp.run.options import RunOptions
 from enginecmp.run.prepare import find_model
-from enginecmp.run.suite import Part, read_suite
+from enginecmp.run.probe import AskedOnce
+from enginecmp.run.suite import NOT_OF_A_PART, Part, read_suite
 from enginecmp.run.summary import headline
 
 if TYPE_CHECKING:
@@ -72,17 +75,25 @@ class SuiteState(msgspec.Struct, kw_only=True):
     parts: list[PartState]
 
 
-def start_suite(options: RunOptions, file: Path) -> int:
+def start_suite(options: RunOptions, file: Path, command: click.Command) -> int:
     """Run every part of a suite file, and report all of them; return 0, or 1 when a part failed.
 
     Every part is prepared before the first launch, so that a wrong name costs no measurement.
+
+    Args:
+        options: those beside --suite.
+        file: the suite.
+        command: `cmp run`, which says what a part may ask.
 
     Raises:
         UsageError: the file, or an option of a part, is wrong.
     """
     given = msgspec.structs.replace(options, suite=None, seed=options.chosen_seed())
     name, parts = read_suite(file, given)
-    ready = [(part, _prepared(part)) for part in parts]
+    for part in parts:
+        _require_takeable(part, command)
+    once = AskedOnce()
+    ready = [(part, _prepared(part, once)) for part in parts]
     say(f"suite {name}: {len(parts)} parts, seed {given.seed}, {_takes([p for _, p in ready])}:")
     for number, (part, prepared) in enumerate(ready, start=1):
         say(f"  {number}. {part.name}: {headline(prepared.request)}; about {duration(prepared.seconds)}")
@@ -101,7 +112,7 @@ def is_suite(folder: Path) -> bool:
     return (folder / SUITE).is_file()
 
 
-def resume_suite(options: RunOptions, folder: Path) -> int:
+def resume_suite(options: RunOptions, folder: Path, command: click.Command) -> int:
     """Go on with a suite: parts that failed or never began run (again), one that was cut off goes on.
 
     Raises:
@@ -113,6 +124,8 @@ def resume_suite(options: RunOptions, folder: Path) -> int:
         if part.folder == ".." or "\0" in part.folder or Path(part.folder).name != part.folder:
             msg = f"{path}: part {part.name}: expected the name of a run beside it, got '{part.folder}'"
             raise ResultsError(msg)
+        if part.status != "complete":
+            _require_takeable(Part(part.name, _options_of(part, path)), command)
     left = [part.name for part in state.parts if part.status != "complete"]
     say(f"{folder}: {'resuming: ' + ', '.join(left) if left else 'is complete, nothing to resume'}")
     if options.dry_run:
@@ -147,11 +160,7 @@ def _run(folder: Path, state: SuiteState, options: RunOptions) -> int:
 def _measure(folder: Path, state: SuiteState, part: PartState, options: RunOptions) -> None:
     """Run one part, or go on with it where its run has begun."""
     run = folder / part.folder
-    try:
-        own = RunOptions.of(part.options)
-    except msgspec.ValidationError as error:
-        msg = f"{folder / SUITE}: part {part.name}: {error}; start a new suite"
-        raise ResultsError(msg) from error
+    own = _options_of(part, folder / SUITE)
     own = msgspec.structs.replace(own, out=folder, no_sensors=own.no_sensors or options.no_sensors)
     if part.folder and (run / MANIFEST).exists():
         status = read_manifest(run).status
@@ -168,9 +177,32 @@ def _measure(folder: Path, state: SuiteState, part: PartState, options: RunOptio
     measure(own, prepared, part.folder)
 
 
-def _prepared(part: Part) -> Prepared:
+def _options_of(part: PartState, path: Path) -> RunOptions:
     try:
-        prepared = prepare(part.options, find_model(part.options.model))
+        return RunOptions.of(part.options)
+    except msgspec.ValidationError as error:
+        msg = f"{path}: part {part.name}: {error}; start a new suite"
+        raise ResultsError(msg) from error
+
+
+def _require_takeable(part: Part, command: click.Command) -> None:
+    """Hold the options of a part to what the command line takes: ranges, and what does not go together.
+
+    Raises:
+        UsageError: `cmp run` with these options would be refused.
+    """
+    own = [name for name in RunOptions.__struct_fields__ if name not in NOT_OF_A_PART]
+    try:
+        check_run(command.make_context("cmp run", part.options.words(own)[2:]))
+    except (click.ClickException, UsageError) as error:
+        told = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        msg = f"part {part.name}: {told}"
+        raise UsageError(msg) from error
+
+
+def _prepared(part: Part, once: AskedOnce | None = None) -> Prepared:
+    try:
+        prepared = prepare(part.options, find_model(part.options.model), once)
     except UsageError as error:
         msg = f"part {part.name}: {error}"
         raise UsageError(msg) from error

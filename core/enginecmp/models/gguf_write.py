@@ -197,6 +197,16 @@ def whole_file(path: Path, n_bytes: int) -> Iterator[IO[bytes]]:
             temporary.unlink(missing_ok=True)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file, as `whole_file` writes one.
+
+    Raises:
+        ModelError: it cannot be read or written.
+    """
+    with open(source, "rb") as old, whole_file(target, source.stat().st_size) as new:
+        shutil.copyfileobj(old, new, 1 << 20)
+
+
 def _text(value: str) -> bytes:
     """Return a GGUF string: length, then UTF-8."""
     encoded = value.encode()

@@ -18,6 +18,7 @@ from enginecmp.types import ModelInfo
 
 if TYPE_CHECKING:
     from enginecmp.launch.engine_config import EngineConfig
+    from enginecmp.run.probe import AskedOnce
     from enginecmp.run.request import RunRequest
 
 _WAIT_LIMIT_SECONDS = 600.0
@@ -65,6 +66,7 @@ def make_request(
     seed: int,
     plugins: list[Plugin],
     say: Callable[[str], None],
+    once: AskedOnce | None = None,
 ) -> RunRequest:
     """Return what will run: the engines that were asked for and can run here, with their default settings.
 
@@ -77,6 +79,7 @@ def make_request(
         seed: of the run.
         plugins: every plugin there is.
         say: told which engine is left out, and why.
+        once: keeps what engines answered, where many runs are prepared.
 
     Raises:
         CmpError: an engine that was named cannot run, or none can.
@@ -115,7 +118,7 @@ def make_request(
             needs=scenario.needs,
             concurrency=most_in_flight(scenario),
             extra=extra,
-            probe=lambda plugin, device, given: probe(plugin, device, Path(logs), given),
+            probe=lambda plugin, device, given: (once or probe)(plugin, device, Path(logs), given),
             say=say,
         )
     configs, untimed = by_what_is_timed(configs, say)

@@ -8,10 +8,30 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from enginecmp.launch.launch import Launch, LaunchFailure
+from enginecmp.plugins.discovery import discover
 from enginecmp.plugins.plugin import Plugin
 from enginecmp.types import LoadOptions, Probe
 
 _PROBE_SECONDS = 20.0
+
+
+class AskedOnce:
+    """Looks for plugins once, and asks every engine once for each device and options: for plans of many runs.
+
+    Attributes:
+        plugins: every plugin there is.
+    """
+
+    def __init__(self) -> None:
+        self.plugins = discover()
+        self._answers: dict[tuple[str, str | None, tuple[tuple[str, str], ...]], Probe] = {}
+
+    def __call__(self, plugin: Plugin, device: str | None, logs: Path, extra: Mapping[str, str] = {}) -> Probe:
+        """Return what `probe` returns, or has returned before."""
+        key = plugin.name, device, tuple(sorted(extra.items()))
+        if key not in self._answers:
+            self._answers[key] = probe(plugin, device, logs, extra)
+        return self._answers[key]
 
 
 def probe_all(plugins: list[Plugin], device: str | None = None) -> list[tuple[Plugin, Probe]]:

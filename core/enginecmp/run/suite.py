@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from enginecmp.run.options import RunOptions
 
 NOT_OF_A_PART = frozenset(
     {
-        *("matrix", "suite", "resume", "extend", "more_blocks"),
+        *("matrix", "suite", "resume", "extend", "more_blocks", "usual_profile"),
         *("dry_run", "as_json", "out", "save_baseline", "wait_idle"),
     }
 )
@@ -55,8 +56,8 @@ def read_suite(file: Path, given: RunOptions) -> tuple[str, list[Part]]:
         msg = f'--suite {file}: expected name = "letters, digits and . _ + -" and a [defaults] table, got others'
         raise UsageError(msg)
     parts = [_part(file, number, {**defaults, **table}, given) for number, table in enumerate(tables, start=1)]
-    names = [part.name for part in parts]
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    counts = Counter(part.name for part in parts)
+    if twice := next((name for name, count in counts.items() if count > 1), None):
         msg = f"--suite {file}: two parts are called '{twice}'; give one of them another name = \"…\""
         raise UsageError(msg)
     return name, parts
@@ -75,13 +76,6 @@ def _part(file: Path, number: int, table: dict[str, Any], given: RunOptions) -> 
     if "scenario" in own and read.scenario.endswith(".toml"):
         # Beside the suite's file, wherever the command is called.
         read = msgspec.structs.replace(read, scenario=str((file.parent / read.scenario).resolve()))
-    for key in ("blocks", "requests"):
-        if (number_of := getattr(read, key)) is not None and number_of < 1:
-            msg = f"{where}: expected {key} >= 1, got {number_of}"
-            raise UsageError(msg)
-    if not 0 < read.precision < 1:
-        msg = f"{where}: expected precision as a share like 0.02, got {read.precision:g}"
-        raise UsageError(msg)
     options = msgspec.structs.replace(given, **{key: getattr(read, key) for key in own})
     usual = Path(options.scenario).stem + (f"-{options.profile}" if options.profile else "")
     name = table.get("name", usual)

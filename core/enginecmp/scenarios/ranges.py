@@ -20,6 +20,10 @@ _COUNT = (0, 10_000_000)
 
 _RANGES: Mapping[str, tuple[float, float]] = {
     "blocks": (0, 1_000_000),
+    "max_extra": (0, 1e6),
+    "precision": (0, 1),
+    "calibration": _RATE,
+    "offered_cells": _COUNT,
     "requests": _COUNT,
     "requests_of": _COUNT,
     "warmup_requests": _COUNT,
@@ -47,6 +51,9 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "expect.high": (-1e18, 1e18),
 }
 """Least and most of each number, by its place in the file; what stands in a list or a table is held one by one."""
+
+_KEYS_OF_A_USER = ("requests_of", "calibration", "offered_cells")
+"""Tables whose keys are cells or labels."""
 
 _MOST_PROMPTS = 10_000_000
 _PROMPTS_PER_SECOND = 200
@@ -83,8 +90,7 @@ def _numbers(place: str, value: Any) -> Iterator[tuple[str, float]]:
     """Yield each number of a scenario as builtins, with its place; variants of operations are held by their own."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            # Keys of requests_of are the user's own.
-            yield from _numbers(place if place == "requests_of" else f"{place}.{key}".lstrip("."), inner)
+            yield from _numbers(place if place in _KEYS_OF_A_USER else f"{place}.{key}".lstrip("."), inner)
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _numbers(place, inner)

@@ -6,6 +6,7 @@ size and modification time of every file are the same.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def model_of_folder(path: Path, *, name: str | None = None, say: Say | None = No
     with locked(target, say):
         sidecar = remembered(target)
         if sidecar is None or sidecar.source != sha256:
+            if target.exists():
+                say(f"the GGUF file made of {plain(path.name)} is not what was made (or nothing says that it is)")
             say(f"making the GGUF file of {plain(path.name)} for engines that read no folder, and for the reference")
             remember(describe(target, name=name, sha256=write_gguf_of(folder, sha256, target)), sha256)
             sidecar = remembered(target)
@@ -83,12 +86,17 @@ def with_folder(model: ModelInfo, *, say: Say | None = None) -> ModelInfo:
 
     file = read_gguf(model.path)  # even where the folder is there: a file that was cut since must not pass for whole
     target = cache_dir() / "hf" / model.sha256
+    made = known_place(target, ".made.json")
     say = say or _silent
     with locked(target, say):
-        if not target.is_dir():
+        sha256 = _unchanged(target, made)
+        if not sha256:
+            if target.exists():
+                say(f"the Hugging Face folder made of {model.name} is not what was made (or nothing says that it is)")
+                shutil.rmtree(target)
             say(f"making the Hugging Face folder of {model.name}, for engines that read one")
             write_folder_of(file, model.sha256, target)
-        sha256 = known_sha256(target)
+            sha256 = _remember_folder(target, made)
     return msgspec.structs.replace(model, hf_folder=str(target), hf_sha256=sha256, derived="hf_folder")
 
 
@@ -100,14 +108,30 @@ def known_sha256(path: Path) -> str:
     """
     path = path.absolute()
     place = known_place(path, ".folder.json")
-    statuses = [(file.name, file.stat()) for file in hashed_files(path)]
-    stamps = [(name, status.st_size, status.st_mtime_ns) for name, status in statuses]
+    return _unchanged(path, place) or _remember_folder(path, place)
+
+
+def _unchanged(path: Path, place: Path) -> str:
+    """Return the SHA-256 that a sidecar names of a folder; empty where there is none, or the folder is another now."""
     try:
         known: FolderSidecar = read_json(place, FolderSidecar)
-        if (known.path, known.files) == (str(path), stamps):
-            return known.sha256
-    except (OSError, ResultsError):
-        pass
+        return known.sha256 if (known.path, known.files) == (str(path), _stamps(path)) else ""
+    except (OSError, ResultsError, ModelError):
+        return ""
+
+
+def _stamps(path: Path) -> list[tuple[str, int, int]]:
+    statuses = [(file.name, file.stat()) for file in hashed_files(path)]
+    return [(name, status.st_size, status.st_mtime_ns) for name, status in statuses]
+
+
+def _remember_folder(path: Path, place: Path) -> str:
+    """Return a folder's SHA-256, and keep it in a sidecar.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    stamps = _stamps(path)
     sidecar = FolderSidecar(path=str(path), sha256=folder_sha256(path), files=stamps)
     encoded = msgspec.json.encode(sidecar)
     try:
