@@ -88,8 +88,8 @@ def test_every_known_engine_is_listed_with_its_command() -> None:
         check=True,
     )
     rows = {row["name"]: row for row in json.loads(done.stdout)["engines"]}
-    assert rows.keys() >= {"vllm", "sglang", "tensorrt_llm", "exllamav3", "ollama", "llama-server", "llamacpp"}
-    assert rows["vllm"]["engines"] == "openai:http://127.0.0.1:PORT/v1"
+    servers = {"vllm-server", "sglang-server", "tensorrt_llm-server", "tgi", "exllamav3", "ollama", "llama-server"}
+    assert rows.keys() >= {*servers, "llamacpp"}
     assert rows["llamacpp"]["status"] == "installed"
     assert all(row["install"] for row in rows.values())
     for row in rows.values():
@@ -98,7 +98,7 @@ def test_every_known_engine_is_listed_with_its_command() -> None:
 
 def test_every_plugin_of_ours_is_known_and_every_command_leads_to_one() -> None:
     folders = {path.parent.name for path in (ROOT / "plugins").glob("*/pyproject.toml")}
-    assert folders == {engine.name for engine in KNOWN if engine.how != "server"}
+    assert folders == {engine.name for engine in KNOWN}
     assert len({engine.name for engine in KNOWN}) == len(KNOWN)
     for engine in ISOLATED:
         assert engine.brings.split()[-1] == f"plugins/{engine.name}"

@@ -13,7 +13,17 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "enginecmp.hookspecs": ("Session", "hookimpl"),
-    "enginecmp.types": ("ENDED", "NO_ID", "EngineInfo", "LoadOptions", "ModelInfo", "Probe", "Request", "Sensor"),
+    "enginecmp.types": (
+        "ENDED",
+        "NO_ID",
+        "EngineInfo",
+        "LoadOptions",
+        "ModelInfo",
+        "Preset",
+        "Probe",
+        "Request",
+        "Sensor",
+    ),
     "enginecmp.errors": (
         "CmpError",
         "ContextOverflow",
@@ -53,7 +63,7 @@ if TYPE_CHECKING:
     from enginecmp.models.gguf_keys import GGUFKeys
     from enginecmp.models.tokenizer import load_tokenizer
     from enginecmp.operands import layer_shapes, layer_tensor, matrices, vectors
-    from enginecmp.types import ENDED, NO_ID, EngineInfo, LoadOptions, ModelInfo, Probe, Request, Sensor
+    from enginecmp.types import ENDED, NO_ID, EngineInfo, LoadOptions, ModelInfo, Preset, Probe, Request, Sensor
 
 __all__ = [
     "ENDED",
@@ -67,6 +77,7 @@ __all__ = [
     "LoadOptions",
     "ModelError",
     "ModelInfo",
+    "Preset",
     "Probe",
     "Request",
     "RequestFailed",

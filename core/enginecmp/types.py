@@ -24,6 +24,24 @@ UNTIMED_DEVICES = frozenset({"emulated"})
 """Devices that prove what is computed and not how fast: their engines go through the gate and are never timed."""
 
 
+class Preset(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine with options under a name of its own: `--engines NAME` is the engine with these options.
+
+    Attributes:
+        what: it is, in a few words.
+        program: executable without which it cannot run, a name on PATH or a path that may begin with "~/".
+        install: command that brings the program.
+        options: of the engine, as `-o NAME.KEY=VALUE` would say them; those that a user says take their place.
+        docs: page that tells more, relative to the project's root; may be empty.
+    """
+
+    what: str
+    program: str = ""
+    install: str = ""
+    options: Mapping[str, str] = {}
+    docs: str = ""
+
+
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Static facts of one engine, answered without importing anything native.
 
@@ -55,6 +73,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
             made by the host from the GGUF file.
         homepage: where the wrapped engine lives; may be empty.
         remote: it computes elsewhere, in a server say, so that its files here do not tell what it is.
+        presets: names, with `-` allowed, that stand for the engine with options.
     """
 
     name: str
@@ -75,6 +94,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     reads_hf_folders: bool = False
     homepage: str = ""
     remote: bool = False
+    presets: Mapping[str, Preset] = {}
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):

@@ -41,30 +41,41 @@ def command(device: str | None, sensors: bool, available: bool, as_json: bool) -
 
 
 def _print_known(as_json: bool) -> None:
-    """Print every engine that is known by name, and those that joined from outside."""
-    from enginecmp.plugins.catalog import KNOWN, joins
+    """Print every engine and every preset that is known by name."""
+    from enginecmp.plugins.catalog import KNOWN
+    from enginecmp.plugins.presets import presets_of
 
-    here = {plugin.name for plugin in discover() if plugin.error is None}
+    plugins = discover()
+    here = {plugin.name for plugin in plugins if plugin.error is None}
     rows = [
         {
             "name": engine.name,
             "what": engine.what,
-            "status": "server" if engine.how == "server" else "installed" if engine.name in here else "not installed",
+            "status": "installed" if engine.name in here else "not installed",
             "install": engine.brings,
-            "engines": joins(engine),
-            "docs": f"docs/engines/{'servers' if engine.how == 'server' else engine.name}.md"
-            if engine.how != "plugin"
-            else f"plugins/{engine.name}/README.md",
+            "engines": engine.name,
+            "docs": f"docs/engines/{engine.name}.md",
         }
         for engine in KNOWN
+    ]
+    rows += [
+        {
+            "name": name,
+            "what": named.preset.what,
+            "status": "not installed" if named.missing else "installed",
+            "install": named.preset.install,
+            "engines": name,
+            "docs": named.preset.docs,
+        }
+        for name, named in presets_of(plugins).items()
     ]
     if as_json:
         print_json({"engines": rows})
         return
     for row in rows:  # no table: a command that is broken over lines cannot be copied
-        echo(f"{row['name']:<17} {row['status']:<14} {row['install']}  # {row['what']}")
+        echo(f"{row['name']:<19} {row['status']:<14} {row['install']}  # {row['what']}")
     echo()
-    echo("a server joins as --engines openai:http://HOST:PORT/v1, or started by each launch: docs/engines/servers.md")
+    echo("a server that runs already joins as --engines openai:http://HOST:PORT/v1; docs/engines/servers.md")
 
 
 def _sensors() -> dict[str, dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""The engines that are known by name, installed or not, and the one command that brings each."""
+"""The engines of ours and their isolated plugins, installed or not, and the one command that brings each.
+
+Servers by name are presets (`enginecmp.plugins.presets`).
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ class KnownEngine(NamedTuple):
     """One engine that people choose between.
 
     Attributes:
-        name: how it is called on the command line once it is here; of a server, its own name.
+        name: how it is called on the command line once it is here.
         what: it is, in a few words.
         brings: the command that brings it.
-        how: "plugin", "isolated plugin" or "server": how it joins a run.
+        how: "plugin" or "isolated plugin": how it joins a run.
     """
 
     name: str
@@ -36,15 +39,4 @@ KNOWN = (
     KnownEngine("openai_server", "any server with an OpenAI-compatible endpoint", "make setup"),
     KnownEngine("transformers", "Hugging Face transformers, in-process", _isolated("transformers"), "isolated plugin"),
     KnownEngine("openvino", "OpenVINO, in-process", _isolated("openvino"), "isolated plugin"),
-    KnownEngine("vllm", "vLLM's server", "pip install vllm", "server"),
-    KnownEngine("sglang", "SGLang's server; needs a GPU", "pip install sglang", "server"),
-    KnownEngine("tensorrt_llm", "TensorRT-LLM's server; needs an NVIDIA GPU", "pip install tensorrt_llm", "server"),
-    KnownEngine("exllamav3", "ExLlamaV3 behind TabbyAPI; needs an NVIDIA GPU", "pip install exllamav3", "server"),
-    KnownEngine("ollama", "Ollama's server", "curl -fsSL https://ollama.com/install.sh | sh", "server"),
-    KnownEngine("llama-server", "llama.cpp's own server", "brew install llama.cpp", "server"),
 )
-
-
-def joins(engine: KnownEngine) -> str:
-    """Return what one writes behind --engines for an engine."""
-    return "openai:http://127.0.0.1:PORT/v1" if engine.how == "server" else engine.name

@@ -134,7 +134,9 @@ def sensor_modules() -> list[str]:
 
 def discover() -> list[Plugin]:
     """Return every engine by name, broken ones with their error: installed, of `CMP_PLUGINS`, and from outside."""
-    found = [*discover_external(), *_examined([*_installed(), *_under_development()])]
+    from enginecmp.plugins.presets import with_users_presets
+
+    found = with_users_presets([*discover_external(), *_examined([*_installed(), *_under_development()])])
     engines = [plugin for plugin in found if plugin.info is not None or plugin.error is not None]
     by_name: dict[str, Plugin] = {}
     # One that works comes first: a broken plugin takes no name from it.
@@ -171,5 +173,8 @@ def named(name: str, plugins: list[Plugin]) -> Plugin:
     for plugin in plugins:
         if plugin.name == name:
             return plugin
-    msg = f"unknown engine '{name}'{did_you_mean(name, [p.name for p in plugins if p.error is None])}"
+    from enginecmp.plugins.presets import presets_of
+
+    known = [*(p.name for p in plugins if p.error is None), *presets_of(plugins)]
+    msg = f"unknown engine '{name}'{did_you_mean(name, known)}"
     raise UsageError(msg)

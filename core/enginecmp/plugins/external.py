@@ -11,8 +11,9 @@ An executable is named by an `engines.toml` (the user's, or those of `CMP_ENGINE
     quantizations = ["F32"]
 
 with the fields of `EngineInfo`. A table with `python` and `module` in place of `command` is a plugin in an environment
-of its own. `cmp plugin install --isolated` keeps such plugins in the user's data folder, facts included, so that
-discovery starts no process.
+of its own; one with `preset_of` is a name for an engine with options (`enginecmp.plugins.presets`).
+`cmp plugin install --isolated` keeps such plugins in the user's data folder, facts included, so that discovery starts
+no process.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ from enginecmp.types import EngineInfo
 
 ENGINES_VARIABLE = "CMP_ENGINES"
 """Further engines.toml files, separated by the system's path separator."""
+
+PRESET_KEY = "preset_of"
+"""A table with this key is a preset of an engine, see `enginecmp.plugins.presets`."""
 
 ISOLATED_FACTS = "plugins.json"
 """What an isolated environment's plugins said of themselves when they were installed."""
@@ -86,6 +90,14 @@ def _content(file: Path) -> bytes:
     return content
 
 
+def tables_of(file: Path) -> dict[str, Any]:
+    """Return what an engines.toml holds; nothing where it cannot be read, which `discover_external` tells."""
+    try:
+        return tomllib.loads(_content(file).decode())
+    except (OSError, ValueError, RecursionError):
+        return {}
+
+
 def _read(file: Path) -> Iterator[Plugin]:
     try:
         content = tomllib.loads(_content(file).decode())
@@ -94,7 +106,8 @@ def _read(file: Path) -> Iterator[Plugin]:
         yield Plugin(name=plain(file.stem), source=str(file), error=why)
         return
     for name, table in content.items():
-        yield _entry(name, table, file)
+        if not (isinstance(table, dict) and PRESET_KEY in table):
+            yield _entry(name, table, file)
 
 
 def _entry(name: str, table: Any, file: Path) -> Plugin:
@@ -104,7 +117,8 @@ def _entry(name: str, table: Any, file: Path) -> Plugin:
 
     if not isinstance(table, dict):
         return broken("expected a table")
-    known = (*_Start.__struct_fields__, *(key for key in EngineInfo.__struct_fields__ if key != "name"))
+    facts_of = (key for key in EngineInfo.__struct_fields__ if key not in ("name", "presets"))
+    known = (*_Start.__struct_fields__, *facts_of)
     for key in table:
         if key not in known:
             return broken(f"unknown key '{key}'{did_you_mean(key, known)}")

@@ -13,12 +13,15 @@ from collections.abc import Iterator, Mapping
 import msgspec
 
 from enginecmp.format.text import plain
-from enginecmp.types import EngineInfo
+from enginecmp.types import EngineInfo, Preset
 
 MAX_ANSWER_BYTES = 1 << 20
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 """Of an engine: it names options, labels, logs and folders."""
+
+PRESET_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+"""Of a preset: it becomes a label."""
 
 _TAKEN = ("all", "openai")
 """What `--engines` means by itself: every engine, and a server (`openai:URL`)."""
@@ -123,6 +126,21 @@ def wrong_info(info: EngineInfo) -> Iterator[str]:
         if not values:
             yield f"EngineInfo.{field}: expected at least one value, got none"
         yield from _wrong_texts(field, values, _LINE)
+    yield from _wrong_words("presets", tuple(info.presets), PRESET_NAME)
+    for name, preset in info.presets.items():
+        yield from wrong_preset(f"presets[{plain(name, 40)!r}]", preset)
+
+
+def wrong_preset(field: str, preset: Preset) -> Iterator[str]:
+    """Yield what is wrong with a preset whose types are right, in one line each.
+
+    Args:
+        field: where it stands.
+        preset: itself.
+    """
+    yield from _wrong_texts(field, (preset.what, preset.program, preset.docs), _LINE)
+    yield from _wrong_texts(field, (preset.install, *preset.options.values()), _SENTENCE)
+    yield from _wrong_words(field, tuple(preset.options), _WORD)
 
 
 def _wrong_words(field: str, values: tuple[str, ...], allowed: re.Pattern[str]) -> Iterator[str]:

@@ -99,7 +99,8 @@ def make_request(
 
     threads = resolve_threads(options.threads)
     chosen = parse_engines(options.engines, plugins)
-    extra = check_options(parse_options([*implied_options(options.engines), *options.options], chosen), chosen)
+    given = [*implied_options(options.engines, plugins), *options.options]
+    extra = check_options(parse_options(given, chosen), chosen)
     if options.matrix:
         chosen = _fitting(chosen, model, say)
     everything = options.engines == "all"

@@ -10,6 +10,7 @@ from pathlib import Path
 from enginecmp.launch.launch import Launch, LaunchFailure
 from enginecmp.plugins.discovery import discover
 from enginecmp.plugins.plugin import Plugin
+from enginecmp.plugins.presets import without_program
 from enginecmp.types import LoadOptions, Probe
 
 _PROBE_SECONDS = 20.0
@@ -47,6 +48,8 @@ def probe(plugin: Plugin, device: str | None, logs: Path, extra: Mapping[str, st
     device = device or plugin.info.devices[0]
     if device not in plugin.info.devices:
         return Probe(ok=False, reason=f"runs on {', '.join(plugin.info.devices)}, not on {device}")
+    if (lacking := without_program(plugin, extra)) is not None:
+        return lacking
     options = LoadOptions(device=device, extra=extra)
     try:
         with Launch(plugin.name, plugin, log=logs / f"{id(plugin)}.log", options=options) as launch:

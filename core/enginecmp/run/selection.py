@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from enginecmp.errors import CmpError, UsageError, did_you_mean, meant
 from enginecmp.format.text import plain
@@ -11,6 +11,7 @@ from enginecmp.launch.engine_config import EngineConfig
 from enginecmp.machine.environment import usable_cores
 from enginecmp.plugins.discovery import named
 from enginecmp.plugins.plugin import Plugin
+from enginecmp.plugins.presets import Named, presets_of
 from enginecmp.types import LoadOptions, ModelInfo, Probe
 
 SERVER_ENGINE = "openai_server"
@@ -19,17 +20,17 @@ SERVER_ENGINE = "openai_server"
 _SERVER_PREFIX = "openai:"
 _EXAMPLE = "http://127.0.0.1:8000/v1"
 _SERVERS = {
-    "vllm": _EXAMPLE,
-    "sglang": "http://127.0.0.1:30000/v1",
-    "tensorrt_llm": _EXAMPLE,
-    "trtllm": _EXAMPLE,
-    "tgi": "http://127.0.0.1:8080/v1",
-    "llama_server": "http://127.0.0.1:8080/v1",
-    "ollama": "http://127.0.0.1:11434/v1",
-    "lmstudio": "http://127.0.0.1:1234/v1",
-    "openai": _EXAMPLE,
+    "vllm": (_EXAMPLE, "vllm-server"),
+    "sglang": ("http://127.0.0.1:30000/v1", "sglang-server"),
+    "tensorrt_llm": (_EXAMPLE, "tensorrt_llm-server"),
+    "trtllm": (_EXAMPLE, "tensorrt_llm-server"),
+    "tgi": ("http://127.0.0.1:8080/v1", "tgi"),
+    "llama_server": ("http://127.0.0.1:8080/v1", "llama-server"),
+    "ollama": ("http://127.0.0.1:11434/v1", "ollama"),
+    "lmstudio": ("http://127.0.0.1:1234/v1", ""),
+    "openai": (_EXAMPLE, ""),
 }
-"""Names of servers that people know, with the address that each listens at where nothing else is said."""
+"""Names of servers that people know: the address that each listens at where nothing else is said, and its preset."""
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,-]{0,199}")
 """Labels become file names; those of `cmp tune` hold "=" and ","."""
 
@@ -60,7 +61,7 @@ def is_label(text: str) -> bool:
 
 
 def parse_engines(text: str, plugins: list[Plugin]) -> dict[str, Plugin]:
-    """Return label → plugin for "all", "a,b", "label=engine,other=engine" or "openai:URL".
+    """Return label → plugin for "all", "a,b", "label=engine,other=engine" or "openai:URL"; presets are engines.
 
     A plugin that is named may be broken: `choose` leaves it out, and says so.
 
@@ -71,11 +72,16 @@ def parse_engines(text: str, plugins: list[Plugin]) -> dict[str, Plugin]:
         # A server is an engine only where somebody says at which address.
         return {p.name: p for p in plugins if p.error is None and p.name != SERVER_ENGINE}
     chosen: dict[str, Plugin] = {}
+    presets = presets_of(plugins)
     for label, name, _ in _items(text):
-        _suggest_server(label, name, plugins)
-        plugin = named(name, plugins)
-        # Without a label of its own an engine is called by its name, however that was written.
-        label = plugin.name if label == name and name != SERVER_ENGINE else label
+        label, preset = _preset_meant(label, name, presets)
+        if preset is not None:
+            plugin = preset.plugin
+        else:
+            _suggest_server(label, name, plugins, presets)
+            plugin = named(name, plugins)
+            # Without a label of its own an engine is called by its name, however that was written.
+            label = plugin.name if label == name and name != SERVER_ENGINE else label
         if not is_label(label):
             msg = f"--engines: label '{label}' may hold letters, digits and . _ + - only"
             raise UsageError(msg)
@@ -89,27 +95,46 @@ def parse_engines(text: str, plugins: list[Plugin]) -> dict[str, Plugin]:
     return chosen
 
 
-def _suggest_server(label: str, name: str, plugins: Iterable[Plugin]) -> None:
+def _preset_meant(label: str, name: str, presets: Mapping[str, Named]) -> tuple[str, Named | None]:
+    """Return the label and the preset of one part of `--engines`; None where it names none."""
+    known = meant(name, presets)
+    return (known if label == name else label), presets.get(known)
+
+
+def _suggest_server(label: str, name: str, plugins: Iterable[Plugin], presets: Collection[str]) -> None:
     """Refuse an address without what says that a server is there, and the name of a server that is no engine.
 
     Raises:
         UsageError: with what to write instead.
     """
-    address = name if name.startswith(("http://", "https://")) else ""
+    address, preset = name if name.startswith(("http://", "https://")) else "", ""
     if label.startswith(("http://", "https://")):
         label, address = "", label if label == name else f"{label}={name}"  # cut at a "=" of its own
     if not address:
-        address = _SERVERS.get(re.sub(r"[-. ]", "_", name.lower()), "")
+        address, preset = _SERVERS.get(re.sub(r"[-. ]", "_", name.lower()), ("", ""))
         if not address or any(plugin.name == name for plugin in plugins):
             return
     own = "" if label in ("", address, "openai") else f"{label}="
     msg = f"--engines {name}: a server is an engine by its address: --engines {own}{_SERVER_PREFIX}{address}"
+    if preset in presets:
+        msg += f", or started for each launch: --engines {preset}"
     raise UsageError(msg)
 
 
-def implied_options(text: str) -> list[str]:
-    """Return the "LABEL.KEY=VALUE" that `--engines` itself implies: the address behind "openai:"."""
-    return [f"{label}.url={url}" for label, _, url in _items(text) if url]
+def implied_options(text: str, plugins: Iterable[Plugin] = ()) -> list[str]:
+    """Return the "LABEL.KEY=VALUE" that `--engines` itself implies: a preset's options, the address behind "openai:".
+
+    An option of the same name that follows takes the place of one of these.
+    """
+    presets = presets_of(plugins)
+    implied = []
+    for label, name, url in _items(text):
+        label, preset = _preset_meant(label, name, presets)
+        if url:
+            implied.append(f"{label}.url={url}")
+        elif preset is not None:
+            implied += [f"{label}.{key}={value}" for key, value in preset.preset.options.items()]
+    return implied
 
 
 def _items(text: str) -> Iterator[tuple[str, str, str]]:

@@ -49,6 +49,7 @@ def cmp_engine() -> EngineInfo:
     except metadata.PackageNotFoundError:
         version = "not installed"
     from .options import KEYS
+    from .presets import presets
 
     return EngineInfo(
         name="openai_server",
@@ -63,6 +64,7 @@ def cmp_engine() -> EngineInfo:
         reads_split_models=True,
         option_names=KEYS,
         remote=True,
+        presets=presets(),
     )
 
 

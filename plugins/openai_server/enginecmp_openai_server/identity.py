@@ -10,6 +10,7 @@ from enginecmp import EngineError, did_you_mean
 
 from .client import Client
 from .kinds import KINDS, Kind, recognize
+from .presets import of_kind
 from .words import words_of
 
 _LONGEST_NAME = 1000
@@ -99,11 +100,12 @@ def served_entry(client: Client, answer: Any) -> dict[str, Any]:
     return entries[0]
 
 
-def starting_options(kind: Kind) -> str:
+def starting_options(found: Identity) -> str:
     """Return the options, with "{label}" for the engine's label, with which `cmp` starts a server of this kind itself.
 
     Empty where the gate could ask nothing of such a server, whoever started it.
     """
-    if not kind.start:
+    preset = of_kind(found.name)
+    if not found.kind.score or preset is None:
         return ""
-    return f"-o '{{label}}.start={kind.start}' -o '{{label}}.start_exact={kind.start} {kind.exact}'"
+    return " ".join(f"-o '{{label}}.{key}={preset.options[key]}'" for key in ("start", "exact_flags"))

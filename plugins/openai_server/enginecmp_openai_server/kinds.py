@@ -42,8 +42,6 @@ class Kind(NamedTuple):
         tokenize: its own tokenizer, where it offers one.
         score: how its whole distributions are had; empty where they are not.
         version: endpoint under the root that tells its version, and the keys to it; empty where none does.
-        start: command that starts one with a run's file, such that it can be scored; empty where none can.
-        exact: what is added to it for exact numerics.
     """
 
     title: str
@@ -57,8 +55,6 @@ class Kind(NamedTuple):
     tokenize: Tokenize | None = None
     score: str = ""
     version: tuple[str, ...] = ()
-    start: str = ""
-    exact: str = ""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -73,8 +69,6 @@ KINDS: Mapping[str, Kind] = {
         ),
         score="prompt_logprobs",
         version=("/version", "version"),
-        start="vllm serve {hf_model} --host {host} --port {port} --max-logprobs -1",
-        exact="--dtype float32",
     ),
     "sglang": Kind(
         title="SGLang",
@@ -83,8 +77,6 @@ KINDS: Mapping[str, Kind] = {
         flush="/flush_cache",
         score="generate",
         version=("/get_server_info", "version"),
-        start="python -m sglang.launch_server --model-path {hf_model} --host {host} --port {port}",
-        exact="--dtype float32",
     ),
     "tensorrt_llm": Kind(
         title="TensorRT-LLM",
@@ -109,8 +101,6 @@ KINDS: Mapping[str, Kind] = {
         ),
         score="completion",
         version=("/props", "build_info"),
-        start="llama-server -m {model} -c {all_contexts} -np {sequences} -t {threads} --host {host} --port {port}",
-        exact="-ctk f32 -ctv f32 -fa off",
     ),
     "llama_cpp_python": Kind(
         title="llama-cpp-python",

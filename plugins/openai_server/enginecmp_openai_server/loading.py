@@ -22,6 +22,7 @@ from .prompts import Reader, end_tokens, usage_of
 from .redaction import redaction_of
 from .server import Server
 from .session import Session
+from .words import Unreadable, decoded
 
 _NOT_ABOUT_IDS = (401, 403, 404, 429, 503)
 """Refusals that say nothing of whether a server takes ids."""
@@ -95,9 +96,12 @@ def places(settings: Settings, model: ModelInfo, options: LoadOptions) -> Mappin
 
 
 def _answers(client: Client, seconds: float) -> bool:
-    """Say whether a server that was just started is ready, within so many seconds."""
-    with contextlib.suppress(EngineError):
-        return client.call("GET", "/models", seconds=seconds).status not in (404, 502, 503)
+    """Say whether a server that was just started is ready, within so many seconds: whether it has a model to serve."""
+    with contextlib.suppress(EngineError, Unreadable):
+        reply = client.call("GET", "/models", seconds=seconds)
+        if reply.status not in (404, 502, 503):
+            found = decoded(reply.body) if reply.status == 200 else None
+            return not (isinstance(found, dict) and found.get("data") in ([], None))
     return False
 
 

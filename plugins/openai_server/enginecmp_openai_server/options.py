@@ -26,7 +26,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         api: "completions" or "chat".
         api_key_env: the variable that holds the API key; empty without one.
         secret: the API key's value, for the Authorization header and for nothing else; empty without one.
-        start: command that starts the server, placeholders not yet replaced; empty for one that runs already.
+        start: command that starts the server, further flags at its end, placeholders not yet replaced; empty for one
+            that runs already.
         stop: command that stops it.
         start_seconds: longest time until a started server answers.
         retries: how often a request that the server turned away before its first byte of an answer is sent again.
@@ -66,8 +67,10 @@ _SECRET = re.compile(
 )
 """What gives a secret to a command or a server, by the names that they are given by."""
 
+_COMMANDS = ("start", "start_exact", "flags", "exact_flags", "stop", "body")
 KEYS = (
-    *("url", "served_model", "api", "api_key_env", "start", "start_exact", "stop", "start_seconds"),
+    *("url", "served_model", "api", "api_key_env", "start", "start_exact", "flags", "exact_flags", "stop"),
+    "start_seconds",
     *("retries", "prompt", "server", "timeout_seconds", "trust_model", "body"),
 )
 
@@ -75,7 +78,8 @@ KEYS = (
 def read_settings(options: LoadOptions) -> Settings:
     """Return the settings that these options ask for.
 
-    `start_exact` is the start command where numerics "exact" are asked for; `start` serves both without it.
+    Where numerics "exact" are asked for, `exact_flags` are added to the start command, and `start_exact` takes the
+    place of `start`.
 
     Raises:
         UnknownOption: a key that does not exist.
@@ -88,8 +92,16 @@ def read_settings(options: LoadOptions) -> Settings:
         msg = f"openai_server: expected the server's address, got none; pass --engines openai:{EXAMPLE}"
         raise EngineError(msg)
     start = extra.get("start", "")
+    added = [extra.get("flags", "")]
     if options.numerics == "exact":
         start = extra.get("start_exact", start)
+        added.append(extra.get("exact_flags", ""))
+    if any(added) and not start:
+        msg = (
+            "openai_server: expected option start with flags, got flags alone; pass -o LABEL.start=COMMAND"
+        )
+        raise EngineError(msg)
+    start = " ".join(filter(None, (start, *added)))
     return Settings(
         address=read_address(extra["url"]),
         served_model=extra.get("served_model", ""),
@@ -124,7 +136,7 @@ def require_no_secrets(extra: Mapping[str, str]) -> None:
         raise EngineError(msg)
     redaction = redaction_of(extra)
     for key, value in extra.items():
-        if redaction.is_in(value) or (key in ("start", "start_exact", "stop", "body") and _SECRET.search(value)):
+        if redaction.is_in(value) or (key in _COMMANDS and _SECRET.search(value)):
             msg = (
                 f"openai_server: expected option {key} without a secret, got one with it; it would be written into the "
                 "results: name a variable with api_key_env, which a started server inherits, and write {api_key} where "

@@ -13,7 +13,7 @@ from .client import Client
 from .http import Misanswered
 from .identity import identify, starting_options
 from .options import Settings, read_settings
-from .process import arguments_of
+from .process import arguments_of, is_variable
 from .redaction import redaction_of
 
 ANSWER_SECONDS = 4.0
@@ -39,7 +39,7 @@ def _runs_already(settings: Settings) -> Probe:
         return Probe(ok=True, running=True)
     finally:
         client.close()
-    return Probe(ok=True, running=True, version=found.version, prove=starting_options(found.kind))
+    return Probe(ok=True, running=True, version=found.version, prove=starting_options(found))
 
 
 def _will_start(settings: Settings, extra: Mapping[str, str]) -> Probe:
@@ -50,7 +50,7 @@ def _will_start(settings: Settings, extra: Mapping[str, str]) -> Probe:
     """
     for key in ("start", "start_exact", "stop"):
         arguments = arguments_of(extra[key], {}) if extra.get(key) else ["true"]
-        program = arguments[0] if arguments else ""
+        program = next((word for word in arguments if not is_variable(word)), "")
         if shutil.which(program) is None:
             msg = f"expected option {key} to begin with a program, got '{program}', which is not on PATH; install it"
             raise EngineError(msg)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -17,14 +19,16 @@ from enginecmp import EngineError
 
 from .address import Address
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 _POLL_SECONDS = 0.1
 _TERMINATE_SECONDS = 3.0
 
 
 def arguments_of(command: str, places: Mapping[str, str]) -> list[str]:
-    """Return a command's arguments, `{model}` and the like replaced.
+    """Return a command's arguments, `{model}` and the like replaced, and "~/" at the beginning of one.
 
-    Only known names are replaced, so that JSON in a command keeps its braces.
+    Only known names are replaced, so that JSON in a command keeps its braces. Arguments in front that say NAME=VALUE
+    are variables for the command, as in a shell.
 
     Raises:
         EngineError: it cannot be split.
@@ -36,7 +40,19 @@ def arguments_of(command: str, places: Mapping[str, str]) -> list[str]:
         raise EngineError(msg) from error
     for name, value in places.items():
         parts = [part.replace(f"{{{name}}}", value) for part in parts]
-    return parts
+    return [os.path.expanduser(part) if part.startswith("~/") else part for part in parts]
+
+
+def is_variable(argument: str) -> bool:
+    """Say whether an argument in front of a command sets a variable for it."""
+    return _VARIABLE.match(argument) is not None
+
+
+def _with_environment(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return a command without the variables in front of it, and the environment with them."""
+    variables = list(itertools.takewhile(is_variable, arguments))
+    environment = dict(os.environ) | dict(word.split("=", 1) for word in variables)
+    return list(arguments[len(variables) :]), environment
 
 
 class Started(NamedTuple):
@@ -70,8 +86,9 @@ def start(arguments: list[str], key_variable: str) -> Started:
     """
     log_filter = _start_filter(key_variable)
     output = None if log_filter is None else log_filter.stdin
+    arguments, environment = _with_environment(arguments)
     try:
-        server = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        server = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
     except (OSError, ValueError, IndexError) as error:
         _finish(log_filter)
         msg = (
@@ -183,9 +200,16 @@ def run_once(arguments: list[str], key_variable: str) -> None:
     """Run the command that stops a server; what it says goes to the launch's log, as a server's own words do."""
     log_filter = _start_filter(key_variable)
     output = None if log_filter is None else log_filter.stdin
+    arguments, environment = _with_environment(arguments)
     try:
         subprocess.run(
-            arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=_TERMINATE_SECONDS, check=True
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            timeout=_TERMINATE_SECONDS,
+            check=True,
         )
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         msg = f"openai_server: expected the stop command to succeed, got: {error}; stop the server by hand"

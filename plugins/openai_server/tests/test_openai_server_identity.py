@@ -65,8 +65,8 @@ def test_a_version_that_is_none_leaves_the_kind(stub: Any, answer: Any) -> None:
 def test_what_would_prove_vllm_starts_it_with_the_file_and_all_log_probabilities(stub: Any) -> None:
     stub.models = [{"id": "m", "owned_by": "vllm"}]
     assert probe(stub.url).prove == (
-        "-o '{label}.start=vllm serve {hf_model} --host {host} --port {port} --max-logprobs -1' "
-        "-o '{label}.start_exact=vllm serve {hf_model} --host {host} --port {port} --max-logprobs -1 --dtype float32'"
+        "-o '{label}.start=vllm serve {hf_model} --host {host} --port {port} --max-model-len {context} "
+        "--max-num-seqs {sequences} --max-logprobs -1' -o '{label}.exact_flags=--dtype float32'"
     )
 
 
