@@ -97,9 +97,7 @@ def read_settings(options: LoadOptions) -> Settings:
         start = extra.get("start_exact", start)
         added.append(extra.get("exact_flags", ""))
     if any(added) and not start:
-        msg = (
-            "openai_server: expected option start with flags, got flags alone; pass -o LABEL.start=COMMAND"
-        )
+        msg = "openai_server: expected option start with flags, got flags alone; pass -o LABEL.start=COMMAND"
         raise EngineError(msg)
     start = " ".join(filter(None, (start, *added)))
     return Settings(
