@@ -40,6 +40,9 @@ KNOWN_METRICS = frozenset(
         "reserved_bytes",
         "asked_request",
         "asked_output_tokens",
+        "asked_known_tokens",
+        "prefix_cache_hit_tokens",
+        "cached_prompt_tokens",
         "device_prefill_seconds",
         "device_decode_seconds",
         "tokens_per_step",
@@ -203,8 +206,13 @@ class ColumnBuilder:
             if len(told) < MOST_ERRORS and text not in told:
                 told.append(text)
         if isinstance(sample.asked, Asked):
-            asked = {"asked_request": sample.asked.request, "asked_output_tokens": sample.asked.output_tokens}
-            self._add_metrics({**sample.metrics, **asked})
+            asked = sample.asked
+            numbers = {
+                "asked_request": asked.request,
+                "asked_output_tokens": asked.output_tokens,
+                "asked_known_tokens": asked.known_tokens,
+            }
+            self._add_metrics({**sample.metrics, **numbers})
         elif sample.metrics:
             self._add_metrics(sample.metrics)
         if len(self._rows) == _CHUNK:

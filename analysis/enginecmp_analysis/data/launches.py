@@ -19,6 +19,7 @@ from enginecmp_analysis.data.equal_work import shared
 from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.data.memory import allocator_slack, decode_bandwidth, kv_slopes, leaks, peak_above_empty
 from enginecmp_analysis.data.metrics import METRICS, metrics_of
+from enginecmp_analysis.data.prefix_cache import HIT, prompt_shares
 from enginecmp_analysis.data.stamps import gap_values, request_times, request_values, seconds
 from enginecmp_analysis.data.sweep import saturation, scaling
 from enginecmp_analysis.data.windows import (
@@ -155,6 +156,8 @@ class _RunMeans:
         self.kept = kept
         self.held = held
         self.times = request_times(run.columns)
+        engines = run.manifest.engines
+        self.batching = {engine.name for engine in engines if engine.options.get("batching") == "continuous"}
         limits = run.manifest.scenario.get("goodput") or {}
         self.limits = {name: float(limit) for name, limit in limits.items() if limit is not None}
 
@@ -226,6 +229,10 @@ class _RunMeans:
                 windows = list(zip(found.begin_ns.tolist(), found.end_ns.tolist(), strict=True))
                 values["gpu_memory_bytes"] = np.array([told.gpu_memory_bytes(*window) for window in windows])
                 values["gpu_busy_share"] = np.array([told.gpu_busy_share(*window) for window in windows])
+        if HIT in self.wanted and {"prefix_cache_hit_tokens", "cached_prompt_tokens", "asked_request"}.intersection(
+            columns.metrics
+        ):
+            values |= prompt_shares(columns, place, batching=place.engine in self.batching)
         if "first_token_from_start_seconds" in self.wanted:
             first = columns.metric("first_token_from_start_seconds")
             values["first_token_from_start_seconds"] = np.array([first[part].mean() for part in parts])

@@ -144,6 +144,29 @@ _TOLD = (
     ),
 )
 
+_PREFIXES = (
+    Metric(
+        "prefix_cache_hit_share",
+        True,
+        "prompt tokens that the engine found in its prefix cache / all prompt tokens, as it tells them, one value a "
+        "launch; in a cell with several in flight over all requests, warm-up included",
+        per="launch",
+        compared=False,
+        better="more",
+        worse="less",
+    ),
+    Metric(
+        "known_prompt_share",
+        True,
+        "prompt tokens that an earlier request of the plan has had / all prompt tokens: what a perfect prefix cache "
+        "would find; one value a launch of a workload",
+        per="launch",
+        compared=False,
+        better="more",
+        worse="less",
+    ),
+)
+
 _RATES = (
     Metric(
         "throughput_tokens_per_second",
@@ -353,7 +376,7 @@ _RESOURCES = (
 )
 
 METRICS: Mapping[str, Metric] = {
-    metric.name: metric for metric in (*_TIMES, *_TOLD, *_RATES, *_STARTING, *_OPERATIONS, *_RESOURCES)
+    metric.name: metric for metric in (*_TIMES, *_TOLD, *_PREFIXES, *_RATES, *_STARTING, *_OPERATIONS, *_RESOURCES)
 }
 """Every metric by name, in the order in which tables show them."""
 

@@ -66,10 +66,17 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         request: its number in the cell's plan, by which requests of two engines are paired.
         output_tokens: ids that were asked for.
+        conversation: number of the conversation that it belongs to.
+        turn: its place in that, from 0.
+        known_tokens: ids at the prompt's beginning that an earlier request of the cell has had: what a perfect prefix
+            cache would not compute again.
     """
 
     request: int
     output_tokens: int
+    conversation: int = 0
+    turn: int = 0
+    known_tokens: int = 0
 
 
 class Sample(msgspec.Struct, kw_only=True):

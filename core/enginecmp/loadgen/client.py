@@ -119,6 +119,8 @@ class Generator:
         sent = words[Header.SENT]
         if words[Header.ALL_SENT] or not 0 <= sent < self.table.capacity:
             return 0.0
+        if words[Header.CHAINED]:
+            return self._silence_of_chains()
         if not words[Header.USERS]:
             due_ns = words[Header.GO_NS] + words[self.table.row(sent) + Field.DUE]
         elif words[Header.DONE] == sent and sent:
@@ -129,6 +131,28 @@ class Generator:
         else:
             return 0.0
         return max(0.0, (clock.now_ns() - due_ns) / 1e9)
+
+    def _silence_of_chains(self) -> float:
+        """Return for how long the request has been due that is not sent and has been so for longest."""
+        words, table = self.table.words, self.table
+        now_ns, last_ns, waiting = clock.now_ns(), 0, False
+        due_ns: list[int] = []
+        for number in range(table.capacity):
+            row = table.row(number)
+            last_ns = max(last_ns, words[row + Field.END_NS])
+            if words[row + Field.SENT_NS]:
+                continue
+            after = words[row + Field.AFTER]
+            if after and 0 < after <= table.capacity and words[table.row(after - 1) + Field.STATE]:
+                due_ns.append(words[table.row(after - 1) + Field.END_NS] + words[row + Field.THINK_NS])
+            elif not after and words[Header.USERS]:
+                waiting = True
+            elif not after:
+                due_ns.append(words[Header.GO_NS] + words[row + Field.DUE])
+        if waiting and not due_ns and words[Header.DONE] == words[Header.SENT]:
+            # Nobody is at work or thinks, so a user takes the next conversation at once.
+            due_ns.append(max(last_ns, words[Header.GO_NS]))
+        return max(0.0, (now_ns - min(due_ns, default=now_ns)) / 1e9)
 
 
 def watch(launch: Launch, generator: Generator, deadlines: Deadlines) -> Served:

@@ -14,6 +14,7 @@ import resource
 import time
 
 from enginecmp import clock
+from enginecmp.loadgen.chains import Chains
 from enginecmp.loadgen.timer import Timer
 from enginecmp.wire.request_table import Field, Header, RequestTable
 
@@ -61,6 +62,7 @@ class Dispatcher:
         self._cpu_ns = 0
         self._seen_done = 0
         self._warm = [self._words[Header.WARMUPS]] * self._users
+        self._chains = Chains(table) if self._words[Header.CHAINED] else None
         self._measured = 0
         self._measured_since_ns = 0
         self._finished = False
@@ -98,6 +100,8 @@ class Dispatcher:
                 self._cpu_ns = time.process_time_ns()
                 self._go_ns = words[Header.GO_NS] = clock.now_ns() + _HEADSTART_NS
                 self._timer.fire_at(self._go_ns)
+        elif self._chains is not None:
+            self._follow(self._chains)
         elif self._users:
             self._answer()
 
@@ -105,6 +109,9 @@ class Dispatcher:
         """Send whatever is due: all users' first requests, or the next ones of the schedule."""
         self._timer.fired()
         if self._finished:
+            return
+        if self._chains is not None:
+            self._send_due(self._chains)
             return
         if self._users:
             for user in range(self._users):
@@ -122,13 +129,37 @@ class Dispatcher:
             if not words[Header.PLANNED]:
                 words[row + Field.MEASURED] = number >= warmups
             words[row + Field.SENT_NS] = now_ns
+            table.send(number)
             number += 1
-            words[Header.SENT] = number
         self._wake()
         if number == capacity:
             self._finish()
         else:
             self._timer.fire_at(due_ns)
+
+    def _follow(self, chains: Chains) -> None:
+        """Let what was waiting for an answer be due after it."""
+        done = self._words[Header.DONE]
+        for number in self._table.finished(self._seen_done, done):
+            chains.answered(number, self._go_ns)
+        self._seen_done = done
+        self._send_due(chains)
+
+    def _send_due(self, chains: Chains) -> None:
+        """Send what is due by now, and wait for what is due next."""
+        while (due_ns := chains.next_due_ns()) is not None and self._go_ns + due_ns <= clock.now_ns():
+            due_ns, user, number = chains.pop()
+            self._write(number, user, due_ns, clock.now_ns())
+            self._measured += self._words[self._table.row(number) + Field.MEASURED]
+            if self._measured == self._words[Header.REQUESTS]:
+                # What is left only kept others busy.
+                self._finish()
+                return
+        self._wake()
+        if self._words[Header.SENT] == self._table.capacity:
+            self._finish()
+        elif due_ns is not None:
+            self._timer.fire_at(self._go_ns + due_ns)
 
     def _answer(self) -> None:
         """Closed loop: whoever has an answer sends the next request."""
@@ -155,11 +186,16 @@ class Dispatcher:
         else:
             self._measured_since_ns = self._measured_since_ns or now_ns
             self._measured += 1
+        words[row + Field.MEASURED] = not warm
+        self._write(number, user, due_after_go_ns, now_ns)
+
+    def _write(self, number: int, user: int, due_after_go_ns: int, now_ns: int) -> None:
+        """Write that a request is sent, when it was due and by whom."""
+        words, row = self._words, self._table.row(number)
         words[row + Field.DUE] = due_after_go_ns
         words[row + Field.USER] = user
-        words[row + Field.MEASURED] = not warm
         words[row + Field.SENT_NS] = now_ns
-        words[Header.SENT] = number + 1
+        self._table.send(number)
 
     def _enough(self) -> bool:
         """Say whether a closed loop has sent what it should."""

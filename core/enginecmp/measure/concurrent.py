@@ -21,7 +21,7 @@ from enginecmp.launch.launch import LaunchFailure
 from enginecmp.loadgen.client import Generator, watch
 from enginecmp.loadgen.host_queue import serve_from_here
 from enginecmp.loadgen.schedule import arrival_seed, arrivals
-from enginecmp.measure.planned import Planned, planned
+from enginecmp.measure.planned import Planned, whole_plan
 from enginecmp.measure.task import Task
 from enginecmp.telemetry.contention import Validity, without_engine
 from enginecmp.wire.answers import MOST_TOKENS, TEXT_CHARACTERS
@@ -47,13 +47,10 @@ def measure(task: Task) -> None:
     due_ns = _due(task)
     warmups = scenario.warmup_requests * (cell.concurrency if due_ns is None else 1)
     measured = _closed_measured(task) if due_ns is None else len(due_ns) - warmups
-    at.enter(cell, "warmup")
-    plan = planned(task, warmups)
-    at.enter(cell, "measure")
-    plan += planned(task, measured)
+    plan = whole_plan(task, warmups, measured)
     with Generator(len(plan), cell.output_tokens, launch.log) as generator:
         table = generator.table
-        _instruct(table, task, due_ns, warmups)
+        _instruct(table, task, plan, due_ns)
         answer: Mapping[str, Any] = {}
         wrong: list[str] = []
         try:
@@ -107,7 +104,7 @@ def _closed_measured(task: Task) -> int:
     return max(scenario.requests_in(task.at.cell), math.ceil(MOST_PER_SECOND * (scenario.seconds or 0.0)))
 
 
-def _instruct(table: RequestTable, task: Task, due_ns: NDArray[np.int64] | None, warmups: int) -> None:
+def _instruct(table: RequestTable, task: Task, plan: list[Planned], due_ns: NDArray[np.int64] | None) -> None:
     """Write on the table what the generator and the engine's side have to know."""
     scenario, cell, words = task.scenario, task.at.cell, table.words
     words[Header.USERS] = 0 if cell.arrival else cell.concurrency
@@ -115,14 +112,19 @@ def _instruct(table: RequestTable, task: Task, due_ns: NDArray[np.int64] | None,
     if cell.workload:
         # Which requests are measured is part of the plan, and not of who happens to send them.
         words[Header.PLANNED] = 1
-        for number in range(warmups, table.capacity):
-            words[table.row(number) + Field.MEASURED] = 1
-    words[Header.REQUESTS] = scenario.requests_in(cell)
+        for number, request in enumerate(plan):
+            words[table.row(number) + Field.MEASURED] = request.measured
+            if request.after is not None:
+                words[Header.CHAINED] = 1
+                words[table.row(number) + Field.AFTER] = 1 + request.after
+                words[table.row(number) + Field.THINK_NS] = round(1e9 * request.think_seconds)
+    words[Header.REQUESTS] = sum(r.measured for r in plan) if words[Header.CHAINED] else scenario.requests_in(cell)
     words[Header.DURATION_NS] = round(1e9 * (scenario.seconds or 0.0))
     words[Header.QUEUE_LIMIT] = scenario.overload.queue_requests
     words[Header.QUEUE_NS] = round(1e9 * scenario.overload.queue_seconds)
     if due_ns is not None:
-        for number, due in enumerate(due_ns.tolist()):
+        firsts = [number for number, request in enumerate(plan) if request.after is None]
+        for number, due in zip(firsts, due_ns.tolist(), strict=False):
             words[table.row(number) + Field.DUE] = due
 
 
@@ -134,9 +136,13 @@ def _samples(
     The memory that it is read from was the engine's too: what cannot be is left out, and said in `wrong`.
     """
     at, scenario, words = task.at, task.scenario, table.words
-    go_ns, sent = words[Header.GO_NS], min(max(0, words[Header.SENT]), table.capacity)
-    rows = np.array([words[(row := table.row(n)) : row + FIELDS].tolist() for n in range(sent)], np.int64)
-    rows = rows.reshape(sent, FIELDS)
+    go_ns = words[Header.GO_NS]
+    numbers = table.sent(0, min(max(0, words[Header.SENT]), table.capacity))
+    if len({number for number in numbers if 0 <= number < table.capacity}) < len(numbers):
+        wrong.append(f"expected each of {table.capacity} requests sent once, got numbers that repeat or are none")
+        return
+    rows = np.array([words[(row := table.row(n)) : row + FIELDS].tolist() for n in numbers], np.int64)
+    rows = rows.reshape(len(numbers), FIELDS)
     due_ns = go_ns + rows[:, Field.DUE]
     lag_seconds = (rows[:, Field.SENT_NS] - due_ns) / 1e9
     # A user of a closed loop means to send when it does; an arrival of an open loop when it is due.
@@ -150,19 +156,19 @@ def _samples(
         flags.append(Flag.LATE_DISPATCH)
     common = {**task.launch.held_bytes(), **window, **_engine_metrics(task, answer)}
     seen = {0: 0, 1: 0}
-    for number in range(sent):
-        row = rows[number]
+    for place, number in enumerate(numbers):
+        row = rows[place]
         phase = int(row[Field.MEASURED] == 1)
         at.phase, at.index = ("warmup", "measure")[phase], seen[phase]
         seen[phase] += 1
         if row[Field.STATE] == State.OPEN:
             continue
-        if reason := _wrong_row(row, table.stamps_of(number), table.stamps, int(intended_ns[number])):
+        if reason := _wrong_row(row, table.stamps_of(number), table.stamps, int(intended_ns[place])):
             wrong.append(f"{reason}, for request {number}")
         else:
             metrics = {**common, **answer.get("metrics_of", {}).get(str(number), {})}
-            metrics["dispatch_lag_seconds"] = float(lag_seconds[number])
-            yield _sample(task, table, plan[number], number, row, int(intended_ns[number]), answer, flags, metrics)
+            metrics["dispatch_lag_seconds"] = float(lag_seconds[place])
+            yield _sample(task, table, plan[number], number, row, int(intended_ns[place]), answer, flags, metrics)
     at.phase, at.index = ("measure", seen[1]) if seen[1] else ("warmup", seen[0])
     at.start_ns = go_ns
 
@@ -298,7 +304,7 @@ def _conclude(task: Task, table: RequestTable, answer: Mapping[str, Any], lost: 
         msg = f"{label}: {last} (several requests in a row)"
         raise LaunchFailure(msg, status="error", phase=task.launch.progress()[0])
     if words[Header.STOP] == Stop.OVERLOADED:
-        refused = sum(words[table.row(n) + Field.STATE] == State.NEVER_STARTED for n in range(words[Header.SENT]))
+        refused = sum(words[table.row(n) + Field.STATE] == State.NEVER_STARTED for n in range(table.capacity))
         at.notes.append(f"overloaded: {refused} requests never started: {_overload_rule(task)}")
     elif words[Header.USERS] and words[Header.SENT] == table.capacity and words[Header.DURATION_NS]:
         at.notes.append(f"ended after {table.capacity} requests, {MOST_PER_SECOND} prompts were ready for each second")

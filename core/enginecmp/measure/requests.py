@@ -36,7 +36,10 @@ def _requests(task: Task) -> None:
     scenario, at = task.scenario, task.at
     measuring = at.phase == "measure"
     wanted = scenario.requests_in(at.cell) if measuring else scenario.warmup_requests
-    replacements = scenario.replacement_requests if measuring else 0
+    workload = scenario.workload(at.cell)
+    # What is said or cached before a turn cannot be had again for another one in its place.
+    alone = workload is None or not (workload.has_turns or workload.shared_prefix_tokens)
+    replacements = scenario.replacement_requests if measuring and alone else 0
     until = time.monotonic() + (scenario.seconds or 0.0) if measuring else 0.0
     # Cut before the first request, so that the engine does not wait for the host between two of them.
     ready = planned(task, wanted)
@@ -44,6 +47,8 @@ def _requests(task: Task) -> None:
     while at.index < wanted or time.monotonic() < until:
         if at.index == len(ready):
             ready.append(again(task, at.index, ready[0]))
+        if ready[at.index].think_seconds:
+            time.sleep(ready[at.index].think_seconds)
         at.start_ns = clock.now_ns()
         sample = request(task, ready[at.index])
         task.keep(sample)

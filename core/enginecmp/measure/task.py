@@ -27,6 +27,7 @@ class Place:
         start_ns: when what is under way began.
         notes: what a reader of the run should be told of the launch.
         replaces: name of the launch that this one repeats; empty where it is the first one.
+        known_prefixes: (cell, number) of the shared prefixes that requests planned so far begin with.
     """
 
     def __init__(self, planned: PlannedLaunch, name: str, cell: Cell, replaces: str = "") -> None:
@@ -38,6 +39,7 @@ class Place:
         self.index = 0
         self.start_ns = 0
         self.notes: list[str] = []
+        self.known_prefixes: set[tuple[Cell, int | None]] = set()
 
     def enter(self, cell: Cell, phase: SamplePhase) -> None:
         """Go to a cell and phase, and count requests from 0 again."""

@@ -66,15 +66,34 @@ class PromptSet:
                 model's context or than the texts.
             ModelError: no window of that length is read back as the same ids.
         """
-        first = () if self.tokenizer.bos_id is None else (self.tokenizer.bos_id,)
+        return self.take_turns((length_tokens,), key, seed)
+
+    def take_turns(self, lengths: Sequence[int], key: int, seed: int, after: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Return a conversation: a prompt of the last length, of which every beginning of a length is a prompt too.
+
+        Args:
+            lengths: ids in each prompt, rising, what is in `after` (or the begin-of-sequence id) included.
+            key: which window.
+            seed: moves all windows.
+            after: ids that it begins with, from an earlier call; empty begins as `take` does.
+
+        Raises:
+            UsageError: as `take`.
+            ModelError: as `take`.
+        """
+        length_tokens = lengths[-1]
+        first = after or (() if self.tokenizer.bos_id is None else (self.tokenizer.bos_id,))
+        # The begin-of-sequence id is no text.
+        before = list(after if self.tokenizer.bos_id is None else after[1:])
         length = length_tokens - len(first)
         self._require_length(length_tokens, length)
         starts = len(self._ids) - length + 1
         start = random.Random(f"{seed} {length_tokens}").randrange(starts) + key * _stride(starts)
+        ends = [end - len(first) for end in lengths]
         for step in range(min(TRIES, starts)):
             at = (start + step) % starts
             window = self._ids[at : at + length]
-            if self._reads_back(window):
+            if all(self._reads_back(before + window[:end]) for end in ends):
                 return (*first, *window)
         msg = f"{self._model.name}: expected a window of {length} tokens that reads back as the same ids, found none"
         raise ModelError(msg)

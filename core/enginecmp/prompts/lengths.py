@@ -66,6 +66,26 @@ def limits(lengths: Lengths) -> tuple[int, int]:
     return lengths.least, lengths.most
 
 
+class Exponential(msgspec.Struct, frozen=True, tag="exponential", tag_field="distribution", forbid_unknown_fields=True):
+    """Times as between Poisson arrivals, in seconds, around a mean."""
+
+    mean: float
+
+
+Seconds: TypeAlias = float | Exponential
+"""A distribution of times; a number alone is the same for every request."""
+
+
+def draw_seconds(seconds: Seconds, n: int, seed: str) -> list[float]:
+    """Return n times, a stratified sample like that of `draw`."""
+    if not isinstance(seconds, Exponential):
+        return [float(seconds)] * n
+    source = random.Random(seed)
+    parts = list(range(n))
+    source.shuffle(parts)
+    return [-seconds.mean * math.log1p(-(part + source.random()) / n) for part in parts]
+
+
 def problems(what: str, lengths: Lengths) -> Iterator[tuple[str, object]]:
     """Yield (what was expected, what came) for lengths that cannot be drawn from."""
     if isinstance(lengths, Recorded) and not 0 < len(lengths.values) <= MOST_VALUES:

@@ -86,6 +86,9 @@ def _cell_problems(cell: Cell, scenario: Scenario) -> Iterator[tuple[str, object
     if cell.workload and scenario.seconds is not None and not cell.arrival:
         # A faster engine would go on to other requests than a slower one.
         yield "requests and no seconds for a workload in a closed loop, so that all engines do the same", "seconds"
+    workload = scenario.workload(cell)
+    if workload is not None and workload.has_turns and scenario.seconds is not None:
+        yield "requests and no seconds for conversations", "seconds"
     if cell.concurrency > 1 and scenario.kind != "requests":
         yield f'concurrency = 1 with kind = "{scenario.kind}"', cell.concurrency
     if scenario.kind == "operation" and cell.variant not in scenario.variants:

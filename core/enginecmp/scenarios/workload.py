@@ -10,24 +10,46 @@ import msgspec
 
 from enginecmp.errors import UsageError
 from enginecmp.format.documents import named_by_user, read_text
-from enginecmp.prompts.lengths import MOST_VALUES, Lengths, limits, problems
+from enginecmp.prompts.lengths import MOST_VALUES, Exponential, Lengths, Seconds, limits, problems
+
+MOST_TURNS = 1000
+MOST_THINK_SECONDS = 3600.0
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One kind of requests.
 
     Attributes:
-        prompt_tokens: of each request, a begin-of-sequence id included.
-        output_tokens: likewise.
+        prompt_tokens: ids that are new in each request, a begin-of-sequence id included: what the user says.
+        output_tokens: ids to ask for.
+        turns: requests of a conversation. The prompt of each is all that was said before it and what is new; in the
+            place of answers it has ids of the same number, the same for every engine.
+        think_seconds: between an answer and the next turn.
+        shared_prefix_tokens: ids at the beginning of a conversation that it shares with others, before what is new.
+        shared_prefixes: how many of these beginnings there are.
+        shared_prefix_share: which share of the conversations begins with one of them; the others begin with as many
+            ids of their own.
     """
 
     prompt_tokens: Lengths
     output_tokens: Lengths
+    turns: Lengths = 1
+    think_seconds: Seconds = 0.0
+    shared_prefix_tokens: int = 0
+    shared_prefixes: int = 1
+    shared_prefix_share: float = 1.0
+
+    @property
+    def has_turns(self) -> bool:
+        """Whether some requests follow others."""
+        return limits(self.turns)[1] > 1
 
     @property
     def most_prompt_tokens(self) -> int:
-        """Ids of the longest prompt."""
-        return limits(self.prompt_tokens)[1]
+        """Ids of the longest prompt: of the last turn of the longest conversation."""
+        turns = limits(self.turns)[1]
+        said = turns * limits(self.prompt_tokens)[1] + (turns - 1) * self.most_output_tokens
+        return self.shared_prefix_tokens + said
 
     @property
     def most_output_tokens(self) -> int:
@@ -74,3 +96,14 @@ def workload_problems(name: str, workload: Workload) -> Iterator[tuple[str, obje
     """Yield (what was expected, what came) for a workload that cannot be."""
     yield from problems(f"workloads.{name}.prompt_tokens", workload.prompt_tokens)
     yield from problems(f"workloads.{name}.output_tokens", workload.output_tokens)
+    yield from problems(f"workloads.{name}.turns", workload.turns)
+    think = workload.think_seconds
+    seconds = think.mean if isinstance(think, Exponential) else think
+    rules = [
+        (0 <= seconds <= MOST_THINK_SECONDS, f"think_seconds from 0 to {MOST_THINK_SECONDS:g}", seconds),
+        (limits(workload.turns)[1] <= MOST_TURNS, f"turns: at most {MOST_TURNS}", limits(workload.turns)[1]),
+        (0 <= workload.shared_prefix_tokens < 1 << 31, "shared_prefix_tokens >= 0", workload.shared_prefix_tokens),
+        (1 <= workload.shared_prefixes <= 1 << 20, "shared_prefixes >= 1", workload.shared_prefixes),
+        (0 <= workload.shared_prefix_share <= 1, "shared_prefix_share from 0 to 1", workload.shared_prefix_share),
+    ]
+    yield from ((f"workloads.{name}.{expected}", got) for right, expected, got in rules if not right)

@@ -18,7 +18,7 @@ def submit(session: FakeSession, request: Request) -> bool:
     session.fault.maybe("submit")
     session.begin_request()
     gives = request.output_tokens - int(session.settings["short"]) + int(session.settings["long"])
-    unpaid = 0 if session.cached(request.token_ids) else len(request.token_ids)
+    unpaid = len(request.token_ids) - session.cached(request.token_ids)
     session.running[request.id] = Running(request, list(request.token_ids), unpaid, gives)
     return True
 

@@ -6,7 +6,7 @@ Options (`-o LABEL.KEY=VALUE`):
     clock: "fake" (default) replaces the worker's clock by one that only this engine moves; "real" sleeps.
     load_ms, prefill_us, decode_us: time of a load, a prompt token and an output token.
     batch_us: what each further request in a step of continuous batching adds to `decode_us`.
-    prefix_cache: "1" answers a prompt that it has had before without spending time on it.
+    prefix_cache: "1" spends no time on the beginning of a prompt that it has had before, and tells how much that was.
     launch_sd, request_sd: standard deviations of lognormal factors per launch and per request.
     seed: of those factors.
     error: standard deviation of what is added to every logit: makes it another distribution.
@@ -112,8 +112,7 @@ def cmp_prefill(session: FakeSession, token_ids: Sequence[int], output_tokens: i
     session.draw_factor(token_ids)
     session.fault.maybe("prefill")
     session.stand_still()
-    if not session.cached(token_ids):
-        session.spend(len(token_ids) * session.number("prefill_us") / 1e6)
+    session.spend((len(token_ids) - session.cached(token_ids)) * session.number("prefill_us") / 1e6)
     session.prefix = [*session.prefix[-1:], *token_ids] if session.settings["sticky"] == "1" else list(token_ids)
     session.prefix.append(session.next_token(session.prefix))
     return session.prefix[-1]
@@ -171,7 +170,8 @@ def cmp_profile(session: FakeSession, token_ids: Sequence[int], n_tokens: int) -
 @hookimpl
 def cmp_metrics(session: FakeSession) -> dict[str, float]:
     """Return made-up but exact sizes."""
-    return {"weights_bytes": 1000.0, "kv_cache_bytes": 8.0 * len(session.prefix)}
+    found = {"weights_bytes": 1000.0, "kv_cache_bytes": 8.0 * len(session.prefix)}
+    return found | ({"prefix_cache_hit_tokens": session.hit_tokens} if session.settings["prefix_cache"] == "1" else {})
 
 
 @hookimpl
@@ -180,6 +180,7 @@ def cmp_reset(session: FakeSession) -> None:
     if session.settings["sticky"] != "1":
         session.prefix = []
     session.running.clear()
+    session.hit_tokens = 0
 
 
 @hookimpl

@@ -108,7 +108,8 @@ class FakeSession:
         self.fault = Fault(settings["fault"], settings["once"])
         self.prefix: list[int] = []
         self.running: dict[str, Running] = {}
-        self._cached: set[int] = set()
+        self.hit_tokens = 0
+        self._cached: dict[int, Any] = {}
         self._requests = 0
         self._leaked: list[bytes] = []
         self._factor = 1.0
@@ -138,13 +139,15 @@ class FakeSession:
         if self.settings["lax"] != "1":
             require(self.context_tokens, self.vocabulary, token_ids, output_tokens)
 
-    def cached(self, token_ids: Sequence[int]) -> bool:
-        """Say whether this prompt costs nothing, and remember it."""
+    def cached(self, token_ids: Sequence[int]) -> int:
+        """Return how many of a prompt's first tokens cost nothing, and remember all of them."""
         if self.settings["prefix_cache"] != "1":
-            return False
-        name = hash(tuple(token_ids))
-        known = name in self._cached
-        self._cached.add(name)
+            return 0
+        known, node = 0, self._cached
+        for token in token_ids:
+            known += token in node
+            node = node.setdefault(token, {})
+        self.hit_tokens += known
         return known
 
     def end_request(self) -> None:

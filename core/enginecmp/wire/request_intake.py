@@ -43,6 +43,7 @@ class RequestIntake:
         self._poll = select.poll()
         self._poll.register(arrived, select.POLLIN)
         self._closed_loop = bool(self.words[Header.USERS])
+        self._tells = self._closed_loop or bool(self.words[Header.CHAINED])
         self._seen = 0
         self._in_a_row = 0
 
@@ -58,7 +59,7 @@ class RequestIntake:
         if sent > self._seen:
             if not self._seen:
                 self.began()
-            self.waiting.extend(range(self._seen, sent))
+            self.waiting.extend(self.table.sent(self._seen, sent))
             self._seen = sent
         stop = words[Header.STOP]
         if stop in (Stop.ABORT, Stop.BROKEN):
@@ -120,8 +121,8 @@ class RequestIntake:
             self._stop(Stop.BROKEN)
 
     def answer(self) -> None:
-        """Tell the users of a closed loop that requests are over."""
-        if self._closed_loop:
+        """Tell the generator that requests are over, where somebody sends the next one then."""
+        if self._tells:
             os.eventfd_write(self._tell, 1)
 
 

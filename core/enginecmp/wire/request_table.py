@@ -9,6 +9,7 @@ default limits some 280 of them block the sender while the engine is in a long s
 
     header       `Header`, one word each
     done         capacity words: numbers of the requests that are over, in that order
+    sent         capacity words: numbers of the requests that are sent, likewise
     rows         capacity rows: `Field`, then the stamps of the tokens
 
 Every word has one writer. Readers on processors with weakly ordered memory are safe because each crossing is followed
@@ -50,7 +51,7 @@ class Header(IntEnum):
     GO_NS = 9
     """When the generator began; `Field.DUE` counts from there."""
     SENT = 10
-    """Requests sent so far; a request's number is its place in that order."""
+    """Requests sent so far."""
     ALL_SENT = 11
     """The generator sends no more."""
     DONE = 12
@@ -65,6 +66,8 @@ class Header(IntEnum):
     """1 where the kernel lets the generator go before everybody else."""
     PLANNED = 17
     """1 where `Field.MEASURED` is written before the generator starts; else the generator decides it."""
+    CHAINED = 18
+    """1 where some requests are sent only when another one is answered (`Field.AFTER`)."""
 
 
 class Stop(IntEnum):
@@ -102,6 +105,10 @@ class Field(IntEnum):
     """Tokens that the engine generated."""
     MARKED = 8
     """Stamps written."""
+    AFTER = 9
+    """1 + the number of the request whose answer this one waits for; 0 where it waits for none."""
+    THINK_NS = 10
+    """Nanoseconds between that answer and when this request is due."""
 
 
 class State(IntEnum):
@@ -134,7 +141,8 @@ class RequestTable:
         self.capacity = self.words[Header.CAPACITY]
         self.stamps = self.words[Header.STAMPS]
         self._done = len(Header)
-        self._rows = self._done + self.capacity
+        self._sent = self._done + self.capacity
+        self._rows = self._sent + self.capacity
         self._row = FIELDS + self.stamps
 
     def row(self, number: int) -> int:
@@ -157,6 +165,17 @@ class RequestTable:
         words[self._done + done] = number
         words[Header.DONE] = done + 1
 
+    def send(self, number: int) -> None:
+        """Write that a request is sent."""
+        words = self.words
+        sent = words[Header.SENT]
+        words[self._sent + sent] = number
+        words[Header.SENT] = sent + 1
+
+    def sent(self, start: int, stop: int) -> list[int]:
+        """Return the numbers of the requests that were sent as the `start`-th up to before the `stop`-th."""
+        return self.words[self._sent + start : self._sent + stop].tolist()
+
     def finished(self, start: int, stop: int) -> list[int]:
         """Return the numbers of the requests that were over as the `start`-th up to before the `stop`-th."""
         return self.words[self._done + start : self._done + stop].tolist()
@@ -176,7 +195,7 @@ def new_request_table(capacity: int, output_tokens: int) -> int:
     """
     stamps = output_tokens + 1
     # Pages are only taken when they are written.
-    size = WORD * (len(Header) + capacity * (1 + FIELDS + stamps))
+    size = WORD * (len(Header) + capacity * (2 + FIELDS + stamps))
     file = shared_memory("cmp-load", -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
     with mmap.mmap(file, mmap.PAGESIZE) as start:
         words = memoryview(start).cast("q")

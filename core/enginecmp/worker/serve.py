@@ -183,7 +183,9 @@ def _wrong(name: Any, held: bool, seen: set[str], intake: RequestIntake) -> str:
     """Return what is wrong with an answer of cmp_step."""
     if held or name in seen:
         return f"cmp_step gave two tokens for request {name} in one step, expected one at most"
-    if isinstance(name, str) and name.isdecimal() and int(name) < intake.words[Header.SENT]:
+    table = intake.table
+    number = int(name) if isinstance(name, str) and name.isdecimal() else table.capacity
+    if number < table.capacity and intake.words[table.row(number) + Field.SENT_NS]:
         return f"cmp_step gave a token for request {name}, which already has all that it asked for"
     return f"cmp_step gave a token for request {plain(repr(name), 80)}, which was never submitted"
 
