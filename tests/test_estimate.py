@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from enginecmp.launch.engine_config import EngineConfig
-from enginecmp.measure.operation import operand_values
+from enginecmp.measure.operand_sizes import operand_values
 from enginecmp.plugins.plugin import Plugin
 from enginecmp.run import guess
 from enginecmp.run.estimate import expected_seconds, left_seconds

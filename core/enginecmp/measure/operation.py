@@ -6,21 +6,20 @@ engine's own first token, what is computed against numpy in float64.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from enginecmp import clock
-from enginecmp.errors import UsageError
 from enginecmp.format.flags import DISTURBED, Flag
 from enginecmp.format.phases import Phase
 from enginecmp.format.records import Sample
 from enginecmp.launch.launch import LaunchFailure
 from enginecmp.measure import exact
-from enginecmp.operands import layer_shapes, matrices
-from enginecmp.scenarios.variants import Elementwise, Layer, Matmul, Sampling, Tokenize, TransformerLayer
+from enginecmp.measure.operand_sizes import LEAST_NS, matrix_shape
+from enginecmp.operands import matrices
+from enginecmp.scenarios.variants import Elementwise, Matmul, Sampling, Tokenize, TransformerLayer
 from enginecmp.telemetry.contention import CellWindow
 from enginecmp.types import NO_ID
 
@@ -28,13 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from enginecmp.format.records import Cell
     from enginecmp.measure.task import Task
-    from enginecmp.scenarios import Scenario
-    from enginecmp.types import ModelInfo
-
-LEAST_NS = 1_000_000
-"""Calls between two readings of the clock go on for at least this long."""
 
 MATMUL_TOLERANCE = 1e-3
 """Largest deviation of a product from float64, as a share of its largest element."""
@@ -203,27 +196,6 @@ def _layer(task: Task, variant: Mapping[str, Any]) -> tuple[dict[str, Any], int,
     return parameters, settings.rows, _near("layer's output", exact.layer(parameters), LAYER_TOLERANCE)
 
 
-def operand_values(scenario: Scenario, cell: Cell, model: ModelInfo) -> int:
-    """Return how many values both sides make before the first sample of a cell; 0 where there is nothing to make.
-
-    Raises:
-        UsageError: the weights file does not tell the shape.
-    """
-    settings = scenario.variants[cell.variant] if cell.variant else {}
-    match scenario.operation:
-        case "matmul":
-            matmul = msgspec.convert(settings, Matmul)
-            inner, columns = matrix_shape(matmul.layer, model.path)
-            return inner * (matmul.rows + columns)
-        case "elementwise":
-            function = msgspec.convert(settings, Elementwise)
-            return 2 * function.rows * function.length
-        case "layer":
-            shapes = layer_shapes(msgspec.to_builtins(msgspec.convert(settings, TransformerLayer)))
-            return sum(math.prod(shape) for shape in shapes.values())
-    return 0
-
-
 def _near(what: str, wanted: NDArray[np.float64], tolerance: float) -> Prove:
     """Return a proof that an array is the wanted one, to a share of that one's largest element."""
 
@@ -248,32 +220,3 @@ _PREPARERS = {
     "elementwise": _elementwise,
     "layer": _layer,
 }
-
-
-def matrix_shape(layer: Layer, path: str) -> tuple[int, int]:
-    """Return (inner, columns) of one of a model's weight matrices.
-
-    Args:
-        layer: which one; keys and values count as one matrix.
-        path: the weights file.
-
-    Raises:
-        UsageError: the file does not tell.
-    """
-    from enginecmp.models.gguf_file import read_gguf
-    from enginecmp.models.info import shape_of, vocabulary_of
-
-    file = read_gguf(path)
-    shape = shape_of(file)
-    inner, columns = {
-        "attn_q": (shape.hidden, shape.heads * shape.head_dim),
-        "attn_kv": (shape.hidden, shape.kv_heads * (shape.head_dim + shape.value_dim)),
-        "attn_output": (shape.heads * shape.value_dim, shape.hidden),
-        "ffn_up": (shape.hidden, shape.feed_forward),
-        "ffn_down": (shape.feed_forward, shape.hidden),
-        "lm_head": (shape.hidden, vocabulary_of(file)),
-    }[layer]
-    if not inner or not columns:
-        msg = f"{path}: expected the shape of {layer} in the file's metadata, it does not tell; leave that variant out"
-        raise UsageError(msg)
-    return inner, columns

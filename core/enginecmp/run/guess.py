@@ -8,7 +8,7 @@ import time
 from enginecmp.errors import CmpError
 from enginecmp.format.records import Cell
 from enginecmp.launch.engine_config import EngineConfig
-from enginecmp.measure.operation import LEAST_NS, operand_values
+from enginecmp.measure.operand_sizes import LEAST_NS, operand_values
 from enginecmp.operands import vectors
 from enginecmp.prompts.lengths import mean
 from enginecmp.scenarios import Scenario
