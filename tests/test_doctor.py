@@ -301,7 +301,7 @@ def test_what_is_wrong_with_a_gpu_is_found(library: Path, tmp_path: Path) -> Non
         (8, "Insufficient External Power", "power cables"),
         (9, "Driver Not Loaded", "modprobe nvidia"),
         (15, "GPU is lost", "restart the machine"),
-        (16, "", "nvidia-smi --gpu-reset"),
+        (16, "", "sudo nvidia-smi --gpu-reset"),
         (18, "NVML/RM version mismatch", "restart the machine: the driver was updated"),
         (999, "Unknown Error", "sudo dmesg"),
     ],

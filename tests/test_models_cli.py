@@ -121,7 +121,7 @@ def test_paths_that_are_no_utf8_or_no_file_to_write_are_refused(call: Call, tmp_
     [
         (("info", "absent.gguf"), 1, "No such file"),
         (("info", "smolm2-135m-instruct"), 2, "did you mean 'smollm2-135m-instruct'"),
-        (("info", "smollm2-135m-instruct"), 1, "run 'cmp model pull smollm2-135m-instruct:q8_0'"),
+        (("info", "smollm2-135m-instruct"), 1, "run: cmp model pull smollm2-135m-instruct:q8_0"),
         (("synth", "--like", "tiny-lama", "-o", "x.gguf"), 2, "did you mean 'tiny-llama'"),
         (("pull", "x.gguf", "--sha256", "12"), 2, "64 hexadecimal digits"),
         (

@@ -158,7 +158,7 @@ def test_interpreter_without_pip_is_told_the_fix(tmp_path: Path) -> None:
 
 
 def test_not_fetched_model_says_how_to_fetch_it(model: CatalogModel) -> None:
-    with pytest.raises(ModelError, match="run 'cmp model pull tiny-test"):
+    with pytest.raises(ModelError, match="run: cmp model pull tiny-test"):
         resolve("tiny-test")
 
 

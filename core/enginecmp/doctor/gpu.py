@@ -26,7 +26,7 @@ _FIXES = {
     "NVML_ERROR_FUNCTION_NOT_FOUND": "update the driver: it is older than what is asked of it",
     "NVML_ERROR_INSUFFICIENT_POWER": "connect the GPU's power cables",
     "NVML_ERROR_GPU_IS_LOST": "restart the machine: the GPU fell off the bus; check that it is seated and powered",
-    "NVML_ERROR_RESET_REQUIRED": "sudo nvidia-smi --gpu-reset, with nobody using it, or restart the machine",
+    "NVML_ERROR_RESET_REQUIRED": "with nobody using it: sudo nvidia-smi --gpu-reset; else restart the machine",
     "NVML_ERROR_IRQ_ISSUE": "restart the machine: the driver gets no interrupts from the GPU",
     "NVML_ERROR_CORRUPTED_INFOROM": "ask the GPU's maker for a new InfoROM",
     "NVML_ERROR_NOT_SUPPORTED": "nothing: this GPU or driver does not report it",

@@ -226,8 +226,8 @@ def _catalog(model: CatalogModel, quantization: str, fetch: bool, say: Say, prog
         return sidecar.info
     if not fetch:
         msg = (
-            f"{model.name}:{quantization}: expected the file {path}, it is not there; run "
-            f"'cmp model pull {model.name}:{quantization}'"
+            f"{model.name}:{quantization}: expected the file {path}, it is not there; "
+            f"run: cmp model pull {model.name}:{quantization}"
         )
         raise ModelError(msg)
     if not carried_file:

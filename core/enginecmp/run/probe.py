@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from enginecmp.format.text import command_line
 from enginecmp.launch.launch import Launch, LaunchFailure
 from enginecmp.plugins.discovery import discover
 from enginecmp.plugins.plugin import Plugin
@@ -64,4 +65,6 @@ def _fix_broken(plugin: Plugin) -> str:
         return ""
     if "ModuleNotFoundError" in (plugin.error or "") or "ImportError" in (plugin.error or ""):
         return f"pip install --force-reinstall {plugin.distribution}"
-    return f"pip install --upgrade {plugin.distribution}, or cmp plugin uninstall {plugin.name}"
+    return (
+        f"pip install --upgrade {plugin.distribution}; or: {command_line(['cmp', 'plugin', 'uninstall', plugin.name])}"
+    )
