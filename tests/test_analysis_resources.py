@@ -197,6 +197,29 @@ def test_energy_that_the_readings_do_not_cover_is_absent(telemetry: Telemetry | 
     assert "joules_per_token" not in _means(run_of(rows, telemetry=telemetry))
 
 
+def test_a_server_tells_its_queue_and_its_prefix_cache_over_the_window() -> None:
+    rows = [sample(0, "engine", CELL, i, 3.0 * i, 3.0 * i + 3) for i in range(10)]
+    times = np.arange(-3.0, 40.0, 2.0)
+    inside = (times >= 0) & (times <= 30)
+    told = {
+        "server_requests_running": np.where(inside, 4.0, 0.0),
+        "server_requests_waiting": np.where(inside, np.where(times < 16, 2.0, 1.0), 50.0),
+        "server_kv_used_share": np.where(times == 11.0, 0.7, np.where(inside, 0.5, 0.9)),
+        "server_preemptions": np.where(times > 20, 3.0, 0.0),
+        "server_prefix_query_tokens": 1000 + 100 * times,
+        "server_prefix_hit_tokens": 500 + 25 * times,
+    }
+    telemetry = Telemetry({name: readings(name, times, values).series[name] for name, values in told.items()})
+    found = _means(run_of(rows, telemetry=telemetry))
+    assert found["server_running_requests"] == [4.0]
+    assert found["server_waiting_requests"] == [pytest.approx((8 * 2 + 7) / 15)]
+    assert found["server_kv_used_share"] == [0.7]
+    assert found["server_preemptions"] == [3.0]
+    assert found["server_prefix_hit_share"] == [pytest.approx(0.25)]
+    names = {name for name in found if name.startswith(("server_", "prefix_"))}
+    assert not names & {*_means(run_of(rows, telemetry=_ticking(60.0)))}
+
+
 def test_gpus_tell_their_busy_share_and_memory_over_the_window() -> None:
     rows = [sample(0, "engine", CELL, i, 3.0 * i, 3.0 * i + 3) for i in range(10)]
     times = np.arange(-2.0, 40.0, 0.5)

@@ -229,6 +229,8 @@ class _RunMeans:
                 windows = list(zip(found.begin_ns.tolist(), found.end_ns.tolist(), strict=True))
                 values["gpu_memory_bytes"] = np.array([told.gpu_memory_bytes(*window) for window in windows])
                 values["gpu_busy_share"] = np.array([told.gpu_busy_share(*window) for window in windows])
+                of_server = [told.server(*window) for window in windows]
+                values |= {name: np.array([one[name] for one in of_server]) for name in of_server[0]} if windows else {}
         if HIT in self.wanted and {"prefix_cache_hit_tokens", "cached_prompt_tokens", "asked_request"}.intersection(
             columns.metrics
         ):

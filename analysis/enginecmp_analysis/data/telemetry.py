@@ -25,7 +25,10 @@ ENERGY = re.compile(r"(cpu|dram|gpu\d+)_energy_joules")
 
 GPU = re.compile(r"gpu\d+_(busy_share|memory_bytes)")
 
-KEPT = re.compile(r"(cpu|dram|gpu\d+)_(busy_cores|busy_share|memory_bytes|mhz|sm_mhz|celsius|watts|energy_joules)")
+KEPT = re.compile(
+    r"(cpu|dram|gpu\d+)_(busy_cores|busy_share|memory_bytes|mhz|sm_mhz|celsius|watts|energy_joules)"
+    r"|server_(requests_running|requests_waiting|kv_used_share|preemptions|prefix_query_tokens|prefix_hit_tokens)"
+)
 """Values that something is derived from; those of single cores stay in the file."""
 
 LEAST_READINGS = 3
@@ -79,6 +82,33 @@ class Telemetry:
         """Return the most memory in use on all GPUs between two moments; NaN where too few readings tell it."""
         found = self._of_gpus("memory_bytes", begin_ns, end_ns)
         return float(sum(values.max() for values in found)) if found else np.nan
+
+    def server(self, begin_ns: int, end_ns: int) -> dict[str, float]:
+        """Return what a server told of itself between two moments, by metric; NaN where too few readings tell it.
+
+        Numbers of requests are means, the share of the KV cache is the largest reading, counters are differences of
+        the last and the first reading.
+        """
+
+        def told(name: str) -> Floats:
+            values = self.between(name, begin_ns, end_ns)[1]
+            return values if len(values) >= LEAST_READINGS else np.empty(0)
+
+        def mean(name: str) -> float:
+            return float(values.mean()) if len(values := told(name)) else np.nan
+
+        def counted(name: str) -> float:
+            values = told(name)
+            return float(values[-1] - values[0]) if len(values) and values[-1] >= values[0] else np.nan
+
+        queries, share = counted("server_prefix_query_tokens"), told("server_kv_used_share")
+        return {
+            "server_running_requests": mean("server_requests_running"),
+            "server_waiting_requests": mean("server_requests_waiting"),
+            "server_kv_used_share": float(share.max()) if len(share) else np.nan,
+            "server_preemptions": counted("server_preemptions"),
+            "server_prefix_hit_share": counted("server_prefix_hit_tokens") / queries if queries > 0 else np.nan,
+        }
 
     def _of_gpus(self, what: str, begin_ns: int, end_ns: int) -> list[Floats]:
         """Return the readings of every GPU that has enough of them."""

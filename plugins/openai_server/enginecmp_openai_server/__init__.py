@@ -6,8 +6,9 @@ or many at once) and `scoring` (teacher-forced distributions where the server na
 and `address` (what the user says), `kinds` (what each kind of server needs to be told), `identity` (which kind and
 version one is), `process` (a server of our own), `http` (HTTP/1.1 over h11), `client` (a question and its whole
 answer), `server` (a request as this server wants it), `sse`, `answer` and `flight` (a streamed answer, piece by
-piece), `prompts` (ids as text, and the proof of it), `words` (what JSON of a server says) and `redaction` (what leaves
-the plugin is rid of the API key; `log_filter`: a started server's log too).
+piece), `prompts` (ids as text, and the proof of it), `sensor` (what a server says of itself on
+/metrics; `announcement`: which server that is, `metric_names`: how each kind calls it), `words` (what JSON of a server
+says) and `redaction` (what leaves the plugin is rid of the API key; `log_filter`: a started server's log too).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from enginecmp import LoadOptions, ModelInfo, Request, hookimpl
 
-from .facts import cmp_engine, cmp_probe
+from .facts import cmp_engine, cmp_probe, cmp_telemetry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from .session import Session
 
-__all__ = ["cmp_engine", "cmp_probe"]
+__all__ = ["cmp_engine", "cmp_probe", "cmp_telemetry"]
 
 
 @hookimpl

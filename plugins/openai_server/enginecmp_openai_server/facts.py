@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import metadata
 
-from enginecmp import EngineInfo, LoadOptions, Probe, hookimpl
+from enginecmp import EngineInfo, LoadOptions, Probe, Sensor, hookimpl
 
 from .address import EXAMPLE
 
@@ -66,6 +67,14 @@ def cmp_engine() -> EngineInfo:
         remote=True,
         presets=presets(),
     )
+
+
+@hookimpl
+def cmp_telemetry() -> Sequence[Sensor]:
+    """Return the sensor that reads a server's own metrics."""
+    from .sensor import ServerSensor
+
+    return [ServerSensor()]
 
 
 @hookimpl

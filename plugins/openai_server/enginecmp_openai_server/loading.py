@@ -14,6 +14,7 @@ import msgspec
 from enginecmp import EngineError, LoadOptions, ModelInfo, UnsupportedModel
 
 from . import process
+from .announcement import announce, withdraw
 from .client import Client, Refused
 from .flight import Flight
 from .identity import identify
@@ -57,12 +58,14 @@ def _load(model: ModelInfo, options: LoadOptions) -> Session:
     except BaseException:
         unload(session)
         raise
+    announce(session.kind, options.extra)
     print(session.server.client.redaction.clean(_introduction(session)), file=sys.stderr, flush=True)
     return session
 
 
 def unload(session: Session) -> None:
     """Hang up, and stop a server that was started here."""
+    withdraw()
     for flight in [*session.flights.values(), *([session.active] if session.active else [])]:
         flight.abandon()
     session.server.client.close()
@@ -110,7 +113,7 @@ def _learn(session: Session) -> None:
     settings = server.settings
     found = identify(client)
     server.served_model = str(found.served.get("id", settings.served_model))
-    server.kind, session.version = found.kind, found.version
+    server.kind, session.kind, session.version = found.kind, found.name, found.version
     props = None
     if found.name == "llama_server":
         with contextlib.suppress(EngineError):

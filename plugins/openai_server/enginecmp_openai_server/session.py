@@ -23,6 +23,7 @@ class Session:
         server: the server.
         context_tokens: prompt plus output tokens that a request may have.
         max_sequences: most requests in flight.
+        kind: of the server, a key of `kinds.KINDS`.
         version: kind and version of the server, in words.
         process: the server, where it was started here.
         family: the server's processes, where they run on this machine.
@@ -42,6 +43,7 @@ class Session:
     server: Server
     context_tokens: int
     max_sequences: int
+    kind: str = "openai"
     version: str = ""
     process: Started | None = None
     family: Sequence[psutil.Process] = ()

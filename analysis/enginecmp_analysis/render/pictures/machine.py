@@ -13,7 +13,11 @@ from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.data.telemetry import Floats, Ints
 from enginecmp_analysis.render.pictures.picture import COLOURS, DASHES, QUIET, Picture, View, marker_of, plain
 
-UNITS = {"busy_cores": "busy cores", "busy_share": "busy share", "mhz": "MHz", "celsius": "°C", "watts": "W"}
+UNITS = {
+    **{"busy_cores": "busy cores", "busy_share": "busy share", "mhz": "MHz", "celsius": "°C", "watts": "W"},
+    **{"requests_running": "requests in the server", "requests_waiting": "requests in the server"},
+    "kv_used_share": "share of the KV cache",
+}
 """Endings of the series that are drawn, and the titles of their axes; counters of energy only rise."""
 
 ROW_HEIGHT = 150
