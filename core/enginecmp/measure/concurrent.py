@@ -7,7 +7,7 @@ cell is prepared, watched over, and turned into samples when it is over.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +21,7 @@ from enginecmp.launch.launch import LaunchFailure
 from enginecmp.loadgen.client import Generator, watch
 from enginecmp.loadgen.host_queue import serve_from_here
 from enginecmp.loadgen.schedule import arrival_seed, arrivals
-from enginecmp.measure.planned import Planned, whole_plan
+from enginecmp.measure.planned import Planned, recorded_arrivals, whole_plan
 from enginecmp.measure.task import Task
 from enginecmp.telemetry.contention import Validity, without_engine
 from enginecmp.wire.answers import MOST_TOKENS, TEXT_CHARACTERS
@@ -86,6 +86,10 @@ def _due(task: Task) -> NDArray[np.int64] | None:
     scenario, cell = task.scenario, task.at.cell
     if not cell.arrival:
         return None
+    workload = scenario.workload(cell)
+    times: Sequence[float] = scenario.trace_seconds
+    if workload is not None and workload.trace is not None and workload.trace.seconds:
+        times = recorded_arrivals(task, workload.trace, scenario.warmup_requests + scenario.requests_in(cell))
     return arrivals(
         cell.arrival,
         cell.rate_per_second or 1.0,
@@ -93,7 +97,7 @@ def _due(task: Task) -> NDArray[np.int64] | None:
         requests=scenario.requests_in(cell),
         seconds=scenario.seconds,
         burstiness=scenario.burstiness,
-        trace_seconds=scenario.trace_seconds,
+        trace_seconds=times,
         seed=arrival_seed(task.seed, task.at.planned.block, scenario.cells.index(cell)),
     )
 

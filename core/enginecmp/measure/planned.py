@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from itertools import accumulate
+from itertools import accumulate, islice
 from operator import add
 from typing import NamedTuple
 
 from enginecmp.format.records import Asked
 from enginecmp.measure.task import Task
-from enginecmp.prompts.lengths import draw, draw_seconds, limits
+from enginecmp.prompts.lengths import draw, draw_seconds
 from enginecmp.scenarios.plan import prompt_key
+from enginecmp.scenarios.traces import Trace
 from enginecmp.scenarios.workload import Workload
 
 
@@ -51,8 +52,12 @@ def whole_plan(task: Task, warmups: int, measured: int) -> list[Planned]:
     at.enter(at.cell, "measure")
     plan += _behind(plan, planned(task, measured))
     if workload is not None and workload.has_turns and not at.cell.arrival:
-        longest = limits(workload.turns)[1]
-        others = _conversations(task, workload, [longest] * at.cell.concurrency, "behind")
+        users, trace = at.cell.concurrency, workload.trace
+        if trace is None:
+            spoken = _drawn(task, workload, [workload.most_turns] * users, "behind")
+        else:
+            spoken = recorded(task, trace, users * workload.most_turns, skip=warmups + measured)
+        others = _conversations(task, workload, spoken, "behind")
         plan += [request._replace(measured=False) for request in _behind(plan, others)]
     return plan
 
@@ -68,31 +73,52 @@ def planned(task: Task, n: int) -> list[Planned]:
     workload = scenario.workload(at.cell)
     if workload is None:
         return [Planned(task.prompt(index), at.cell.output_tokens) for index in range(n)]
-    turns: list[int] = []
     # Users warm up with first turns, one behind the other.
-    drawn = [1] * n if at.phase == "warmup" else draw(workload.turns, n, f"{_seed(task, at.phase)}/turns")
+    first_only = at.phase == "warmup"
+    if workload.trace is not None:
+        return _conversations(task, workload, recorded(task, workload.trace, n, first_only=first_only), at.phase)
+    turns: list[int] = []
+    drawn = [1] * n if first_only else draw(workload.turns, n, f"{_seed(task, at.phase)}/turns")
     while (left := n - sum(turns)) > 0:
         turns.append(min(left, drawn[len(turns)]))
-    return _conversations(task, workload, turns, at.phase)
+    return _conversations(task, workload, _drawn(task, workload, turns, at.phase), at.phase)
 
 
-def _conversations(task: Task, workload: Workload, turns: list[int], phase: str) -> list[Planned]:
+class Spoken(NamedTuple):
+    """What is new in one turn: ids of the prompt, ids of the answer, and blocks that the prompt is made of."""
+
+    prompt: int
+    output: int
+    blocks: tuple[int, ...] = ()
+
+
+def _drawn(task: Task, workload: Workload, turns: list[int], phase: str) -> list[list[Spoken]]:
+    """Return conversations of so many turns, with drawn lengths."""
+    seed, n = _seed(task, phase), sum(turns)
+    prompts = draw(workload.prompt_tokens, n, f"{seed}/prompt")
+    outputs = iter(draw(workload.output_tokens, n, f"{seed}/output"))
+    said = map(Spoken, prompts, outputs)
+    return [list(islice(said, number)) for number in turns]
+
+
+def _conversations(task: Task, workload: Workload, spoken: list[list[Spoken]], phase: str) -> list[Planned]:
     """Return the requests of conversations one after the other.
 
     Args:
         task: at the cell.
         workload: of the cell.
-        turns: of each conversation.
+        spoken: turns of each conversation.
         phase: tells these conversations from others of the cell.
     """
-    seed, n = _seed(task, phase), sum(turns)
-    prompts = draw(workload.prompt_tokens, n, f"{seed}/prompt")
-    outputs = draw(workload.output_tokens, n, f"{seed}/output")
-    thinks = draw_seconds(workload.think_seconds, n, f"{seed}/think")
+    seed = _seed(task, phase)
+    thinks = draw_seconds(workload.think_seconds, sum(map(len, spoken)), f"{seed}/think")
     prefixes = random.Random(f"{seed}/prefix")
     plan: list[Planned] = []
-    for conversation, number in enumerate(turns):
-        begin = len(plan)
+    for conversation, turns in enumerate(spoken):
+        begin, outputs = len(plan), [turn.output for turn in turns]
+        if turns[0].blocks:
+            plan.append(_of_blocks(task, turns[0], begin))
+            continue
         which = None
         if workload.shared_prefix_tokens and prefixes.random() < workload.shared_prefix_share:
             which = prefixes.randrange(workload.shared_prefixes)
@@ -102,8 +128,8 @@ def _conversations(task: Task, workload: Workload, turns: list[int], phase: str)
             else task.prompts.take(workload.shared_prefix_tokens, _key(task, "shared prefix", which), task.seed)
         )
         # New ids in every turn; before the first the beginning, before every other as many as the answer has.
-        before = [workload.shared_prefix_tokens, *outputs[begin : begin + number - 1]]
-        lengths = list(accumulate(map(add, before, prompts[begin : begin + number])))
+        before = [workload.shared_prefix_tokens, *outputs[:-1]]
+        lengths = list(accumulate(map(add, before, (turn.prompt for turn in turns))))
         key = _key(task, f"{phase}/conversation" if workload.has_turns else phase, conversation)
         token_ids = task.prompts.take_turns(lengths, key, task.seed, after=prefix)
         known = len(prefix) if (task.at.cell, which) in task.at.known_prefixes else 0
@@ -111,7 +137,7 @@ def _conversations(task: Task, workload: Workload, turns: list[int], phase: str)
             request = begin + turn
             asked = Asked(
                 request=request,
-                output_tokens=outputs[request],
+                output_tokens=outputs[turn],
                 conversation=conversation,
                 turn=turn,
                 known_tokens=known_tokens,
@@ -119,7 +145,7 @@ def _conversations(task: Task, workload: Workload, turns: list[int], phase: str)
             plan.append(
                 Planned(
                     token_ids[:length],
-                    outputs[request],
+                    outputs[turn],
                     asked,
                     after=request - 1 if turn else None,
                     think_seconds=thinks[request] if turn else 0.0,
@@ -128,6 +154,87 @@ def _conversations(task: Task, workload: Workload, turns: list[int], phase: str)
         if which is not None:
             task.at.known_prefixes.add((task.at.cell, which))
     return plan
+
+
+def _of_blocks(task: Task, turn: Spoken, request: int) -> Planned:
+    """Return a request whose prompt is made of blocks; one that stands in two prompts has the same ids in both.
+
+    A block stands for all that is before it as well, as a hash of Mooncake's does.
+    """
+    trace = task.scenario.workloads[task.at.cell.workload or ""].trace
+    assert trace is not None
+    ids: tuple[int, ...] = ()
+    known = 0
+    for number in turn.blocks:
+        if len(ids) >= turn.prompt:
+            break
+        place = (task.at.cell, number)
+        if place in task.at.known_blocks:
+            ids = task.at.known_blocks[place]
+            known = len(ids)
+            continue
+        lengths = (len(ids) + trace.block_tokens,)
+        ids = task.prompts.take_turns(lengths, _key(task, "block", number), task.seed, after=ids)
+        task.at.known_blocks[place] = ids
+    if len(ids) < turn.prompt:
+        ids = task.prompts.take_turns(
+            (turn.prompt,), _key(task, f"{task.at.phase}/tail", request), task.seed, after=ids
+        )
+    asked = Asked(
+        request=request, output_tokens=turn.output, conversation=request, known_tokens=min(known, turn.prompt)
+    )
+    return Planned(ids[: turn.prompt], turn.output, asked)
+
+
+def recorded(
+    task: Task, trace: Trace, n: int, *, skip: int | None = None, first_only: bool = False
+) -> list[list[Spoken]]:
+    """Return the next conversations of a trace that have n requests together, the last one cut short.
+
+    Each block goes on in the trace where the one before it left off, from its end back to its beginning.
+
+    Args:
+        task: at the cell and phase.
+        trace: recorded requests.
+        n: how many.
+        skip: conversations of this block's part that are passed over; None passes over those that warm up, after them.
+        first_only: take first turns alone.
+    """
+    starts = list(accumulate(trace.turns, initial=0))
+    if skip is None:
+        skip = 0 if first_only else _warmups(task)
+    found: list[list[Spoken]] = []
+    left = n
+    while left:
+        place = (_begin(task, trace) + skip + len(found)) % len(trace.turns)
+        turns = min(left, 1 if first_only else trace.turns[place])
+        rows = range(starts[place], starts[place] + turns)
+        blocks = trace.blocks or ((),) * len(trace.prompt_tokens)
+        found.append([Spoken(trace.prompt_tokens[row], trace.output_tokens[row], blocks[row]) for row in rows])
+        left -= turns
+    return found
+
+
+def recorded_arrivals(task: Task, trace: Trace, n: int) -> list[float]:
+    """Return when n conversations of a block's part of a trace begin, in seconds after the first one.
+
+    From the end of a trace to its beginning passes its mean gap.
+    """
+    begin, many, last = _begin(task, trace), len(trace.seconds), trace.seconds[-1]
+    around = last + last / max(1, many - 1)
+    times = [trace.seconds[place % many] + place // many * around for place in range(begin, begin + n)]
+    return [time - times[0] for time in times]
+
+
+def _begin(task: Task, trace: Trace) -> int:
+    """Return the conversation with which a block's part of a trace begins."""
+    each = _warmups(task) + task.scenario.requests_in(task.at.cell)
+    return task.at.planned.block * each % len(trace.turns)
+
+
+def _warmups(task: Task) -> int:
+    cell = task.at.cell
+    return task.scenario.warmup_requests * (1 if cell.arrival else cell.concurrency)
 
 
 def _seed(task: Task, phase: str) -> str:

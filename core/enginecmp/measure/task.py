@@ -28,6 +28,7 @@ class Place:
         notes: what a reader of the run should be told of the launch.
         replaces: name of the launch that this one repeats; empty where it is the first one.
         known_prefixes: (cell, number) of the shared prefixes that requests planned so far begin with.
+        known_blocks: (cell, number) of a block of a trace that has been planned → ids up to its end.
     """
 
     def __init__(self, planned: PlannedLaunch, name: str, cell: Cell, replaces: str = "") -> None:
@@ -40,6 +41,7 @@ class Place:
         self.start_ns = 0
         self.notes: list[str] = []
         self.known_prefixes: set[tuple[Cell, int | None]] = set()
+        self.known_blocks: dict[tuple[Cell, int], tuple[int, ...]] = {}
 
     def enter(self, cell: Cell, phase: SamplePhase) -> None:
         """Go to a cell and phase, and count requests from 0 again."""

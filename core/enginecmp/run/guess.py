@@ -10,7 +10,6 @@ from enginecmp.format.records import Cell
 from enginecmp.launch.engine_config import EngineConfig
 from enginecmp.measure.operand_sizes import LEAST_NS, operand_values
 from enginecmp.operands import vectors
-from enginecmp.prompts.lengths import mean
 from enginecmp.scenarios import Scenario
 from enginecmp.types import ModelInfo
 
@@ -42,8 +41,7 @@ def request_seconds(scenario: Scenario, model: ModelInfo, cell: Cell) -> tuple[f
     """Return seconds of one request (or sample) of a cell, and of what is made ready before the first one."""
     token_seconds = model.bytes / _READ_BYTES_PER_SECOND
     workload = scenario.workload(cell)
-    prompt_tokens = mean(workload.prompt_tokens) if workload else cell.prompt_tokens
-    output_tokens = mean(workload.output_tokens) if workload else cell.output_tokens
+    prompt_tokens, output_tokens = workload.mean_tokens if workload else (cell.prompt_tokens, cell.output_tokens)
     prompt = token_seconds * prompt_tokens / _PREFILL_SPEEDUP
     if scenario.kind != "operation":
         return prompt + token_seconds * output_tokens, 0.0

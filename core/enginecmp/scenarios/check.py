@@ -102,7 +102,8 @@ def _cell_problems(cell: Cell, scenario: Scenario) -> Iterator[tuple[str, object
     rate = cell.rate_per_second or 0.0
     if not cell.arrival and rate:
         yield "an arrival (constant, poisson, gamma) beside rate_per_second", "none"
-    if cell.arrival == "trace" and not scenario.trace_seconds:
-        yield 'trace = "FILE" for cells with arrival = "trace"', "none"
+    recorded = workload.trace.seconds if workload is not None and workload.trace is not None else ()
+    if cell.arrival == "trace" and not scenario.trace_seconds and not recorded:
+        yield 'trace = "FILE", or a workload whose trace has times, for cells with arrival = "trace"', "none"
     if cell.arrival and cell.arrival != "trace" and rate <= 0:
         yield "rate_per_second > 0 in an open loop", rate

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from enginecmp.errors import UsageError
-from enginecmp.format.documents import named_by_user, read_text
-from enginecmp.prompts.lengths import MOST_VALUES, Exponential, Lengths, Seconds, limits, problems
+from enginecmp.format.documents import named_by_user, read_text, require_known
+from enginecmp.prompts.lengths import MOST_VALUES, Exponential, Lengths, Seconds, limits, mean, problems
+from enginecmp.scenarios.traces import Trace, TraceFile, read_trace_file
 
 MOST_TURNS = 1000
 MOST_THINK_SECONDS = 3600.0
@@ -27,34 +28,51 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         think_seconds: between an answer and the next turn.
         shared_prefix_tokens: ids at the beginning of a conversation that it shares with others, before what is new.
         shared_prefixes: how many of these beginnings there are.
+        trace: recorded requests, in place of the lengths and turns above.
         shared_prefix_share: which share of the conversations begins with one of them; the others begin with as many
             ids of their own.
     """
 
-    prompt_tokens: Lengths
-    output_tokens: Lengths
+    prompt_tokens: Lengths = 0
+    output_tokens: Lengths = 0
     turns: Lengths = 1
     think_seconds: Seconds = 0.0
     shared_prefix_tokens: int = 0
     shared_prefixes: int = 1
     shared_prefix_share: float = 1.0
+    trace: Trace | None = None
 
     @property
     def has_turns(self) -> bool:
         """Whether some requests follow others."""
-        return limits(self.turns)[1] > 1
+        return self.most_turns > 1
+
+    @property
+    def most_turns(self) -> int:
+        """Requests of the longest conversation."""
+        return limits(self.turns)[1] if self.trace is None else max(self.trace.turns)
 
     @property
     def most_prompt_tokens(self) -> int:
         """Ids of the longest prompt: of the last turn of the longest conversation."""
-        turns = limits(self.turns)[1]
+        if self.trace is not None:
+            return self.shared_prefix_tokens + self.trace.most_prompt_tokens
+        turns = self.most_turns
         said = turns * limits(self.prompt_tokens)[1] + (turns - 1) * self.most_output_tokens
         return self.shared_prefix_tokens + said
 
     @property
     def most_output_tokens(self) -> int:
         """Ids of the longest answer."""
-        return limits(self.output_tokens)[1]
+        return limits(self.output_tokens)[1] if self.trace is None else max(self.trace.output_tokens)
+
+    @property
+    def mean_tokens(self) -> tuple[float, float]:
+        """New ids of a prompt, and ids of an answer, on average; for a forecast."""
+        if self.trace is None:
+            return mean(self.prompt_tokens), mean(self.output_tokens)
+        n = len(self.trace.prompt_tokens)
+        return sum(self.trace.prompt_tokens) / n, sum(self.trace.output_tokens) / n
 
 
 def read_workload(raw: Any, folder: Path, where: str) -> Any:
@@ -70,7 +88,17 @@ def read_workload(raw: Any, folder: Path, where: str) -> Any:
     """
     if not isinstance(raw, dict):
         return raw
-    return {key: _with_lengths(value, folder, f"{where}.{key}") for key, value in raw.items()}
+    read = {key: _with_lengths(value, folder, f"{where}.{key}") for key, value in raw.items()}
+    if isinstance(raw.get("trace"), dict):
+        table = raw["trace"]
+        require_known(table, TraceFile.__struct_fields__, f"{where}.trace")
+        try:
+            how = msgspec.convert(table, TraceFile)
+        except msgspec.ValidationError as error:
+            msg = f"{where}.trace: {error}"
+            raise UsageError(msg) from error
+        read["trace"] = read_trace_file(how, folder)
+    return read
 
 
 def _with_lengths(raw: Any, folder: Path, where: str) -> Any:
@@ -94,8 +122,22 @@ def _with_lengths(raw: Any, folder: Path, where: str) -> Any:
 
 def workload_problems(name: str, workload: Workload) -> Iterator[tuple[str, object]]:
     """Yield (what was expected, what came) for a workload that cannot be."""
-    yield from problems(f"workloads.{name}.prompt_tokens", workload.prompt_tokens)
-    yield from problems(f"workloads.{name}.output_tokens", workload.output_tokens)
+    trace = workload.trace
+    if trace is not None:
+        if (workload.prompt_tokens, workload.output_tokens, workload.turns) != (0, 0, 1):
+            yield (
+                f"workloads.{name}: no prompt_tokens, output_tokens or turns beside a trace, which has its own",
+                "some",
+            )
+        if trace.blocks and workload.shared_prefix_tokens:
+            yield f"workloads.{name}: no shared_prefix_tokens beside a trace with hash_ids, which tells its own", "some"
+        if workload.most_turns > MOST_TURNS:
+            yield f"workloads.{name}: at most {MOST_TURNS} turns", workload.most_turns
+    elif not isinstance(workload.prompt_tokens, int) or workload.prompt_tokens or workload.output_tokens:
+        yield from problems(f"workloads.{name}.prompt_tokens", workload.prompt_tokens)
+        yield from problems(f"workloads.{name}.output_tokens", workload.output_tokens)
+    else:
+        yield f"workloads.{name}: prompt_tokens and output_tokens, or a trace", "neither"
     yield from problems(f"workloads.{name}.turns", workload.turns)
     think = workload.think_seconds
     seconds = think.mean if isinstance(think, Exponential) else think
