@@ -137,14 +137,19 @@ def cmp_submit(session: Session, request: Request) -> bool | None:
 
 
 @hookspec(firstresult=True)
-def cmp_step(session: Session) -> Sequence[tuple[str, int]] | None:
+def cmp_step(session: Session, wake: int) -> Sequence[tuple[str, int]] | None:
     """Advance every submitted request by one step and return its new (request id, token id) pairs.
 
     Timed by the worker like a yield: all pairs get one stamp. At most one pair a request. A request that has all its
     `output_tokens` leaves by itself; one whose engine handed out several tokens at once ends with the pair
     (id, `ENDED`), and its per-token gaps are reported as absent. An empty sequence means that nothing is in flight, or
-    that no token came yet: an engine that waits for something outside returns after some milliseconds, so that others
-    can be submitted.
+    that no token came yet: an engine that waits for something outside returns when `wake` becomes readable, or after
+    some milliseconds, so that others can be submitted.
+
+    Args:
+        session: from `cmp_load`.
+        wake: descriptor that is readable when another request may have come, to be waited for together with what the
+            engine waits for and never to be read; -1 where nobody tells.
 
     Raises:
         RequestFailed: one request failed and is forgotten; the others are still in flight. After any other error all

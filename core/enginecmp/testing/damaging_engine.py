@@ -129,8 +129,8 @@ class Damaging:
         if self._hook.cmp_step.get_hookimpls():
 
             @hookimpl
-            def cmp_step(session: Any) -> Any:
-                pairs = self._hook.cmp_step(session=session)
+            def cmp_step(session: Any, wake: int) -> Any:
+                pairs = self._hook.cmp_step(session=session, wake=wake)
                 return STEPS[self._what](pairs) if pairs and self._what in STEPS else pairs
 
             self.cmp_step = cmp_step

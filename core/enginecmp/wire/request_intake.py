@@ -29,6 +29,7 @@ class RequestIntake:
         waiting: numbers of requests that are sent and not started, in the order in which they came.
         errors: number of a request → what went wrong.
         began: called when the first request has arrived.
+        wake: descriptor that is readable when the generator or the host has something to say.
     """
 
     def __init__(self, table: RequestTable, arrived: int, tell: int, check: Callable[[], None] | None = None) -> None:
@@ -37,7 +38,7 @@ class RequestIntake:
         self.waiting: deque[int] = deque()
         self.errors: dict[int, str] = {}
         self.began: Callable[[], None] = lambda: None
-        self._arrived = arrived
+        self.wake = arrived
         self._check = check
         self._tell = tell
         self._poll = select.poll()
@@ -96,7 +97,14 @@ class RequestIntake:
         while not self._poll.poll(None if self._check is None else 1000):
             assert self._check is not None
             self._check()
-        os.eventfd_read(self._arrived)
+        os.eventfd_read(self.wake)
+
+    def heard(self) -> bool:
+        """Say whether `wake` was readable; what it told is on the table, and is taken in by the next look."""
+        try:
+            return bool(os.eventfd_read(self.wake))
+        except BlockingIOError:
+            return False
 
     def start(self, number: int, start_ns: int) -> int:
         """Write that a request is handed to the engine; return its row."""

@@ -79,7 +79,7 @@ def serve_batching(
             progress.set(Phase.STEP, tokens)
             before_ns = now_ns()
             try:
-                pairs = hook.cmp_step(session=session)
+                pairs = hook.cmp_step(session=session, wake=intake.wake)
             except RequestFailed as raised:
                 if (failed := flying.pop(raised.request_id, None)) is None:
                     msg = f"cmp_step failed request {raised.request_id!r}, which is not in flight: {raised}"
@@ -99,7 +99,7 @@ def serve_batching(
                 empty = 0
                 if _stamp(pairs, step_ns, flying, intake, requests):
                     intake.answer()
-            elif step_ns - before_ns < _QUICK_NS:
+            elif not intake.heard() and step_ns - before_ns < _QUICK_NS:
                 empty += 1
                 if empty == _EMPTY_STEPS:
                     msg = f"cmp_step gave nothing {empty} times in a row while {_names(flying)} wait for tokens"
@@ -122,7 +122,7 @@ def _require_nothing(hook: Any, session: Any, intake: RequestIntake) -> None:
     Raises:
         EngineError: it has.
     """
-    if pairs := hook.cmp_step(session=session):
+    if pairs := hook.cmp_step(session=session, wake=-1):
         _length(pairs)
         _stamp(pairs, 0, {}, intake, ())
 
@@ -350,7 +350,7 @@ def batch(hook: Any, session: Any, message: dict[str, Any]) -> dict[str, list[in
         while waiting and submitted * every <= steps and hook.cmp_submit(session=session, request=waiting[0]):
             waiting.popleft()
             submitted += 1
-        pairs = hook.cmp_step(session=session)
+        pairs = hook.cmp_step(session=session, wake=-1)
         steps += 1
         if not pairs and steps > 1000 * (wanted + every * len(ids)):
             msg = f"cmp_step gave {had} of {wanted} tokens and then nothing"

@@ -81,12 +81,12 @@ def cmp_submit(session: Session, request: Request) -> bool:
 
 
 @hookimpl
-def cmp_step(session: Session) -> Sequence[tuple[str, int]]:
+def cmp_step(session: Session, wake: int) -> Sequence[tuple[str, int]]:
     """Return as soon as any stream has a new chunk with content, at most one pair for each."""
     from . import requests
 
     with session.exits():
-        return requests.step(session)
+        return requests.step(session, wake)
 
 
 @hookimpl

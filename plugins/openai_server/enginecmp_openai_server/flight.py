@@ -62,6 +62,7 @@ class Flight:
         self._progress = 0.0
         self._sent_ns = 0
         self._headers_ns = 0
+        self._streams = False
         self._retries = 0
         self._reconnects = 0
         self.name = name
@@ -110,15 +111,19 @@ class Flight:
         pieces = connection.receive()
         if not connection.status:
             return
-        if not self._headers_ns:
+        first = not self._headers_ns
+        if first:
             self._headers_ns = time.perf_counter_ns()
         if connection.status != 200:
             self._words += pieces
             if connection.over:
                 self._turned_away(connection)
             return
-        self._server.client.require_uncompressed(connection.headers, self._what)
-        if not connection.headers.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
+        if first:
+            self._server.client.require_uncompressed(connection.headers, self._what)
+            kind = connection.headers.get(b"content-type", b"").lower()
+            self._streams = kind.startswith(b"text/event-stream")
+        if not self._streams:
             self._words += pieces
             if connection.over or connection.received_bytes > REFUSAL_BYTES:
                 raise self._no_events(connection)
@@ -231,6 +236,7 @@ class Flight:
             return False
         self._retries += 1
         self._headers_ns = 0
+        self._streams = False
         self.resume_at = time.monotonic() + min(seconds, self._server.settings.timeout_seconds)
         return True
 

@@ -17,7 +17,9 @@ from .prompts import settle, usage_of
 from .session import Session
 
 STEP_SECONDS = 1e-3
-"""Longest that cmp_step sleeps: whoever waits to be submitted waits so long."""
+"""Longest that cmp_step sleeps where nobody wakes it: whoever waits to be submitted waits so long."""
+WOKEN_STEP_SECONDS = 2e-2
+"""Longest that it sleeps where somebody does: a thousand wake-ups a second would take from the server what it needs."""
 _LOOK_SECONDS = 1e-2
 """How often requests are looked at for which nothing arrives."""
 
@@ -145,29 +147,39 @@ def submit(session: Session, request: Request) -> bool:
     return True
 
 
-def step(session: Session) -> Sequence[tuple[str, int]]:
+def step(session: Session, wake: int) -> Sequence[tuple[str, int]]:
     """Return as soon as any stream has a new chunk with content, at most one pair for each.
 
-    Sleeps on the sockets for a millisecond at most, so that new requests are not kept waiting; an empty answer while
-    requests are in flight says that nothing came.
+    Sleeps on the sockets and on `wake`, so that new requests are not kept waiting; an empty answer while requests are
+    in flight says that nothing came.
+
+    Args:
+        session: with requests in flight.
+        wake: readable when another request may have come; -1 where nobody tells.
 
     Raises:
         RequestFailed: a server that misbehaves; the other requests go on.
     """
     pairs = _hand_out(session)
-    until = time.monotonic() + STEP_SECONDS
-    if session.looked + _LOOK_SECONDS < until:
+    now = time.monotonic()
+    session.listen(wake)
+    until = now + (STEP_SECONDS if wake < 0 else WOKEN_STEP_SECONDS)
+    if session.looked + _LOOK_SECONDS <= now:
         # The busy ones must not hide those that wait: for a token, or to be sent again.
-        session.looked = until
+        session.looked = now
         for flight in list(session.flights.values()):
             _advance(session, flight, idle=True)
     while not pairs and session.flights:
         left = until - time.monotonic()
         if left <= 0:
             break
-        for key, _ in session.selector.select(left):
-            _advance(session, key.data)
+        ready = session.selector.select(left)
+        for key, _ in ready:
+            if key.data is not None:
+                _advance(session, key.data)
         pairs = _hand_out(session)
+        if any(key.data is None for key, _ in ready):
+            break
     return pairs
 
 
@@ -223,6 +235,7 @@ def reset(session: Session) -> None:
     session.flights.clear()
     session.ready.clear()
     session.metrics = {}
+    session.listen(-1)
     for flight in cut:
         flight.abandon()
     if cut:

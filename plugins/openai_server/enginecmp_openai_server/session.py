@@ -33,6 +33,7 @@ class Session:
         flights: requests of cmp_submit, by id.
         ready: those of them that have tokens to hand out or are over.
         selector: watches the connections of `flights`.
+        wake: descriptor in `selector` that tells of requests to be submitted; -1 without one.
         looked: when those were looked at for which nothing arrived, on time.monotonic's clock.
         last: ids and output tokens of the last request.
         prepared: ids, output tokens and body of the request that cmp_prepare made ready.
@@ -53,11 +54,21 @@ class Session:
     flights: dict[str, Flight] = field(default_factory=dict)
     ready: dict[str, Flight] = field(default_factory=dict)
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
+    wake: int = -1
     looked: float = 0.0
     last: tuple[tuple[int, ...], int] | None = None
     prepared: tuple[tuple[int, ...], int, bytes] | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     counted: set[tuple[tuple[int, ...], int]] = field(default_factory=set)
+
+    def listen(self, wake: int) -> None:
+        """Let `selector` watch this descriptor in place of the last one; -1 for none."""
+        if self.wake != wake:
+            if self.wake >= 0:
+                self.selector.unregister(self.wake)
+            if wake >= 0:
+                self.selector.register(wake, selectors.EVENT_READ)
+            self.wake = wake
 
     def exits(self) -> AbstractContextManager[None]:
         """Let no exception out of a hook that repeats the API key."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from enginecmp import ENDED, NO_ID, EngineError, Request, RequestFailed
+from enginecmp_openai_server import requests
+from enginecmp_openai_server.client import Client
 
 
 def request(name: str, output_tokens: int = 4) -> Request:
@@ -22,7 +25,7 @@ def submit(driver: Any, *requests: Request) -> list[bool]:
 def step_until(driver: Any, enough: Any) -> list[list[tuple[str, int]]]:
     steps: list[list[tuple[str, int]]] = []
     while not enough(steps):
-        steps.append(list(driver.hook.cmp_step(session=driver.session)))
+        steps.append(list(driver.hook.cmp_step(session=driver.session, wake=-1)))
         assert len(steps) < 20_000
     return steps
 
@@ -41,7 +44,7 @@ def test_requests_are_open_at_the_same_time(stub: Any, drive: Any) -> None:
     steps = step_until(driver, lambda steps: sum(map(len, steps)) == 12)
     assert Counter(pair for step in steps for pair in step) == {(name, NO_ID): 4 for name in "abc"}
     assert all(len({name for name, _ in step}) == len(step) for step in steps)
-    assert driver.hook.cmp_step(session=driver.session) == []
+    assert driver.hook.cmp_step(session=driver.session, wake=-1) == []
     assert submit(driver, request("d")) == [True]
 
 
@@ -142,7 +145,7 @@ def test_reset_forgets_what_is_in_flight(stub: Any, drive: Any) -> None:
     submit(driver, request("a"))
     driver.hook.cmp_reset(session=driver.session)
     hold.set()
-    assert driver.hook.cmp_step(session=driver.session) == []
+    assert driver.hook.cmp_step(session=driver.session, wake=-1) == []
     assert submit(driver, request("a")) == [True]
 
 
@@ -159,3 +162,46 @@ def test_a_server_that_counts_nothing_is_not_believed_where_chunks_are_fewer(stu
     submit(driver, request("a"))
     with pytest.raises(EngineError, match="1 chunks prove nothing; measure this server with one request at a time"):
         step_until(driver, lambda steps: False)
+
+
+def test_a_step_ends_when_another_request_may_have_come(stub: Any, drive: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "WOKEN_STEP_SECONDS", 60.0)
+    driver = drive(max_sequences=2)
+    release = threading.Event()
+    good = stub.always
+
+    def late(talk: Any, body: dict[str, Any]) -> None:
+        release.wait(20)
+        good(talk, body)
+
+    stub.behaviours.append(late)
+    submit(driver, request("a", 2))
+    wake = os.eventfd(0, os.EFD_NONBLOCK)
+    try:
+        os.eventfd_write(wake, 1)
+        assert driver.hook.cmp_step(session=driver.session, wake=wake) == []
+        # Whoever woke it reads that.
+        assert os.eventfd_read(wake) == 1
+        release.set()
+        pairs: list[Any] = []
+        while len(pairs) < 2:
+            pairs += driver.hook.cmp_step(session=driver.session, wake=wake)
+        assert [name for name, _ in pairs] == ["a", "a"]
+    finally:
+        driver.hook.cmp_reset(session=driver.session)
+        os.close(wake)
+    # A descriptor of the same number in the next cell is another one.
+    again = os.eventfd(0, os.EFD_NONBLOCK)
+    assert driver.hook.cmp_step(session=driver.session, wake=again) == []
+    driver.hook.cmp_reset(session=driver.session)
+    os.close(again)
+
+
+def test_headers_are_held_to_the_rules_once_for_each_answer(
+    stub: Any, drive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = drive()
+    held: list[str] = []
+    monkeypatch.setattr(Client, "require_uncompressed", lambda self, headers, what: held.append(what))
+    driver.request([1, 2, 3], 8)
+    assert len(held) == 1

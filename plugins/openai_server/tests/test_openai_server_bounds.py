@@ -198,7 +198,7 @@ def test_busy_requests_do_not_hide_one_that_gets_nothing(stub: Any, drive: Any, 
 
     def step_forever() -> None:
         while True:
-            driver.hook.cmp_step(session=driver.session)
+            driver.hook.cmp_step(session=driver.session, wake=-1)
 
     with pytest.raises(RequestFailed, match=r"request silent: expected the first token .* without one") as failed:
         step_forever()

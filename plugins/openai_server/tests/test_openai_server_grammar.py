@@ -278,5 +278,5 @@ def test_the_last_token_of_a_batch_waits_for_the_end_of_an_http_1_0_stream(stub:
     assert driver.hook.cmp_submit(session=driver.session, request=asked)
     pairs: list[tuple[str, int]] = []
     while len(pairs) < 2:
-        pairs += driver.hook.cmp_step(session=driver.session)
+        pairs += driver.hook.cmp_step(session=driver.session, wake=-1)
     assert pairs == [("a", NO_ID), ("a", NO_ID)]

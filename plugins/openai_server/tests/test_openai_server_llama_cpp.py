@@ -142,7 +142,7 @@ def test_one_request_at_a_time_because_a_second_would_cut_the_first(on: Any, pro
     pairs: list[tuple[str, int]] = []
     until = time.monotonic() + 60
     while len(pairs) < 4 and time.monotonic() < until:
-        pairs += hook.cmp_step(session=session)
+        pairs += hook.cmp_step(session=session, wake=-1)
     assert pairs == [("a", NO_ID)] * 4
     assert hook.cmp_submit(session=session, request=second)
     hook.cmp_reset(session=session)
