@@ -7,23 +7,21 @@ which says how far it came: `cmp run --resume FOLDER` goes on with what is left.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 import msgspec
 
 from enginecmp.cli.conflicts import check_run
-from enginecmp.cli.console import echo, print_json, say, show
+from enginecmp.cli.console import say
 from enginecmp.cli.measure import Prepared, measure, prepare, resume_command
+from enginecmp.cli.several import keep, require_inside, tell
 from enginecmp.errors import CmpError, ResultsError, UsageError
 from enginecmp.format.documents import read_json
 from enginecmp.format.files import MANIFEST
 from enginecmp.format.readers import read_manifest
-from enginecmp.format.text import command_line, operand, to_json
-from enginecmp.results.files import write_atomically
 from enginecmp.results.writer import ResultsFolder
 from enginecmp.run.estimate import duration
 from enginecmp.run.manifest import new_run_id
@@ -33,12 +31,8 @@ from enginecmp.run.probe import AskedOnce
 from enginecmp.run.suite import NOT_OF_A_PART, Part, read_suite
 from enginecmp.run.summary import headline
 
-if TYPE_CHECKING:
-    from enginecmp_analysis.data.group import Analysis
-
 SUITE = "suite.json"
 SCHEMA = "enginecmp-suite/1"
-REPORT = "report.html"
 
 Progress = Literal["waiting", "running", "complete", "failed"]
 
@@ -103,7 +97,7 @@ def start_suite(options: RunOptions, file: Path, command: click.Command) -> int:
         folder = options.out / new_run_id(f"suite-{name}")
         folder.mkdir()
         state = SuiteState(name=name, parts=[PartState(name=p.name, options=p.options.given()) for p in parts])
-        _keep(folder, state)
+        keep(folder / SUITE, state)
         return _run(folder, state, options)
 
 
@@ -121,9 +115,7 @@ def resume_suite(options: RunOptions, folder: Path, command: click.Command) -> i
     path = folder / SUITE
     state: SuiteState = read_json(path, SuiteState)
     for part in state.parts:
-        if part.folder == ".." or "\0" in part.folder or Path(part.folder).name != part.folder:
-            msg = f"{path}: part {part.name}: expected the name of a run beside it, got '{part.folder}'"
-            raise ResultsError(msg)
+        require_inside(path, f"part {part.name}", part.folder)
         if part.status != "complete":
             _require_takeable(Part(part.name, _options_of(part, path)), command)
     left = [part.name for part in state.parts if part.status != "complete"]
@@ -152,9 +144,8 @@ def _run(folder: Path, state: SuiteState, options: RunOptions) -> int:
         except CmpError as error:
             part.status, part.error = "failed", str(error)
             say(f"part {part.name} failed: {error}")
-        _keep(folder, state)
-    _tell(folder, state, options)
-    return 1 if any(part.status == "failed" for part in state.parts) else 0
+        keep(folder / SUITE, state)
+    return _tell(folder, state, options)
 
 
 def _measure(folder: Path, state: SuiteState, part: PartState, options: RunOptions) -> None:
@@ -173,7 +164,7 @@ def _measure(folder: Path, state: SuiteState, part: PartState, options: RunOptio
             return
     prepared = _prepared(Part(part.name, own))
     part.status, part.folder = "running", new_run_id(prepared.request.scenario.name)
-    _keep(folder, state)
+    keep(folder / SUITE, state)
     measure(own, prepared, part.folder)
 
 
@@ -216,40 +207,7 @@ def _takes(prepared: list[Prepared]) -> str:
     return f"about {duration(sum(one.seconds for one in prepared))} and the gates"
 
 
-def _keep(folder: Path, state: SuiteState) -> None:
-    write_atomically(folder / SUITE, to_json(state, indent=1) + b"\n")
-
-
-def _tell(folder: Path, state: SuiteState, options: RunOptions) -> None:
-    """Report everything that was measured: the page, the answer, and which part failed."""
+def _tell(folder: Path, state: SuiteState, options: RunOptions) -> int:
     complete = [folder / part.folder for part in state.parts if part.status == "complete"]
-    report = folder / REPORT if complete else None
-    analysis = _report(folder, complete) if complete else None
-    if options.as_json:
-        print_json({"suite": state, "folder": str(folder), "report": str(report) if report else None})
-        return
-    if analysis is not None:
-        from enginecmp_analysis.render.first_screen import first_screen
-
-        shown = command_line(["cmp", "stats", operand(folder)])
-        show(first_screen(analysis, shown, shutil.get_terminal_size().columns))
-    for part in state.parts:
-        echo(f"{part.name}: {part.status}{f': {part.error}' if part.error else ''}")
-    if any(part.status == "failed" for part in state.parts):
-        echo(f"to run what failed again: {resume_command(folder)}")
-    if report is not None:
-        echo(f"report of all parts: {report}")
-
-
-def _report(folder: Path, runs: list[Path]) -> Analysis:
-    from enginecmp_analysis.analyse import analyse
-    from enginecmp_analysis.data.load import load_runs
-    from enginecmp_analysis.decisions.decide import Questions, decide_more
-    from enginecmp_analysis.judge.judge import Options
-    from enginecmp_analysis.render.pictures.page import to_page
-
-    chosen = Options()
-    analysis = analyse(load_runs(runs), chosen)
-    decide_more(analysis, chosen, Questions())
-    write_atomically(folder / REPORT, to_page(analysis, chosen.margin).encode())
-    return analysis
+    parts = {part.name: (part.status, part.error) for part in state.parts}
+    return tell(folder, complete, parts, {"suite": state}, options.as_json)
