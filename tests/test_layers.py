@@ -31,6 +31,7 @@ CORE = (
     "loadgen",
     "launch",
     "doctor",
+    "placement",
     "machine",
     "results",
     "worker",

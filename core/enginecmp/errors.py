@@ -14,7 +14,8 @@ CmpError                    exit code 1
 │   └── LaunchFailure       the same with its status, phase and tokens; in `enginecmp.launch.launch`
 ├── SensorAbsent            a sensor cannot be read here
 └── ResultsError            a file of a results folder is not what it should be
-    └── CannotWrite         a results folder cannot be written
+    ├── CannotWrite         a results folder cannot be written
+    └── FolderHeld          another process is writing into it
 """
 
 from __future__ import annotations
@@ -88,6 +89,10 @@ class ResultsError(CmpError):
 
 class CannotWrite(ResultsError):
     """A results folder cannot be written: a full disk, a missing permission."""
+
+
+class FolderHeld(ResultsError):
+    """Another process is writing into a results folder."""
 
 
 def meant(name: str, known: Iterable[str]) -> str:

@@ -12,8 +12,10 @@ from enginecmp_analysis.data.load import Run
 # What differs between two runs on one unchanged machine. Everything else in the environment must agree.
 VOLATILE = frozenset({"available", "busy", "free", "hostname", "load", "mhz", "pid", "temperature", "time", "uptime"})
 
-# What a run saw of its machine, not what the machine is.
-SEEN = frozenset({"commit", "copy_bandwidth", "copy_bandwidth_bytes_per_second", "doctor", "sensors"})
+# What a run saw of its machine, not what the machine is; and which of several like machines it is.
+SEEN = frozenset(
+    {"commit", "copy_bandwidth", "copy_bandwidth_bytes_per_second", "doctor", "sensors", "node", "node_price_per_hour"}
+)
 
 # What does not touch a request that ended well: more blocks are more of the same measurement.
 FREE_IN_SCENARIO = frozenset(

@@ -30,11 +30,12 @@ VERBS = {
     "scenario": "List, show and check scenarios.",
     "plugin": "Make, list, check and install engine plugins.",
     "model": "List, fetch, convert, describe or synthesize weights files.",
+    "fleet-node": "Serve `cmp run --on` on this machine; started by it, not by hand.",
 }
 """Every verb and its line in the help; the module of the same name holds its command."""
 
-_MODULES = {"import": "import_results"}
-"""Modules of verbs that Python keeps as its own words."""
+_MODULES = {"import": "import_results", "fleet-node": "fleet_node"}
+"""Modules of verbs whose names are none for Python."""
 
 _SCENARIO_VERBS = ("list", "show", "check")
 

@@ -12,9 +12,9 @@ from enginecmp.errors import UsageError
 _ABOUT_THE_GATE = ("score_positions", "max_kl", "max_nll_increase", "fresh_gate")
 _WITH_RESUME = (
     *("resume", "model", "reference", "baseline", "save_baseline"),
-    *("no_sensors", "wait_idle", "as_json", "dry_run"),
+    *("no_sensors", "wait_idle", "as_json", "dry_run", "on"),
 )
-_WITH_EXTEND = (*_WITH_RESUME, "blocks", "max_extra", "extend")
+_WITH_EXTEND = (*(name for name in _WITH_RESUME if name != "on"), "blocks", "max_extra", "extend")
 _WITH_HISTORY = ("over_time", "paths", "metrics", "form")
 
 
@@ -93,6 +93,9 @@ def check_run(context: click.Context) -> None:
         "holds runs of their own, and {other} is about one or about others",
         _among(("matrix", "save_baseline")),
     )
+    given.refuse_beside("on", "runs on other machines, and {other} is about this one", _among(("save_baseline",)))
+    for option in ("nodes", "require"):
+        given.refuse_without(option, "on", "chooses among the machines of")
     given.refuse_beside(
         "find_max",
         "chooses loads and launches by itself, and {other} does too",

@@ -24,6 +24,9 @@ NATS = click.FloatRange(min=0, min_open=True)
 @click.option("--model", help="A catalog name or a GGUF file; see `cmp model list`.")
 @click.option("--matrix", metavar="MODEL[,...]", help="One run per file; NAME:q4_1+q8_0 means both of them.")
 @click.option("--suite", type=click.Path(path_type=Path), metavar="FILE", help="Several runs and one report; see docs.")
+@click.option("--on", metavar="WHERE", help="Run on other machines: ssh:hosts.toml; see docs/FLEET.md.")
+@click.option("--nodes", type=click.IntRange(min=1), help="On how many of them each run is made.  [default: all]")
+@click.option("--require", metavar="KEY=VALUE[,...]", help="What a node of --on must have: gpu=H200,cpus=16.")
 @click.option(
     "--find-max",
     type=click.Choice(["concurrency", "rate"]),
@@ -87,14 +90,21 @@ def command(context: click.Context, /, **given: Any) -> int:
     check_run(context)
     options = RunOptions(**given)
     with terminated_like_interrupted():
+        if options.on is not None and options.resume is None:
+            from enginecmp.cli.fleet import start_fleet
+
+            return start_fleet(options, options.on)
         if options.suite is not None:
             from enginecmp.cli.suite import start_suite
 
             return start_suite(options, options.suite, context.command)
         if options.resume is not None or options.extend is not None:
+            from enginecmp.cli.fleet import is_fleet, resume_fleet
             from enginecmp.cli.resume import extend, resume
             from enginecmp.cli.suite import is_suite, resume_suite
 
+            if options.resume is not None and is_fleet(options.resume):
+                return resume_fleet(options, options.resume)
             if options.resume is not None and is_suite(options.resume):
                 return resume_suite(options, options.resume, context.command)
             return resume(options, options.resume) if options.resume else extend(options, options.extend)

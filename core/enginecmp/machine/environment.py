@@ -13,6 +13,9 @@ from typing import Any
 
 from enginecmp.machine.cgroup import cpu_quota_cores
 
+NODE, PRICE = "ENGINECMP_NODE", "ENGINECMP_PRICE_PER_HOUR"
+"""Variables by which a placement tells a run which of its nodes it is on, and what an hour of that node costs."""
+
 _LIBRARIES = ("enginecmp", "numpy", "gguf", "tokenizers", "torch", "llama-cpp-python", "mistralrs")
 
 
@@ -43,7 +46,18 @@ def describe_environment(distributions: tuple[str, ...] = ()) -> dict[str, Any]:
         "libraries": versions,
         **_commit(),
         **_gpu(),
+        **_placed(),
     }
+
+
+def _placed() -> dict[str, Any]:
+    """Return the name and the price of the node, where a placement said them."""
+    placed: dict[str, Any] = {"node": os.environ[NODE]} if os.environ.get(NODE) else {}
+    try:
+        price = float(os.environ.get(PRICE, "nan"))
+    except ValueError:
+        price = math.nan
+    return {**placed, "node_price_per_hour": price} if placed and math.isfinite(price) else placed
 
 
 def _commit() -> dict[str, str]:

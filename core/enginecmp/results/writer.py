@@ -17,7 +17,7 @@ from typing import Self
 
 import msgspec
 
-from enginecmp.errors import CannotWrite, ResultsError, UnreadableSample
+from enginecmp.errors import CannotWrite, FolderHeld, ResultsError, UnreadableSample
 from enginecmp.format.check import checked_line
 from enginecmp.format.files import LAUNCHES, LOGS, MANIFEST, SAMPLES
 from enginecmp.format.flags import Flag
@@ -34,7 +34,8 @@ class ResultsFolder:
         path: created if it does not exist.
 
     Raises:
-        ResultsError: unwritable, or another run is writing into it.
+        FolderHeld: another run is writing into it.
+        ResultsError: it cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,7 +54,7 @@ class ResultsFolder:
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
             msg = f"results folder {path}: {holder} is writing into it; wait for it, or choose another for a new run"
-            raise ResultsError(msg) from error
+            raise FolderHeld(msg) from error
         with contextlib.suppress(OSError):  # a full disk must not hide behind the lock's comment
             self._lock.truncate(0)
             self._lock.write(f"the run of process {os.getpid()}\n")

@@ -24,6 +24,9 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         model: a catalog name or a file; None is the default model.
         matrix: models of which each has a run of its own.
         suite: file of several runs.
+        on: placement whose nodes run it, "ssh:hosts.toml"; None is this machine.
+        nodes: on how many nodes each run is made; None is every one that fits.
+        require: labels that a node must have, "gpu=H200,cpus=16".
         find_max: which load is raised to the largest that keeps `slo`.
         slo: objectives of that search.
         tuned: whether stored settings take the place of the defaults, or run beside them.
@@ -63,6 +66,9 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     matrix: str | None = None
     suite: Path | None = None
+    on: str | None = None
+    nodes: int | None = None
+    require: str | None = None
     find_max: Literal["concurrency", "rate"] | None = None
     slo: tuple[str, ...] = ()
     tuned: Literal["default", "tuned", "both"] = "default"

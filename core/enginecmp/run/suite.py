@@ -15,7 +15,7 @@ from enginecmp.run.options import RunOptions
 
 NOT_OF_A_PART = frozenset(
     {
-        *("matrix", "suite", "resume", "extend", "more_blocks", "usual_profile"),
+        *("matrix", "suite", "on", "nodes", "require", "resume", "extend", "more_blocks", "usual_profile"),
         *("dry_run", "as_json", "out", "save_baseline", "wait_idle"),
     }
 )
