@@ -47,6 +47,10 @@ KNOWN_METRICS = frozenset(
         "device_decode_seconds",
         "tokens_per_step",
         "draft_acceptance_rate",
+        "first_visible_token_seconds",
+        "network_round_trip_seconds",
+        "http_round_trip_seconds",
+        "gpus",
         *(f"{name}_seconds" for name in PROFILED),
     }
 )

@@ -224,6 +224,9 @@ class _RunMeans:
             rates = found.tokens / found.seconds
             values["throughput_tokens_per_second"] = np.where(rates > 0, rates, np.nan)
             values["requests_per_second"] = found.completed / found.seconds
+            if "gpus" in columns.metrics:
+                gpus = np.array([columns.metric("gpus")[part].mean() for part in parts])
+                values["throughput_tokens_per_second_per_gpu"] = values["throughput_tokens_per_second"] / gpus
             values["joules_per_token"] = self._joules(found, place.well)
             if (told := self.run.telemetry) is not None:
                 windows = list(zip(found.begin_ns.tolist(), found.end_ns.tolist(), strict=True))

@@ -127,6 +127,21 @@ _TOLD = (
         for phase in ("prefill", "decode")
     ),
     Metric(
+        "first_visible_token_seconds",
+        False,
+        "request sent to first chunk that is no reasoning, of a server that reasons, one request at a time",
+    ),
+    *(
+        Metric(
+            f"{way}_round_trip_seconds",
+            False,
+            f"{what}, median of 11 before anything is timed; part of every time of a server",
+            compared=False,
+            requests_needed=1,
+        )
+        for way, what in (("network", "TCP connection to the server"), ("http", "GET of the server's list of models"))
+    ),
+    Metric(
         "tokens_per_step",
         True,
         "tokens a request got per pass that it generated in, of an engine that guesses ahead, as it tells it",
@@ -363,6 +378,14 @@ _RESOURCES = (
         compared=False,
         better="more",
         worse="less",
+    ),
+    Metric(
+        "throughput_tokens_per_second_per_gpu",
+        True,
+        "throughput_tokens_per_second / GPUs that the engine says it computes on",
+        per="launch",
+        better="faster",
+        worse="slower",
     ),
     Metric(
         "server_running_requests",

@@ -25,12 +25,19 @@ class Cached(msgspec.Struct, frozen=True):
     cached_tokens: Count | None = None
 
 
+class Reasoned(msgspec.Struct, frozen=True):
+    """How much of an answer was reasoning."""
+
+    reasoning_tokens: Count | None = None
+
+
 class Usage(msgspec.Struct, frozen=True):
     """The server's own count."""
 
     prompt_tokens: Count | None = None
     completion_tokens: Count | None = None
     prompt_tokens_details: Cached | None = None
+    completion_tokens_details: Reasoned | None = None
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -54,6 +61,12 @@ class Choice(msgspec.Struct, frozen=True):
         delta = self.delta
         said = delta is not None and (delta.content or delta.reasoning_content or delta.reasoning)
         return bool(self.text or said or self.token_ids)
+
+    def is_reasoning(self) -> bool:
+        """Say whether all that a caller got out of this chunk is reasoning, which is no part of the answer."""
+        delta = self.delta
+        reasoned = delta is not None and bool(delta.reasoning_content or delta.reasoning)
+        return reasoned and not (self.text or (delta is not None and delta.content))
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -84,6 +97,7 @@ class Answer:
         tokens: one entry per chunk with content that is not handed out yet: its id, or `NO_ID`.
         chunks: chunks with content so far.
         ids: token ids that the server named.
+        reasoning: chunks of reasoning so far.
         usage: the server's count, the last one it gave.
         finish_reason: its reason to stop.
         done: the stream said that it is over.
@@ -110,6 +124,7 @@ class Answer:
         self.tokens: deque[int] = deque()
         self.chunks = 0
         self.ids = 0
+        self.reasoning = 0
         self.usage: Usage | None = None
         self.timings: Any = None
         self.finish_reason = ""
@@ -171,6 +186,7 @@ class Answer:
             if choice.has_content():
                 self.chunks += 1
                 self.ids += len(ids)
+                self.reasoning += choice.is_reasoning()
                 self.tokens.append(ids[0] if ids else NO_ID)
         if max(self.chunks, self.ids) > self._most_chunks:
             # No chunk has less than one token: there is nothing to wait for.
@@ -247,6 +263,9 @@ class Answer:
         details = self.usage.prompt_tokens_details if self.usage else None
         if details is not None and details.cached_tokens is not None:
             found["cached_prompt_tokens"] = float(details.cached_tokens)
+        reasoned = self.usage.completion_tokens_details if self.usage else None
+        if reasoned is not None and reasoned.reasoning_tokens is not None:
+            found["reasoning_tokens"] = float(reasoned.reasoning_tokens)
         for name, key in (("engine_prefill_seconds", "prompt_ms"), ("engine_decode_seconds", "predicted_ms")):
             spent = self.timings.get(key) if isinstance(self.timings, dict) else None
             if isinstance(spent, int | float) and 0 <= spent < _LONGEST_SECONDS:

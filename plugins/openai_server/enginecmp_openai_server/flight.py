@@ -63,6 +63,7 @@ class Flight:
         self._sent_ns = 0
         self._headers_ns = 0
         self._streams = False
+        self._visible_ns = 0
         self._retries = 0
         self._reconnects = 0
         self.name = name
@@ -137,6 +138,8 @@ class Flight:
             self.answer.finish()
         if self.answer.chunks > chunks:
             self._progress = time.monotonic()
+            if not self._visible_ns and self.answer.chunks > self.answer.reasoning:
+                self._visible_ns = time.perf_counter_ns()
         if connection.over or self.answer.done:
             self._release(keep=True)
             if self._verify:
@@ -179,6 +182,8 @@ class Flight:
         found = self.counts()
         if self._headers_ns:
             found["headers_seconds"] = (self._headers_ns - self._sent_ns) / 1e9
+        if self._visible_ns and self.answer.reasoning:
+            found["first_visible_token_seconds"] = (self._visible_ns - self._sent_ns) / 1e9
         return found | self.answer.metrics()
 
     def counts(self) -> dict[str, float]:
@@ -237,6 +242,7 @@ class Flight:
         self._retries += 1
         self._headers_ns = 0
         self._streams = False
+        self._visible_ns = 0
         self.resume_at = time.monotonic() + min(seconds, self._server.settings.timeout_seconds)
         return True
 

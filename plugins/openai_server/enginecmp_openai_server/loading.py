@@ -17,10 +17,12 @@ from . import process
 from .announcement import announce, withdraw
 from .client import Client, Refused
 from .flight import Flight
+from .gpus import gpus_of
 from .identity import identify
 from .options import Settings, read_settings
 from .prompts import Reader, end_tokens, usage_of
 from .redaction import redaction_of
+from .round_trip import round_trips
 from .server import Server
 from .session import Session
 from .words import Unreadable, decoded
@@ -55,6 +57,7 @@ def _load(model: ModelInfo, options: LoadOptions) -> Session:
             session.process = process.start(arguments, settings.api_key_env)
             process.wait_until(partial(_answers, session.server.client), session.process, settings.start_seconds)
         _learn(session)
+        session.told = {**round_trips(session.server.client), **gpus_of(settings, options.device)}
     except BaseException:
         unload(session)
         raise
@@ -217,8 +220,13 @@ def _introduction(session: Session) -> str:
     name = server.client.redaction.said(server.served_model)
     prompts = "token ids" if server.takes_ids else "proven text"
     counts = "counts its streams" if server.counts_streams else "does not count its streams"
+    way = "".join(
+        f", {name.removesuffix('_seconds').replace('_', ' ')} {1e3 * value:.3g} ms"
+        for name, value in session.told.items()
+        if name.endswith("_seconds")
+    )
     return (
         f"openai_server: {session.version} at {server.settings.address}, model {name}, prompts as "
         f"{prompts}, {counts}; weights by "
-        f"{'the word of the user' if server.settings.trust_model else 'the gate alone'}"
+        f"{'the word of the user' if server.settings.trust_model else 'the gate alone'}{way}"
     )

@@ -36,6 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         timeout_seconds: longest time to the next token, and to a whole answer that is not streamed.
         trust_model: the user's word that the server serves this run's file.
         body: further fields of every request.
+        gpus: on which it computes; 0 where nobody said.
     """
 
     address: Address
@@ -52,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     timeout_seconds: float = 100.0
     trust_model: bool = False
     body: Mapping[str, Any] = {}
+    gpus: int = 0
 
     def __repr__(self) -> str:
         return f"Settings({self.address})"  # the generated one would show the secret
@@ -71,7 +73,7 @@ _COMMANDS = ("start", "start_exact", "flags", "exact_flags", "stop", "body")
 KEYS = (
     *("url", "served_model", "api", "api_key_env", "start", "start_exact", "flags", "exact_flags", "stop"),
     "start_seconds",
-    *("retries", "prompt", "server", "timeout_seconds", "trust_model", "body"),
+    *("retries", "prompt", "server", "timeout_seconds", "trust_model", "body", "gpus"),
 )
 
 
@@ -115,6 +117,7 @@ def read_settings(options: LoadOptions) -> Settings:
         timeout_seconds=given.seconds("timeout_seconds", 100.0),
         trust_model=given.choice("trust_model", ("no", "yes")) == "yes",
         body=_body(extra.get("body", "{}")),
+        gpus=given.whole("gpus", 0, least=0, most=10_000),
     )
 
 

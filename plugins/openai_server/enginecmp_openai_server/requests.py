@@ -116,7 +116,9 @@ def metrics(session: Session) -> dict[str, float]:
     Raises:
         EngineError: the answer turns out to be wrong.
     """
-    used = {"engine_cpu_seconds": cpu_seconds(session.family) - session.cpu_seconds} if session.family else {}
+    used = dict(session.told)
+    if session.family:
+        used["engine_cpu_seconds"] = cpu_seconds(session.family) - session.cpu_seconds
     flight = session.active
     if flight is None:
         return session.metrics | used

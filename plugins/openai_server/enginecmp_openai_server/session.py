@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import selectors
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -37,6 +37,7 @@ class Session:
         looked: when those were looked at for which nothing arrived, on time.monotonic's clock.
         last: ids and output tokens of the last request.
         prepared: ids, output tokens and body of the request that cmp_prepare made ready.
+        told: of the server, the same for every request: the way to it, its GPUs.
         metrics: of the request that ended last.
         counted: prompts and output tokens whose number a request of its own has proven.
     """
@@ -58,6 +59,7 @@ class Session:
     looked: float = 0.0
     last: tuple[tuple[int, ...], int] | None = None
     prepared: tuple[tuple[int, ...], int, bytes] | None = None
+    told: Mapping[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     counted: set[tuple[tuple[int, ...], int]] = field(default_factory=set)
 
