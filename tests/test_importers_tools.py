@@ -5,6 +5,8 @@ The files (tests/data/importers) are made up; every expected number is computed 
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import os
 from pathlib import Path
@@ -513,3 +515,40 @@ def test_an_average_too_large_to_be_measured_is_absent(cmp: CommandLine, tmp_pat
     done = cmp("stats", "--all")
     assert done.returncode == 0
     assert done.stderr == ""
+
+
+def test_gzip_is_unpacked_and_what_is_packed_otherwise_is_named(tmp_path: Path) -> None:
+    whole = (DATA / "vllm.json").read_bytes()
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(whole))
+    assert read_file(tmp_path / "a.json.gz", None) == read_file(DATA / "vllm.json", None)
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(whole)[:-20])
+    with pytest.raises(ResultsError, match="expected a whole gzip file"):
+        read_file(tmp_path / "cut.gz", None)
+    (tmp_path / "a.bz2").write_bytes(bz2.compress(whole))
+    with pytest.raises(ResultsError, match="got bzip2; unpack it first"):
+        read_file(tmp_path / "a.bz2", None)
+
+
+def test_a_gzip_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("enginecmp.importers.documents.LARGEST_BYTES", 1 << 20)
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(4 << 20)))
+    with pytest.raises(ResultsError, match="at most 1 MiB when unpacked"):
+        read_file(tmp_path / "bomb.gz", None)
+
+
+@pytest.mark.parametrize("name", ["llama_bench.md", "llama_bench.csv", "llama_bench.sql"])
+def test_a_table_that_is_cut_in_its_last_row_loses_no_row_silently(name: str, tmp_path: Path) -> None:
+    whole = (DATA / name).read_text()
+    rows = whole.rstrip().splitlines()
+    last = next(at for at in range(len(rows) - 1, -1, -1) if rows[at].startswith(("|", '"', "INSERT")))
+    path = tmp_path / name
+    path.write_text("\n".join([*rows[:last], rows[last][: len(rows[last]) // 2]]))
+    with pytest.raises(ResultsError, match=rf"line {last + 1}: expected a row"):
+        read_file(path, None)
+
+
+def test_a_field_longer_than_a_table_holds_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    path.write_text(f'build_commit,build_number,n_prompt,n_gen,avg_ts\n"{"a" * 200_000}","1","2","3","4"\n')
+    with pytest.raises(ResultsError, match="line 2: expected a row of llama-bench: field larger"):
+        read_file(path, None)

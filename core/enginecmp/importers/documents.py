@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import re
 import stat
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,14 @@ from enginecmp.importers.llama_bench_text import tables
 
 LARGEST_BYTES = 1 << 30
 """Files of results are smaller; what is larger is not read into memory."""
+
+_PACKED = (
+    (b"\x1f\x8b", "gzip"),
+    (b"BZh", "bzip2"),
+    (b"\xfd7zXZ", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"PK\x03\x04", "zip"),
+)
 
 # The longer marks first: that of UTF-32 begins with that of UTF-16.
 _MARKS = (
@@ -40,12 +51,12 @@ def read_documents(path: Path) -> list[Any]:
     Raises:
         ResultsError: unreadable, not a plain file, too large, empty, or neither; names the line.
     """
-    content = _read(path)
+    content = _unpacked(path, _read(path))
     try:
         text = _decode(path, content)
     except ResultsError:
         # A table's only sign beyond ASCII is "±", in whatever the terminal's encoding was.
-        if found := tables(content.decode("utf-8", "replace")):
+        if found := _tables(path, content.decode("utf-8", "replace")):
             return found
         raise
     if not text.strip():
@@ -55,7 +66,7 @@ def read_documents(path: Path) -> list[Any]:
         return _values(text)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else plain(str(error))
-    found = tables(text)
+    found = _tables(path, text)
     if found:
         return found
     words = _WORDS.sub(_word, text)
@@ -90,6 +101,38 @@ def _read(path: Path) -> bytes:
         msg = f"{path}: expected a file of at most {LARGEST_BYTES >> 20} MiB, got {about.st_size >> 20} MiB"
         raise ResultsError(msg)
     return content
+
+
+def _unpacked(path: Path, content: bytes) -> bytes:
+    """Return the content, unpacked where it is gzip.
+
+    Raises:
+        ResultsError: packed otherwise, cut or damaged, or too large.
+    """
+    kind = next((kind for mark, kind in _PACKED if content.startswith(mark)), None)
+    if kind is None:
+        return content
+    if kind != "gzip":
+        msg = f"{path}: expected text or gzip, got {kind}; unpack it first"
+        raise ResultsError(msg)
+    try:
+        with gzip.open(io.BytesIO(content)) as file:
+            unpacked = file.read(LARGEST_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        msg = f"{path}: expected a whole gzip file: {plain(str(error))}"
+        raise ResultsError(msg) from error
+    if len(unpacked) > LARGEST_BYTES:
+        msg = f"{path}: expected at most {LARGEST_BYTES >> 20} MiB when unpacked, got more"
+        raise ResultsError(msg)
+    return unpacked
+
+
+def _tables(path: Path, text: str) -> list[Any]:
+    try:
+        return [*tables(text)]
+    except ValueError as error:
+        msg = f"{path}: {error}"
+        raise ResultsError(msg) from error
 
 
 def _decode(path: Path, content: bytes) -> str:

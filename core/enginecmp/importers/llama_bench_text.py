@@ -49,7 +49,11 @@ _TRUTH = frozenset(
 
 
 def tables(text: str) -> list[list[Entry]]:
-    """Return the tests of every table in a text, whatever stands around it; nothing where there is none."""
+    """Return the tests of every table in a text, whatever stands around it; nothing where there is none.
+
+    Raises:
+        ValueError: a row of a table is cut or damaged; names the line.
+    """
     lines = [line.strip() for line in text.split("\n")]
     return list(_markdown(lines)) or list(_csv(lines)) or list(_sql(lines))
 
@@ -62,14 +66,20 @@ def _markdown(lines: list[str]) -> Iterator[list[Entry]]:
     for line in reversed(lines):
         if found := _BUILD.fullmatch(line):
             build = {"build_commit": found["commit"], "build_number": int(found["number"])}
-    for line in lines:
+    inside = False
+    for number, line in enumerate(lines, start=1):
         cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
         if {"model", "test", "t/s"} <= set(cells):
             if entries:
                 yield entries
-            header, entries = cells, []
-        elif header and len(cells) == len(header) and (entry := _row(dict(zip(header, cells, strict=True)))):
-            entries.append(build | entry)
+            header, entries, inside = cells, [], True
+        elif header and len(cells) == len(header) and line.endswith("|"):
+            if entry := _row(dict(zip(header, cells, strict=True))):
+                entries.append(build | entry)
+        elif inside and line.startswith("|"):
+            raise _cut(number, len(header), len(cells) if line.endswith("|") else 0)
+        else:
+            inside = False
     if entries:
         yield entries
 
@@ -88,22 +98,45 @@ def _csv(lines: list[str]) -> Iterator[list[Entry]]:
     starts = [i for i, line in enumerate(lines) if line.startswith("build_commit,") and ",n_prompt," in line]
     for start, end in pairwise([*starts, len(lines)]):
         columns = lines[start].split(",")
-        rows = csv.reader(line for line in lines[start + 1 : end] if line.startswith('"'))
-        entries = [_typed(columns, row) for row in rows if len(row) == len(columns)]
+        entries = []
+        for number, line in enumerate(lines[start + 1 : end], start=start + 2):
+            if line.startswith('"'):
+                entries.append(_typed(columns, _split(line, '"', number, len(columns))))
         if entries:
             yield entries
 
 
 def _sql(lines: list[str]) -> Iterator[list[Entry]]:
     entries = []
-    for line in lines:
-        if (found := _INSERT.fullmatch(line)) is not None and "n_prompt" in found["columns"]:
+    for number, line in enumerate(lines, start=1):
+        found = _INSERT.fullmatch(line)
+        if found is None and entries and line.startswith("INSERT INTO"):
+            raise _cut(number, len(entries[0]), 0)
+        if found is not None and "n_prompt" in found["columns"]:
             columns = [column.strip() for column in found["columns"].split(",")]
-            values = next(csv.reader([found["values"]], quotechar="'", skipinitialspace=True), [])
-            if len(values) == len(columns):
-                entries.append(_typed(columns, values))
+            entries.append(_typed(columns, _split(found["values"], "'", number, len(columns))))
     if entries:
         yield entries
+
+
+def _split(line: str, quote: str, number: int, columns: int) -> list[str]:
+    """Return the values of a line.
+
+    Raises:
+        ValueError: there are more or fewer than columns, or one is longer than any setting.
+    """
+    try:
+        values = next(csv.reader([line], quotechar=quote, skipinitialspace=quote == "'", strict=True), [])
+    except csv.Error as error:
+        msg = f"line {number}: expected a row of llama-bench: {error}"
+        raise ValueError(msg) from error
+    if len(values) != columns:
+        raise _cut(number, columns, len(values))
+    return values
+
+
+def _cut(number: int, columns: int, got: int) -> ValueError:
+    return ValueError(f"line {number}: expected a row of {columns} columns, got {got or 'a part of one'}; is it cut?")
 
 
 def _typed(columns: list[str], values: list[str]) -> Entry:
