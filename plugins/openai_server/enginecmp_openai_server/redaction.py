@@ -1,9 +1,10 @@
 """The API key is taken out of whatever leaves this plugin, in every form in which servers repeat what they were sent.
 
 A text is compared as its letters and digits alone, once as it stands and again with its escapes undone (percent, JSON,
-HTML, hex, quoted-printable, up to three deep), with the key and with its encodings as a whole (base64, base32, hex,
-decimal bytes). Eight characters in a row that are also in one of them are taken out: a key that was cut, split over
-lines or spelled in capitals is found like a whole one.
+HTML, hex, quoted-printable, markup, up to three deep), with the key, backwards too, and with its encodings as a whole
+(base64, also twice, base32, base85, hex, decimal bytes). Eight characters in a row that one of them has too are taken
+out: a key that was cut, split over lines or spelled in capitals, or in the wide or ornate letters of Unicode, is found
+like a whole one. So is one that comes in pieces, with the frames of chunks, events or words between them (`pieces`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import contextlib
 import html
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from enginecmp import CmpError, EngineError, plain
+
+from .pieces import Pieces
 
 MASK = "***"
 _RUN = 8
@@ -25,9 +29,11 @@ _DEPTH = 3
 _LONGEST_MESSAGE = 2000
 
 _NO_LETTERS = re.compile(r"[^a-z0-9]+")
+_NO_HEX = re.compile(r"[^0-9a-f]+", re.IGNORECASE)
 _ESCAPE = re.compile(
-    r"(?P<hex>(?:%|=|0x|\\x)[0-9a-f]{2}|\\u\{?[0-9a-f]{4}\}?)|\\(?P<octal>[0-7]{3})|(?P<html>&#?[0-9a-z]{2,8};)"
-    r"|(?P<nothing>\\[nrtbfv]|\x1b\[[0-9;?]*[@-~]|(?:\\x1b|\\u001b)\[[0-9;?]*[@-~])",
+    r"(?P<hex>%u[0-9a-f]{4}|\\U[0-9a-f]{8}|U\+[0-9a-f]{4}|(?:%|=|0x|\\x)[0-9a-f]{2}|\\u\{?[0-9a-f]{4}\}?)"
+    r"|\\(?P<octal>[0-7]{3})|(?P<html>&#?[0-9a-z]{2,8};|&#x[0-9a-f]{2}|&#[0-9]{2,3})"
+    r"|(?P<nothing>\\[nrtbfv]|\x1b\[[0-9;?]*[@-~]|(?:\\x1b|\\u001b)\[[0-9;?]*[@-~]|</?[a-z][^<>]{0,40}>)",
     re.IGNORECASE,
 )
 
@@ -51,10 +57,11 @@ class Redaction:
         self._short = ""
         self._whole = _letters(secret)
         self._runs: frozenset[str] = frozenset()
+        self._pieces = Pieces(self._whole) if len(self._whole) >= _RUN else None
         forms = [_letters(form) for form in _forms(secret)]
         if secret and len(forms[0]) < _RUN:
             self._short = forms[0] or secret
-            forms = [form for form in forms[1:] if len(form) >= 2 * _RUN]
+            forms = [form for form in forms[2:] if len(form) >= 2 * _RUN]
         self._runs = frozenset(form[at : at + _RUN] for form in forms for at in range(len(form) - _RUN + 1))
 
     def __repr__(self) -> str:
@@ -128,6 +135,8 @@ class Redaction:
                 return True
             if not self._runs.isdisjoint(letters[at : at + _RUN] for at in range(len(letters) - _RUN + 1)):
                 return True
+            if self._pieces is not None and self._pieces.find(letters):
+                return True
             text, undone = _ESCAPE.subn(_unescaped, text)
             if not undone:
                 break
@@ -140,6 +149,8 @@ class Redaction:
         for at in range(len(letters) - _RUN + 1):
             if letters[at : at + _RUN] in self._runs:
                 yield read[at].start, read[at + _RUN - 1].end
+        for start, end in self._pieces.find(letters) if self._pieces is not None else ():
+            yield read[start].start, read[end - 1].end
         if not self._short:
             return
         if not self._short.isalnum():
@@ -159,15 +170,18 @@ def redaction_of(options: Mapping[str, str]) -> Redaction:
 
 
 def _letters(text: str) -> str:
-    return _NO_LETTERS.sub("", text.lower())
+    return _NO_LETTERS.sub("", (text if text.isascii() else unicodedata.normalize("NFKD", text)).lower())
 
 
 def _forms(secret: str) -> list[str]:
     """Return the secret and its encodings as a whole, wherever in an encoded text it begins."""
-    forms = [secret]
+    forms = [secret, secret[::-1]]
     for spelled in dict.fromkeys((secret, secret.lower(), secret.upper())):
         content = spelled.encode()
         forms += [content.hex(), "".join(map(str, content))]
+        forms += [base64.b85encode(content).decode(), base64.a85encode(content).decode()]
+        twice = base64.b64encode(content)
+        forms += [base64.b64encode(bytes(n) + twice).decode()[-(-n * 8 // 6) :] for n in range(3)]
         for encode, bits, block in ((base64.b64encode, 6, 3), (base64.b32encode, 5, 5)):
             for before in range(block):
                 encoded = encode(bytes(before) + content).decode()
@@ -198,9 +212,7 @@ def _views(text: str) -> Iterator[list[_Character]]:
 def _unescaped(match: re.Match[str]) -> str:
     """Return the character that an escape stands for; empty for one that shows nothing."""
     if digits := match["hex"]:
-        return (
-            chr(int(digits.lstrip("%=\\uxUX{").rstrip("}")[-4:], 16)) if digits[0] != "0" else chr(int(digits[2:], 16))
-        )
+        return chr(int(_NO_HEX.sub("", digits[1:] if digits[0] == "0" else digits)[-4:], 16))
     if octal := match["octal"]:
         return chr(int(octal, 8) & 0xFF)
     if entity := match["html"]:

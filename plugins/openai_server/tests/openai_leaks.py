@@ -6,6 +6,7 @@ import base64
 import html
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -45,18 +46,37 @@ FORMS: dict[str, str] = {
 }
 """Forms of the key, by name."""
 
+RARE_FORMS: dict[str, str] = {
+    "backwards": KEY[::-1],
+    "wide": "".join(chr(ord(letter) + 0xFEE0) for letter in KEY),
+    "bold": "".join(chr(ord(letter) + 0x1D3BF) if letter.isupper() else letter for letter in KEY.upper()),
+    "accented": "\u0301".join(KEY),
+    "percent_u": "".join(f"%u{ord(letter):04x}" for letter in KEY),
+    "python_u": "".join(f"\\U{ord(letter):08x}" for letter in KEY),
+    "code_points": " ".join(f"U+{ord(letter):04X}" for letter in KEY),
+    "html_open": "".join(f"&#x{ord(letter):x}" for letter in KEY),
+    "html_tags": "<wbr>".join(KEY),
+    "base64_twice": base64.b64encode(base64.b64encode(KEY.encode())).decode(),
+    "base85": base64.b85encode(KEY.encode()).decode(),
+    "ascii85": base64.a85encode(KEY.encode()).decode(),
+    "chunks": "".join(f"4\r\n{KEY[at : at + 4]}\r\n" for at in range(0, len(KEY), 4)),
+    "events": "".join(f'data: {{"t":"{KEY[at : at + 5]}"}}\n\n' for at in range(0, len(KEY), 5)),
+    "words": f"begins {KEY[:6]}, then {KEY[6:13]}, then {KEY[13:20]}, ends {KEY[20:]}",
+}
+"""Further ones, for the redaction alone."""
+
 
 _RUN = 12
 """Letters and digits in a row that give a form away."""
 
 
 def _letters(text: str) -> str:
-    return re.sub("[^a-z0-9]", "", text.lower())
+    return re.sub("[^a-z0-9]", "", unicodedata.normalize("NFKD", text).lower())
 
 
 _RUNS = {
     name: {_letters(form)[at : at + _RUN] for at in range(len(_letters(form)) - _RUN + 1)}
-    for name, form in FORMS.items()
+    for name, form in (FORMS | RARE_FORMS).items()
 }
 
 

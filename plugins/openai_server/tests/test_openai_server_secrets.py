@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_leaks import CASES, FORMS, KEY, given_away, install
+from openai_leaks import CASES, FORMS, KEY, RARE_FORMS, given_away, install
 
 from enginecmp import CmpError, EngineError, LoadOptions, ModelInfo
 from enginecmp_openai_server.facts import cmp_probe
@@ -37,15 +37,20 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, KEY)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS | RARE_FORMS)
 def test_a_text_is_rid_of_the_key_in_every_form(form: str) -> None:
-    redaction = Redaction(KEY)
-    for text in (FORMS[form], f"before {FORMS[form]} after", f"{'x' * 150}{FORMS[form]}"):
+    redaction, words = Redaction(KEY), (FORMS | RARE_FORMS)[form]
+    for text in (words, f"before {words} after", f"{'x' * 150}{words}"):
         assert given_away(text)
         assert not given_away(redaction.clean(text))
         assert not given_away(redaction.said(text))
-    assert redaction.clean(f"before {FORMS[form]} after").startswith("before ")
-    assert redaction.clean(f"before {FORMS[form]} after").endswith(" after")
+    assert redaction.clean(f"before {words} after").startswith("before ")
+    assert redaction.clean(f"before {words} after").endswith(" after")
+
+
+def test_pieces_that_are_not_in_the_order_of_the_key_are_chance() -> None:
+    for text in ("the secret of a key, abc", f"{KEY[20:26]} and {KEY[:6]}", f"{KEY[:6]}{' x' * 300} {KEY[6:12]}"):
+        assert Redaction(KEY).clean(text) == text
 
 
 @pytest.mark.parametrize(
