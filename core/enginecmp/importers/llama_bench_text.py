@@ -107,7 +107,7 @@ def _csv(lines: list[str]) -> Iterator[list[Entry]]:
 
 
 def _sql(lines: list[str]) -> Iterator[list[Entry]]:
-    entries = []
+    entries: list[Entry] = []
     for number, line in enumerate(lines, start=1):
         found = _INSERT.fullmatch(line)
         if found is None and entries and line.startswith("INSERT INTO"):
