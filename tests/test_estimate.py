@@ -44,3 +44,16 @@ def test_what_is_left_of_a_run_is_its_share_of_the_whole(fake: Plugin, tiny: Mod
     assert left_seconds(scenario, tiny, configs, tmp_path, plan) == (pytest.approx(whole), basis)
     some = [planned for planned in plan if planned.block == 3]
     assert left_seconds(scenario, tiny, configs, tmp_path, some)[0] == pytest.approx(whole / 4)
+
+
+def test_only_a_sweep_that_is_not_calibrated_yet_is_guessed_at_several_rates(
+    fake: Plugin, tiny: ModelInfo, tmp_path: Path
+) -> None:
+    config = EngineConfig("a", fake, LoadOptions())
+    scenario = msgspec.structs.replace(load_scenario("single", "quick"), blocks=1)
+    request = [guess.request_seconds(scenario, tiny, cell)[0] for cell in scenario.cells]
+    requests = scenario.requests + scenario.warmup_requests
+    expected = 3 + requests * sum(request)
+    assert expected_seconds(scenario, tiny, [config], tmp_path)[0] == pytest.approx(expected)
+    sweep = msgspec.structs.replace(scenario, offered_load=(0.5, 1.0, 1.5))
+    assert expected_seconds(sweep, tiny, [config], tmp_path)[0] > expected

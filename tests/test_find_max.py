@@ -6,13 +6,14 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from conftest import CommandLine
 from decision_runs import ladder, request, run_of
 from helpers import only_run, read_samples
 
-from enginecmp.format.readers import read_manifest
+from enginecmp.format.readers import finished_launches, read_manifest
 from enginecmp.format.records import Cell
 from enginecmp.scenarios.find_max import MOST_USERS
 from enginecmp.types import ModelInfo
@@ -210,6 +211,22 @@ def test_a_search_of_two_engines_is_a_run_that_stats_report_and_guide_read_and_r
     assert again.returncode == 0, again.stderr
     more = {(s.engine, s.block): s.cell.concurrency for s in read_samples(run) if s.phase == "measure"}
     assert more == {(engine, block): 2**block for engine in "ab" for block in range(5)}
+
+
+def test_a_disturbed_launch_of_a_search_is_repeated_at_once_and_the_search_goes_on_with_it(
+    cmp: CommandLine, tmp_path: Path, tiny: ModelInfo
+) -> None:
+    (tmp_path / "mini.toml").write_text(SCENARIO)
+    line = ["run", "--scenario", "mini.toml", "--model", tiny.path, "--no-gate", "--no-sensors", "--seed", "2"]
+    line += ["--engines", "a=fake", "-o", "a.clock=real", "-o", "a.disturbed=b0-a"]
+    done = cmp(*line, "--find-max", "concurrency", "--slo", "e2e_p50<30s", "--blocks", "3")
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path / "results")
+    launches = [(r.launch, "" if r.replaces is msgspec.UNSET else r.replaces) for r in finished_launches(run)]
+    assert launches == [("b0-a", ""), ("b0-a.2", "b0-a"), ("b1-a", ""), ("b2-a", "")]
+    # Without the repetition the first block would have had no request that counts, and the second its load again.
+    loads = {s.launch: s.cell.concurrency for s in read_samples(run) if s.phase == "measure"}
+    assert loads == {"b0-a": 1, "b0-a.2": 1, "b1-a": 2, "b2-a": 4}
 
 
 @pytest.mark.parametrize(

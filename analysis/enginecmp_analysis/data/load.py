@@ -127,8 +127,12 @@ def find_runs(path: Path) -> list[Path]:
     return found
 
 
-def load_run(folder: Path) -> Run:
+def load_run(folder: Path, *, sensors: bool = True) -> Run:
     """Read one run folder.
+
+    Args:
+        folder: of the run.
+        sensors: read what sensors told, too.
 
     Raises:
         ResultsError: a file is missing or not what format version 1 says.
@@ -160,7 +164,7 @@ def load_run(folder: Path) -> Run:
     told = read_told(folder, labels)
     columns = replace(columns, told=frozenset((average.launch, average.cell) for average in told))
     telemetry = None
-    if os.path.lexists(folder / TELEMETRY):
+    if sensors and os.path.lexists(folder / TELEMETRY):
         telemetry, more = read_telemetry(folder / TELEMETRY)
         notes += more
     return Run(manifest, columns, (*warnings, *notes), folder, telemetry, told, (*repeated, *not_begun(folder)))

@@ -41,7 +41,7 @@ def loads_of(scenario: Scenario) -> Callable[[Path, int, Sequence[str]], Mapping
     allowed = allowed_loads(scenario.find_max, MOST_USERS)
 
     def ask(folder: Path, block: int, labels: Sequence[str]) -> Mapping[str, Sequence[float]]:
-        seen = measured_loads(load_run(folder), objectives, scenario.find_max, block) if block else {}
+        seen = measured_loads(load_run(folder, sensors=False), objectives, scenario.find_max, block) if block else {}
         return {label: next_loads(seen.get(label, {}), allowed) for label in labels}
 
     return ask

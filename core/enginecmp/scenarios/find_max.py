@@ -48,3 +48,8 @@ def at_load(cell: Cell, find_max: FindMax, load: float) -> Cell:
     if find_max == "concurrency":
         return Cell(cell.prompt_tokens, cell.output_tokens, round(load))
     return Cell(cell.prompt_tokens, cell.output_tokens, IN_FLIGHT, "poisson", load)
+
+
+def load_of(cell: Cell, find_max: str) -> float:
+    """Return the load that a cell stands for; see `at_load`."""
+    return float(cell.concurrency if find_max == "concurrency" else cell.rate_per_second or 0.0)
