@@ -17,7 +17,7 @@ from bench.fidelity import ENGINES
 from enginecmp.errors import CmpError
 from enginecmp.telemetry.idle import measure_busyness, wait_until_idle
 
-PARTS = ("latency", "silence", "fidelity", "killing", "stats_speed", "load", "scenarios", "custom_cpu")
+PARTS = ("latency", "silence", "fidelity", "killing", "stats_speed", "load", "scenarios", "custom_cpu", "flag_rates")
 
 
 def main(names: list[str]) -> int:
