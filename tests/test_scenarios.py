@@ -61,10 +61,12 @@ def test_sustained_keeps_one_and_32_requests_in_flight() -> None:
     assert [cell.concurrency for cell in load_scenario("sustained", "full").cells] == [1, 32]
 
 
-def test_quick_sustained_gives_every_user_two_rounds() -> None:
+def test_quick_sustained_is_mostly_decoding_and_gives_every_user_two_rounds() -> None:
     scenario = load_scenario("sustained", "quick")
     assert (scenario.blocks, scenario.requests) == (10, 10)
     assert all(scenario.requests >= 2 * cell.concurrency for cell in scenario.cells)
+    # A prompt's token costs an eighth of an output token or so.
+    assert all(cell.output_tokens >= 5 * cell.prompt_tokens / 8 for cell in scenario.cells)
 
 
 def test_concurrent_has_the_numbers_of_users_and_every_kind_of_arrival() -> None:
