@@ -47,6 +47,30 @@ def test_a_terminal_of_60_columns_has_the_same_answer_in_60_columns() -> None:
         assert not any("! simulated" in line for line in lines), "one cell needs no name before every note"
 
 
+@pytest.mark.parametrize("columns", [60, 80])
+def test_long_names_gates_that_were_not_passed_and_many_cells_fit_too(columns: int) -> None:
+    engines = ("pytorch_baseline_of_july", "llamacpp_flash", "candle_new", "custom_cpu_lookup")
+    cells = (Cell(9, 4, 1, variant="ffn_up_64_parallel_of_a_layer"), Cell(50, 32, 8), Cell(10, 8, 1))
+    one = analyse([simulate_run(Design(ratio=0.8), engines=engines, gate="not checked")])
+    many = analyse([simulate_run(Design(ratio=0.8), engines=engines, cells=cells)])
+    for analysis in (one, many):
+        lines = [text for text, _ in first_screen(analysis, "cmp stats results/", columns)]
+        assert max(map(len, lines)) <= columns, "\n".join(lines)
+    told = [text for text, _ in first_screen(one, "cmp stats results/", 60)]
+    assert "gate: not checked: " in " ".join(told)
+    assert "; reference: pytorch_baseline_of_july" in " ".join(told)
+    rows = [text for text, _ in first_screen(many, "cmp stats results/", columns)]
+    assert [row for row in rows if row.startswith("10→8")]
+    assert not any(row.startswith(("pytorch", "candle_new =")) for row in rows[rows.index("") :]), "\n".join(rows)
+
+
+def test_notes_come_in_the_order_of_cells_whatever_a_hash_says() -> None:
+    cells = tuple(Cell(10 * n, 4, 1) for n in range(1, 7))
+    analysis = analyse([simulate_run(Design(launch_spread=0.2), cells=cells)])
+    noted = [cell for cell in analysis.contexts[0].notes if cell is not None]
+    assert noted == list(cells)
+
+
 def test_engines_are_listed_best_first_with_rank_value_ratio_gate_and_a_word() -> None:
     lines = screen(Design(ratio=0.8))
     rows = [line.split() for line in lines if line[:2].strip().isdecimal()]

@@ -202,7 +202,7 @@ def _means(
     cuts: dict[Cell, int] = {}
     # Means that were told have no requests whose steadiness could be judged.
     before = {key: launches for key, launches in before.items() if not launches.told}
-    for cell in {k[1] for k in before if k[1] is not None}:
+    for cell in sorted({k[1] for k in before if k[1] is not None}, key=cell_order):
         series = {engine: m.per_launch() for (engine, of, _), m in before.items() if of == cell}
         floor = max(options.warmup_floor, options.cuts.get(cell, 0))
         found = steadiness(series, floor)

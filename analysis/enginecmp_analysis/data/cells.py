@@ -23,7 +23,8 @@ def cell_name(cell: Cell | None) -> str:
     if cell is None:
         return "whole launch"
     most = "up to " if cell.workload else ""
-    size = f"prompt {most}{cell.prompt_tokens} → output {most}{cell.output_tokens} tokens"
+    ending = "" if cell.output_tokens == 1 else "s"
+    size = f"prompt {most}{cell.prompt_tokens} → output {most}{cell.output_tokens} token{ending}"
     if cell.variant and cell.output_tokens == 0:
         # An operation takes tokens or rows, and has neither an output nor users.
         return f"{cell.variant}, {cell.prompt_tokens} a call"
@@ -54,9 +55,11 @@ def arrivals_name(cell: Cell) -> str:
 
 
 def short_name(cell: Cell | None) -> str:
-    """Return a cell in as few characters as tell it from others: "50→16, ×25", "cold, 50→1, ×1"."""
+    """Return a cell in as few characters as tell it from others: "50→16, ×25", "cold, 50→1, ×1", "greedy, 32"."""
     if cell is None:
         return "launch"
+    if cell.variant and cell.output_tokens == 0:
+        return f"{cell.variant}, {cell.prompt_tokens}"
     load = arrivals_name(cell) if cell.arrival else f"×{cell.concurrency}"
     most = "≤" if cell.workload else ""
     return ", ".join([*kinds_of(cell), f"{most}{cell.prompt_tokens}→{most}{cell.output_tokens}, {load}"])

@@ -262,7 +262,9 @@ def _warnings(c: Candidate, verdict: str, options: Options, run_ids: Sequence[st
         launches = "launch" if c.matched.left_out == 1 else "launches"
         notes.append(f"{c.matched.left_out} {launches} without a partner in the block left out")
     if verdict in ("faster", "slower") and abs(float(c.found.estimate)) < math.log1p(options.margin):
-        notes.append(f"the difference is real but smaller than the ±{options.margin:.0%} that counts as equivalent")
+        notes.append(
+            f"the difference is real but smaller than the ±{100 * options.margin:.0f} % that counts as equivalent"
+        )
     return notes
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from enginecmp_analysis.data.cells import cell_name
 from enginecmp_analysis.data.group import Analysis, Context
 from enginecmp_analysis.data.metrics import METRICS
-from enginecmp_analysis.render.layout import WIDTH, Line, shorten, show_count, wrap
+from enginecmp_analysis.render.layout import WIDTH, Line, listed, shorten, show_count, wrap
 from enginecmp_analysis.render.ranking_rows import MOST_TABLES, footnote, overview_rows, ranking_rows
 from enginecmp_analysis.render.sentence import answers
 from enginecmp_analysis.schema.stats import Ranking
@@ -57,37 +57,46 @@ def _head(context: Context, width: int) -> Iterator[Line]:
 
 
 def _table(ranking: Ranking, context: Context, *, several: bool, columns: int) -> Iterator[Line]:
-    """Yield one line an engine: rank, value, ratio to the best, gate, a word."""
+    """Yield one line an engine: rank, value, ratio to the best, gate, a word; a narrow screen has the gate below."""
     unit, rows = ranking_rows(ranking, context)
     column = max(len("of the best"), *(len(row.ratio) for row in rows))
-    narrow = columns < WIDTH and all(row.gate in PASSED for row in rows)
+    narrow = columns < WIDTH
     ends = [", ".join(part for part in ("" if narrow else row.gate, row.word) if part) for row in rows]
     letters = max((len(row.letters) for row in rows), default=0)
     marked = letters + 1 if letters else 0
     width = columns - len("99  ") - marked - len("  1,234,567  ") - column - len("  ") - max(map(len, ends))
     width = min(max(len(row.engine) for row in rows), max(8, width))
     if several:
-        yield cell_name(ranking.cell), "bold"
+        yield from ((text, "bold") for text in wrap(cell_name(ranking.cell), "", columns))
     yield (
         f"    {'':{marked}}{'':{width}}  {unit:>9}  {'of the best':<{column}}  {'' if narrow else 'gate'}".rstrip(),
         "dim",
     )
     for row, end in zip(rows, ends, strict=True):
         name = f"{row.letters:<{marked}}{shorten(row.engine, width):<{width}}"
-        line = f"{row.rank:>2}  {name}  {row.value:>9}  {row.ratio:<{column}}  {end}"
+        line = f"{row.rank:>2}  {name}  {row.value:>9}  {row.ratio:<{column}}  {end}".rstrip()
         yield line, "green" if row.rank == "1" else ""
+    if narrow and not all(row.gate in PASSED for row in rows):
+        gates = dict.fromkeys(row.gate for row in rows)
+        whose = [f"{gate}: {listed([row.engine for row in rows if row.gate == gate])}" for gate in gates]
+        told = next(iter(gates)) if len(gates) == 1 else "; ".join(whose)
+        yield from ((text, "dim") for text in wrap(f"gate: {told}", "", columns))
     if note := footnote(ranking):
         yield from ((text, "dim") for text in wrap(note, "", columns))
 
 
 def _overview(rankings: Sequence[Ranking], columns: int) -> Iterator[Line]:
-    """Yield one line a cell: who is first, by how much ahead of whom."""
+    """Yield one line a cell: who is first, by how much ahead of whom; what does not fit stands below, set in."""
     unit, rows = overview_rows(rankings)
-    width = max(len(row.cell) for row in rows)
-    yield f"{'':{width}}  {unit:>10}  first, then the others of the first", "dim"
+    value, heading = len("  1,234,567  "), "first; others ÷ first"
+    width = min(max(len(row.cell) for row in rows), max(8, columns - value - len(heading)))
+    indent = width + value
+    yield f"{'':{width}}  {unit:>9}  {heading}", "dim"
     for row in rows:
-        line = f"{row.cell:<{width}}  {row.value:>10}  {row.first}"
-        yield from ((text, "") for text in wrap(f"{line}{f'; {row.others}' if row.others else ''}", "", columns))
+        text = f"{row.first}{f'; {row.others}' if row.others else ''}"
+        head, *rest = wrap(text, "", columns - indent)
+        yield f"{shorten(row.cell, width):<{width}}  {row.value:>9}  {head}", ""
+        yield from ((f"{'':{indent}}{part}", "") for part in rest)
 
 
 def nothing(analysis: Analysis) -> str:

@@ -23,6 +23,9 @@ from enginecmp_analysis.schema.stats import Ranking
 MOST_WARNINGS = 3
 """Of the first screen; the others are folded."""
 
+UNBROKEN = 30
+"""Characters of a word that fits the line of a small screen."""
+
 
 def answer(context: Context, analysis: Analysis) -> Iterator[str]:
     """Yield a scenario's sentences and its ranking."""
@@ -70,9 +73,11 @@ def _overview(rankings: Sequence[Ranking]) -> Iterator[str]:
     heads = ("cell", f"first, {unit}", "first", "the others, of the first")
     cells = []
     for row, ranking in zip(rows, rankings, strict=True):
-        value = f"<b>{row.value}</b>", ranking.rows[0].mean
+        value = f'<b>{row.value}</b><span class="unit"> {unit}</span>', ranking.rows[0].mean
         cells.append((for_html(row.cell), value, for_html(row.first), for_html(row.others)))
-    yield from table(heads, cells)
+    # Where nobody was told from the first, there are no others.
+    columns = len(heads) if any(row.others for row in rows) else len(heads) - 1
+    yield from table(heads[:columns], [row[:columns] for row in cells], "overview")
 
 
 def warnings(analysis: Analysis) -> Iterator[str]:
@@ -98,9 +103,15 @@ def setup(groups: Sequence[GroupResult]) -> Iterator[str]:
         yield f"<dt>{label}</dt>"
         for value, scenarios in values.items():
             whose = f'<span class="quiet">{for_html(", ".join(scenarios))}:</span> ' if len(values) > 1 else ""
-            form = "code" if label == "Command" else "span"
-            yield f"<dd>{whose}<{form}>{for_html(value)}</{form}></dd>"
+            shown = _command(value) if label == "Command" else f"<span>{for_html(value)}</span>"
+            yield f"<dd>{whose}{shown}</dd>"
     yield "</dl></section>"
+
+
+def _command(text: str) -> str:
+    """Return a command that is broken between words, where they are not longer than a line: never behind a hyphen."""
+    words = (for_html(word) for word in text.split(" "))
+    return f"<code>{' '.join(f'<span>{word}</span>' if len(word) <= UNBROKEN else word for word in words)}</code>"
 
 
 def _facts(group: GroupResult) -> Iterator[tuple[str, str]]:
