@@ -191,7 +191,8 @@ unsafe fn integer_tile<S: Simd, W: Weights, const RT: usize, const N: usize>(
     // SAFETY: tiles and activations hold `blocks` blocks.
     unsafe {
         let mut sums = [[S::splat(0.0); N]; RT];
-        let stride = W::BYTES * S::LANES;
+        let stride = if W::SIGNED { 32 } else { 16 } * S::LANES;
+        let behind = W::BYTES * S::LANES - stride;
         for b in 0..blocks {
             let values = x.add(b * BLOCK_BYTES * N).cast::<i32>();
             let numbers = values.add(BLOCK / 4 * N).cast::<f32>();
@@ -199,6 +200,12 @@ unsafe fn integer_tile<S: Simd, W: Weights, const RT: usize, const N: usize>(
                 let mut ahead = 0;
                 while ahead < stride {
                     S::prefetch(tile.wrapping_add(b * stride + AHEAD + ahead));
+                    ahead += 64;
+                }
+                // What belongs to blocks lies behind the tile's weights, but is wanted from the first block on.
+                let mut ahead = 0;
+                while ahead < behind {
+                    S::prefetch(tile.wrapping_add(planes.tile + planes.high + b * behind + ahead));
                     ahead += 64;
                 }
             }
