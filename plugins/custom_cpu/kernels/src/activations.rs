@@ -2,8 +2,10 @@
 //!
 //! A register tile takes `ACTS` rows at once, so their values lie together, one stream a tile: for each block of 32
 //! columns the 8-bit values (eight times four columns of each row), then per row scale, scale · sum, scale · sum of the
-//! second half, and −BIAS · sum.
+//! second half, and what a signed product starts with: −BIAS · sum. Where a set takes sign masks and magnitudes for signed
+//! products, both stand for the values, and a product starts with the magnitudes' sum over what is negative.
 
+use crate::format::Format;
 use crate::instruction_set::{InstructionSet, dispatch};
 use crate::pool::Pool;
 use crate::shared::SharedMut;
@@ -12,8 +14,35 @@ use crate::simd::{Kernel, Simd, quantize};
 /// Columns of an 8-bit block.
 pub(crate) const BLOCK: usize = 32;
 
-/// Bytes of a row's block: 32 values, three floats, one integer.
-pub(crate) const BLOCK_BYTES: usize = BLOCK + 16;
+/// Bytes behind a row's values in a block: three floats, one integer.
+pub(crate) const NUMBERS: usize = 16;
+
+/// How a product wants its activations.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Floats,
+    /// 8 bits, for weights of four to six.
+    Values,
+    /// 8 bits, for signed weights of eight.
+    Signed,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 3] = [Kind::Floats, Kind::Values, Kind::Signed];
+
+    pub fn of(format: Format) -> Kind {
+        match format {
+            Format::F32 | Format::F16 | Format::BF16 => Kind::Floats,
+            Format::Q8_0 => Kind::Signed,
+            _ => Kind::Values,
+        }
+    }
+
+    /// Words that hold four activations.
+    fn words(self, set: InstructionSet) -> usize {
+        if self == Kind::Signed { set.shape().words } else { 1 }
+    }
+}
 
 /// Rows below which the calling thread prepares them alone: waking others takes longer.
 const ALONE: usize = 8;
@@ -29,6 +58,14 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
+    pub fn new(kind: Kind, set: InstructionSet, rows: usize, cols: usize) -> Groups {
+        let row_bytes = match kind {
+            Kind::Floats => cols * size_of::<f32>(),
+            _ => cols / BLOCK * (BLOCK * kind.words(set) + NUMBERS),
+        };
+        Groups { rows, acts: set.shape().acts, row_bytes }
+    }
+
     pub fn count(&self) -> usize {
         self.rows.div_ceil(self.acts)
     }
@@ -47,18 +84,8 @@ impl Groups {
     }
 }
 
-/// Rows of 8-bit blocks for sets' register tiles.
-pub(crate) fn quantized_groups(set: InstructionSet, rows: usize, cols: usize) -> Groups {
-    Groups { rows, acts: set.acts(), row_bytes: cols / BLOCK * BLOCK_BYTES }
-}
-
-/// Rows of floats, columns outermost.
-pub(crate) fn float_groups(set: InstructionSet, rows: usize, cols: usize) -> Groups {
-    Groups { rows, acts: set.acts(), row_bytes: cols * size_of::<f32>() }
-}
-
-/// Fills `out` (`groups.bytes()` bytes, aligned to 4) with the rows of `x`, in 8 bits or as floats.
-pub(crate) fn prepare(set: InstructionSet, pool: &Pool, groups: Groups, quantize: bool, x: &[f32], out: &mut [u8]) {
+/// Fills `out` (`groups.bytes()` bytes, aligned to 4) with the rows of `x`.
+pub(crate) fn prepare(set: InstructionSet, pool: &Pool, groups: Groups, kind: Kind, x: &[f32], out: &mut [u8]) {
     let cols = x.len() / groups.rows.max(1);
     let (to, groups_count) = (SharedMut::new(out), groups.count());
     let one = |index: usize| {
@@ -66,10 +93,9 @@ pub(crate) fn prepare(set: InstructionSet, pool: &Pool, groups: Groups, quantize
         let x = &x[start * cols..(start + rows) * cols];
         // SAFETY: groups don't overlap.
         let out = unsafe { to.part(groups.offset(index), rows * groups.row_bytes) };
-        if quantize {
-            dispatch(set, QuantizeGroup { x, rows, cols, out });
-        } else {
-            interleave(x, rows, cols, out);
+        match kind {
+            Kind::Floats => interleave(x, rows, cols, out),
+            _ => dispatch(set, QuantizeGroup { x, rows, cols, out, split: kind.words(set) == 2 }),
         }
     };
     if groups.rows < ALONE { (0..groups_count).for_each(one) } else { pool.run(groups_count, &one) }
@@ -89,6 +115,8 @@ struct QuantizeGroup<'a> {
     rows: usize,
     cols: usize,
     out: &'a mut [u8],
+    /// Sign masks and magnitudes in place of values.
+    split: bool,
 }
 
 impl Kernel for QuantizeGroup<'_> {
@@ -96,10 +124,10 @@ impl Kernel for QuantizeGroup<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let rows = self.rows;
+        let (rows, words) = (self.rows, if self.split { 2 } else { 1 });
         for (row, values) in self.x.chunks_exact(self.cols.max(1)).enumerate() {
-            let blocks = values.chunks_exact(BLOCK).zip(self.out.chunks_exact_mut(BLOCK_BYTES * rows));
-            for (values, out) in blocks {
+            let bytes = (BLOCK * words + NUMBERS) * rows;
+            for (values, out) in values.chunks_exact(BLOCK).zip(self.out.chunks_exact_mut(bytes)) {
                 let (scale, inverse) = block_scale(values);
                 let mut quants = [0i8; BLOCK];
                 // SAFETY: half of 32 each.
@@ -107,30 +135,43 @@ impl Kernel for QuantizeGroup<'_> {
                     let (from, to) = (values.as_ptr(), quants.as_mut_ptr());
                     (S::quantize_16(from, inverse, to), S::quantize_16(from.add(16), inverse, to.add(16)))
                 };
-                let (quants_out, numbers) = out.split_at_mut(BLOCK * rows);
-                let quants = quants.map(|quant| quant as u8);
-                if rows == 1 {
-                    quants_out.copy_from_slice(&quants);
-                } else {
-                    let to = quants_out[row * 4..].chunks_mut(rows * 4);
-                    for (to, four) in to.zip(quants.as_chunks::<4>().0) {
-                        *to.first_chunk_mut().expect("four values") = *four;
-                    }
-                }
+                let (quants_out, numbers) = out.split_at_mut(BLOCK * words * rows);
                 let sum = low + high;
-                let words = [
-                    scale.to_bits(),
-                    (scale * sum as f32).to_bits(),
-                    (scale * high as f32).to_bits(),
-                    (-S::BIAS * sum) as u32,
-                ];
-                for (word, bits) in words.into_iter().enumerate() {
-                    let at = (word * rows + row) * 4;
+                let start = if self.split {
+                    let (masks, magnitudes, negative) = split(&quants);
+                    spread(&masks, &mut quants_out[row * 8..], rows * 8);
+                    spread(&magnitudes, &mut quants_out[row * 8 + 4..], rows * 8);
+                    negative
+                } else {
+                    spread(&quants.map(|quant| quant as u8), &mut quants_out[row * 4..], rows * 4);
+                    -S::BIAS * sum
+                };
+                let numbers_in =
+                    [scale.to_bits(), (scale * sum as f32).to_bits(), (scale * high as f32).to_bits(), start as u32];
+                for (number, bits) in numbers_in.into_iter().enumerate() {
+                    let at = (number * rows + row) * 4;
                     numbers[at..at + 4].copy_from_slice(&bits.to_ne_bytes());
                 }
             }
         }
     }
+}
+
+/// Writes four bytes at a time, `step` bytes apart.
+#[inline(always)]
+fn spread(bytes: &[u8; BLOCK], out: &mut [u8], step: usize) {
+    for (to, four) in out.chunks_mut(step).zip(bytes.as_chunks::<4>().0) {
+        *to.first_chunk_mut().expect("four values") = *four;
+    }
+}
+
+/// Sign masks, magnitudes, and the magnitudes' sum over what is negative.
+#[inline(always)]
+fn split(quants: &[i8; BLOCK]) -> ([u8; BLOCK], [u8; BLOCK], i32) {
+    let masks = quants.map(|quant| (quant >> 7) as u8);
+    let magnitudes = quants.map(i8::unsigned_abs);
+    let negative = quants.iter().map(|quant| i32::from((*quant).min(0))).sum::<i32>();
+    (masks, magnitudes, -negative)
 }
 
 /// The scale of a block of 32 values, whose largest magnitude becomes ±127, and what values are multiplied with.

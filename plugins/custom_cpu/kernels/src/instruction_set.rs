@@ -111,34 +111,33 @@ impl InstructionSet {
         Ok(chosen)
     }
 
-    /// (lanes, bias) of its packed matrices; see `Simd`.
-    pub(crate) fn packing(self) -> (usize, i32) {
+    /// What its packed matrices and prepared activations look like.
+    pub(crate) fn shape(self) -> Shape {
         match self {
-            InstructionSet::Portable => (Portable::LANES, Portable::BIAS),
+            InstructionSet::Portable => Shape::of::<Portable>(),
             #[cfg(target_arch = "aarch64")]
-            InstructionSet::Neon => (Neon::LANES, Neon::BIAS),
+            InstructionSet::Neon => Shape::of::<Neon>(),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 => (Avx2::LANES, Avx2::BIAS),
+            InstructionSet::Avx2 => Shape::of::<Avx2>(),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2Vnni => (Avx2Vnni::LANES, Avx2Vnni::BIAS),
+            InstructionSet::Avx2Vnni => Shape::of::<Avx2Vnni>(),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512Vnni => (Avx512Vnni::LANES, Avx512Vnni::BIAS),
+            InstructionSet::Avx512Vnni => Shape::of::<Avx512Vnni>(),
         }
     }
+}
 
-    /// Activation rows of its register tile.
-    pub(crate) fn acts(self) -> usize {
-        match self {
-            InstructionSet::Portable => Portable::ACTS,
-            #[cfg(target_arch = "aarch64")]
-            InstructionSet::Neon => Neon::ACTS,
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 => Avx2::ACTS,
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2Vnni => Avx2Vnni::ACTS,
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512Vnni => Avx512Vnni::ACTS,
-        }
+/// The constants of `Simd` that memory layouts depend on.
+pub(crate) struct Shape {
+    pub lanes: usize,
+    pub bias: i32,
+    pub acts: usize,
+    pub words: usize,
+}
+
+impl Shape {
+    fn of<S: Simd>() -> Shape {
+        Shape { lanes: S::LANES, bias: S::BIAS, acts: S::ACTS, words: S::WORDS }
     }
 }
 

@@ -84,7 +84,7 @@ impl Kernel for Peak {
                     let w = S::splat_i(weights[step]);
                     for chain in 0..CHAINS {
                         if self.signed {
-                            whole[chain] = S::dot_signed(whole[chain], w, x[chain]);
+                            whole[chain] = S::dot_unsigned(whole[chain], w, x[chain]);
                         } else {
                             narrow[chain] = S::dot_small(narrow[chain], w, x[chain]);
                         }

@@ -1,6 +1,6 @@
 //! Products of activations with one matrix or several, shared out among a pool's threads.
 
-use crate::activations::{Groups, float_groups, prepare, quantized_groups};
+use crate::activations::{Groups, Kind, prepare};
 use crate::matrix::{Matrix, with_scratch};
 use crate::pool::Pool;
 use crate::product::Stretch;
@@ -43,20 +43,25 @@ pub fn matmul_many(pool: &Pool, ws: &[&Matrix], x: &[f32], n: usize, ys: &mut [&
         return ys.iter_mut().for_each(|y| y.fill(0.0));
     }
     ws.iter().for_each(|w| w.ready(pool));
-    let integers = ws.iter().any(|w| w.format.quantized()).then(|| quantized_groups(set, n, cols));
-    let floats = ws.iter().any(|w| !w.format.quantized()).then(|| float_groups(set, n, cols));
-    let size = |groups: Option<Groups>| groups.map_or(0, |groups| groups.bytes().next_multiple_of(64));
-    with_scratch(size(integers) + size(floats), |scratch| {
-        let (integer_x, float_x) = scratch.split_at_mut(size(integers));
-        if let Some(groups) = integers {
-            prepare(set, pool, groups, true, x, &mut integer_x[..groups.bytes()]);
+    // Each kind of activations that a matrix asks for, and where it lies in the scratch memory.
+    let mut size = 0;
+    let prepared = Kind::ALL.map(|kind| {
+        let groups = Groups::new(kind, set, n, cols);
+        let start = size;
+        let wanted = ws.iter().any(|w| Kind::of(w.format) == kind);
+        size += if wanted { groups.bytes().next_multiple_of(64) } else { 0 };
+        (kind, groups, start, wanted)
+    });
+    with_scratch(size, |scratch| {
+        for (kind, groups, start, wanted) in prepared {
+            if wanted {
+                prepare(set, pool, groups, kind, x, &mut scratch[start..start + groups.bytes()]);
+            }
         }
-        if let Some(groups) = floats {
-            prepare(set, pool, groups, false, x, &mut float_x[..groups.bytes()]);
-        }
+        let scratch = &*scratch;
         let plan = |w: &&Matrix| {
-            let (groups, x) = if w.format.quantized() { (integers, &*integer_x) } else { (floats, &*float_x) };
-            (groups.expect("prepared above"), x.as_ptr())
+            let (_, groups, start, _) = prepared[Kind::of(w.format) as usize];
+            (groups, scratch[start..].as_ptr())
         };
         let shares = SHARES * pool.threads();
         let chunks: Vec<Chunks> = ws.iter().map(|w| Chunks::new(w, plan(w).0, shares.div_ceil(ws.len()))).collect();

@@ -78,7 +78,7 @@ impl Matrix {
     /// A matrix without its weights, its sizes checked.
     fn unpacked(format: Format, rows: usize, cols: usize, len: usize) -> Result<Matrix, String> {
         let set = InstructionSet::active();
-        let lanes = set.packing().0;
+        let lanes = set.shape().lanes;
         let what = || format!("a {rows} x {cols} matrix of {format:?}");
         let row_bytes = format
             .row_bytes(cols)
@@ -93,7 +93,7 @@ impl Matrix {
 
     fn pack(&self, bytes: &[u8], pool: &Pool) -> Result<Memory, String> {
         let Matrix { format, rows, cols, lanes, planes, .. } = *self;
-        let bias = self.set.packing().1;
+        let bias = self.set.shape().bias;
         let row_bytes = bytes.len() / rows.max(1);
         let tiles = self.tiles();
         let mut memory = Memory::new(self.bytes())
@@ -174,7 +174,7 @@ impl Matrix {
         let super_block = b / 8 * lanes + lane;
         let super_scale = || f16_to_f32(short(planes.super_scale + super_block * 2));
         if self.format == Format::Q8_0 {
-            let flip = if self.set.packing().1 == 0 { 0 } else { 0x80 };
+            let flip = if self.set.shape().bias == 0 { 0 } else { 0x80 };
             return block_scale() * f32::from((at(0, b * 8 + group) ^ flip) as i8);
         }
         let nibble = at(0, b * 4 + group % 4) >> (group / 4 * 4) & 15;

@@ -186,14 +186,26 @@ macro_rules! common {
 unsafe impl Simd for Avx2 {
     common!();
     const BIAS: i32 = 0;
+    const WORDS: usize = 2;
+    type X = (__m256i, __m256i);
     /// Sums of two products, 16 bits each.
     type S = __m256i;
 
-    /// `maddubs` wants one side unsigned: |w| · (x with w's sign). Two products are at most 2 · 128 · 127 < 2^15.
     #[inline(always)]
-    unsafe fn dot_signed(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    unsafe fn load_x(p: *const i32) -> (__m256i, __m256i) {
+        unsafe { (_mm256_set1_epi32(*p), _mm256_set1_epi32(*p.add(1))) }
+    }
+    /// `maddubs` wants one side unsigned. Where x < 0 the other side is −w − 1, the complement: the sum is short of |x|
+    /// there, which `acc` starts with. (`sign` would be exact, but it takes a unit that multiplies.) Two products are at
+    /// most 2 · 127 · 128 < 2^15.
+    #[inline(always)]
+    unsafe fn dot_signed(acc: __m256i, w: __m256i, (mask, magnitude): (__m256i, __m256i)) -> __m256i {
+        unsafe { Self::dot_unsigned(acc, magnitude, _mm256_xor_si256(w, mask)) }
+    }
+    #[inline(always)]
+    unsafe fn dot_unsigned(acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
         unsafe {
-            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+            let pairs = _mm256_maddubs_epi16(a, b);
             _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         }
     }
@@ -215,11 +227,21 @@ unsafe impl Simd for Avx2 {
 unsafe impl Simd for Avx2Vnni {
     common!();
     const BIAS: i32 = 128;
+    const WORDS: usize = 1;
+    type X = __m256i;
     type S = __m256i;
 
     #[inline(always)]
+    unsafe fn load_x(p: *const i32) -> __m256i {
+        unsafe { Self::splat_i(*p) }
+    }
+    #[inline(always)]
     unsafe fn dot_signed(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
         unsafe { _mm256_dpbusd_avx_epi32(acc, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn dot_unsigned(acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_dpbusd_avx_epi32(acc, a, b) }
     }
     #[inline(always)]
     unsafe fn small_zero() -> __m256i {

@@ -14,7 +14,9 @@ unsafe impl Simd for Avx512Vnni {
     const BIAS: i32 = 128;
     const ACTS: usize = 6;
     const FMA: bool = true;
+    const WORDS: usize = 1;
     type I = __m512i;
+    type X = __m512i;
     type F = __m512;
     type S = __m512i;
 
@@ -28,8 +30,16 @@ unsafe impl Simd for Avx512Vnni {
         unsafe { _mm512_set1_epi32(v) }
     }
     #[inline(always)]
+    unsafe fn load_x(p: *const i32) -> __m512i {
+        unsafe { Self::splat_i(*p) }
+    }
+    #[inline(always)]
     unsafe fn dot_signed(acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
         unsafe { _mm512_dpbusd_epi32(acc, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn dot_unsigned(acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(acc, a, b) }
     }
     #[inline(always)]
     unsafe fn small_zero() -> __m512i {

@@ -24,8 +24,12 @@ pub unsafe trait Simd: Copy + 'static {
     const ACTS: usize;
     /// Whether a product and a sum in one instruction are to be had outside this trait too (`f32::mul_add`).
     const FMA: bool;
+    /// Words of 32 bits that hold four activations for `dot_signed`: the four, or their sign masks and magnitudes.
+    const WORDS: usize;
     /// `LANES` × i32, or as many groups of four bytes.
     type I: Copy;
+    /// Four activations as `dot_signed` wants them, in every lane.
+    type X: Copy;
     /// `LANES` × f32.
     type F: Copy;
     /// Sums of products of weights below 64, before they are widened to `I`.
@@ -33,8 +37,13 @@ pub unsafe trait Simd: Copy + 'static {
 
     unsafe fn load_i(p: *const u8) -> Self::I;
     unsafe fn splat_i(v: i32) -> Self::I;
-    /// acc + Σ over a lane's four bytes of (w − BIAS) · x, where the caller starts acc at −BIAS · Σx; |x| ≤ 127.
-    unsafe fn dot_signed(acc: Self::I, w: Self::I, x: Self::I) -> Self::I;
+    /// `WORDS` words, in every lane.
+    unsafe fn load_x(p: *const i32) -> Self::X;
+    /// acc + Σ over a lane's four bytes of w · x, where the caller starts acc at what `activations` says; |x| ≤ 127.
+    unsafe fn dot_signed(acc: Self::I, w: Self::I, x: Self::X) -> Self::I;
+    /// acc + Σ over a lane's four bytes of a · b, `a` unsigned, `b` signed, two neighbouring products within 16 bits: the
+    /// least that four products cost.
+    unsafe fn dot_unsigned(acc: Self::I, a: Self::I, b: Self::I) -> Self::I;
     /// The sum itself, behind a wall: products are taken in the order written, or the compiler would gather all of a row's
     /// and keep more weights at hand than there are registers.
     #[inline(always)]

@@ -27,7 +27,9 @@ unsafe impl Simd for Neon {
     const BIAS: i32 = 0;
     const ACTS: usize = 4;
     const FMA: bool = true;
+    const WORDS: usize = 1;
     type I = int32x4_t;
+    type X = int32x4_t;
     type F = float32x4_t;
     type S = int32x4_t;
 
@@ -40,8 +42,17 @@ unsafe impl Simd for Neon {
         unsafe { vdupq_n_s32(v) }
     }
     #[inline(always)]
+    unsafe fn load_x(p: *const i32) -> int32x4_t {
+        unsafe { Self::splat_i(*p) }
+    }
+    #[inline(always)]
     unsafe fn dot_signed(acc: int32x4_t, w: int32x4_t, x: int32x4_t) -> int32x4_t {
         unsafe { dot(acc, w, x) }
+    }
+    /// NEON's product takes both sides signed: `a` below 128, which is all that is asked of it.
+    #[inline(always)]
+    unsafe fn dot_unsigned(acc: int32x4_t, a: int32x4_t, b: int32x4_t) -> int32x4_t {
+        unsafe { dot(acc, a, b) }
     }
     #[inline(always)]
     unsafe fn small_zero() -> int32x4_t {

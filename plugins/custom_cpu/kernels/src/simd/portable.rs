@@ -30,7 +30,9 @@ unsafe impl Simd for Portable {
     const BIAS: i32 = 128;
     const ACTS: usize = 6;
     const FMA: bool = false;
+    const WORDS: usize = 1;
     type I = [i32; N];
+    type X = [i32; N];
     type F = [f32; N];
     type S = [i32; N];
 
@@ -44,7 +46,16 @@ unsafe impl Simd for Portable {
         [v; N]
     }
     #[inline(always)]
+    unsafe fn load_x(p: *const i32) -> [i32; N] {
+        unsafe { Self::splat_i(*p) }
+    }
+    #[inline(always)]
     unsafe fn dot_signed(acc: [i32; N], w: [i32; N], x: [i32; N]) -> [i32; N] {
+        // SAFETY: plain Rust, here and below.
+        unsafe { Self::dot_unsigned(acc, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn dot_unsigned(acc: [i32; N], w: [i32; N], x: [i32; N]) -> [i32; N] {
         std::array::from_fn(|lane| {
             let (w, x) = (bytes(w[lane]), bytes(x[lane]));
             acc[lane] + (0..4).map(|i| i32::from(w[i]) * i32::from(x[i] as i8)).sum::<i32>()
@@ -56,8 +67,7 @@ unsafe impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn dot_small(acc: [i32; N], w: [i32; N], x: [i32; N]) -> [i32; N] {
-        // SAFETY: plain Rust.
-        unsafe { Self::dot_signed(acc, w, x) }
+        unsafe { Self::dot_unsigned(acc, w, x) }
     }
     #[inline(always)]
     unsafe fn widen(acc: [i32; N], s: [i32; N]) -> [i32; N] {
