@@ -124,59 +124,42 @@ impl Kernel for QuantizeGroup<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (rows, words) = (self.rows, if self.split { 2 } else { 1 });
+        let (rows, words) = (self.rows, if self.split { S::WORDS } else { 1 });
+        let (values_words, bytes) = (BLOCK / 4 * words * rows, (BLOCK * words + NUMBERS) * rows);
         for (row, values) in self.x.chunks_exact(self.cols.max(1)).enumerate() {
-            let bytes = (BLOCK * words + NUMBERS) * rows;
-            for (values, out) in values.chunks_exact(BLOCK).zip(self.out.chunks_exact_mut(bytes)) {
+            for (values, out) in values.as_chunks::<BLOCK>().0.iter().zip(self.out.chunks_exact_mut(bytes)) {
                 let (scale, inverse) = block_scale(values);
                 let mut quants = [0i8; BLOCK];
-                // SAFETY: half of 32 each.
-                let (low, high) = unsafe {
+                // SAFETY: half of 32 each; a block's eight groups of all rows, and behind them four numbers of each row.
+                unsafe {
                     let (from, to) = (values.as_ptr(), quants.as_mut_ptr());
-                    (S::quantize_16(from, inverse, to), S::quantize_16(from.add(16), inverse, to.add(16)))
-                };
-                let (quants_out, numbers) = out.split_at_mut(BLOCK * words * rows);
-                let sum = low + high;
-                let start = if self.split {
-                    let (masks, magnitudes, negative) = split(&quants);
-                    spread(&masks, &mut quants_out[row * 8..], rows * 8);
-                    spread(&magnitudes, &mut quants_out[row * 8 + 4..], rows * 8);
-                    negative
-                } else {
-                    spread(&quants.map(|quant| quant as u8), &mut quants_out[row * 4..], rows * 4);
-                    -S::BIAS * sum
-                };
-                let numbers_in =
-                    [scale.to_bits(), (scale * sum as f32).to_bits(), (scale * high as f32).to_bits(), start as u32];
-                for (number, bits) in numbers_in.into_iter().enumerate() {
-                    let at = (number * rows + row) * 4;
-                    numbers[at..at + 4].copy_from_slice(&bits.to_ne_bytes());
+                    let low = S::quantize_16(from, inverse, to);
+                    let high = S::quantize_16(from.add(16), inverse, to.add(16));
+                    let sum = low + high;
+                    let out = out.as_mut_ptr().cast::<u32>();
+                    let start = if words == 2 {
+                        S::split(&quants, out.add(row * 2), rows * 2)
+                    } else {
+                        for (group, four) in quants.as_chunks::<4>().0.iter().enumerate() {
+                            let four = u32::from_ne_bytes(four.map(|quant| quant as u8));
+                            out.add(group * rows + row).write_unaligned(four);
+                        }
+                        -S::BIAS * sum
+                    };
+                    let numbers = out.add(values_words + row);
+                    numbers.write_unaligned(scale.to_bits());
+                    numbers.add(rows).write_unaligned((scale * sum as f32).to_bits());
+                    numbers.add(2 * rows).write_unaligned((scale * high as f32).to_bits());
+                    numbers.add(3 * rows).write_unaligned(start as u32);
                 }
             }
         }
     }
 }
 
-/// Writes four bytes at a time, `step` bytes apart.
-#[inline(always)]
-fn spread(bytes: &[u8; BLOCK], out: &mut [u8], step: usize) {
-    for (to, four) in out.chunks_mut(step).zip(bytes.as_chunks::<4>().0) {
-        *to.first_chunk_mut().expect("four values") = *four;
-    }
-}
-
-/// Sign masks, magnitudes, and the magnitudes' sum over what is negative.
-#[inline(always)]
-fn split(quants: &[i8; BLOCK]) -> ([u8; BLOCK], [u8; BLOCK], i32) {
-    let masks = quants.map(|quant| (quant >> 7) as u8);
-    let magnitudes = quants.map(i8::unsigned_abs);
-    let negative = quants.iter().map(|quant| i32::from((*quant).min(0))).sum::<i32>();
-    (masks, magnitudes, -negative)
-}
-
 /// The scale of a block of 32 values, whose largest magnitude becomes ±127, and what values are multiplied with.
 #[inline(always)]
-fn block_scale(values: &[f32]) -> (f32, f32) {
+fn block_scale(values: &[f32; BLOCK]) -> (f32, f32) {
     // Magnitudes as integers order like the floats and, unlike them, in any order; what is no number stays largest.
     let largest = values.iter().fold(0u32, |most, value| most.max(value.to_bits() & 0x7fff_ffff));
     let largest = f32::from_bits(largest);
@@ -196,7 +179,7 @@ pub fn quantize_rows(x: &[f32], out: &mut [f32]) {
         x.len(),
         out.len()
     );
-    for (values, out) in x.chunks_exact(BLOCK).zip(out.chunks_exact_mut(BLOCK)) {
+    for (values, out) in x.as_chunks::<BLOCK>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
         let (scale, inverse) = block_scale(values);
         for (values, out) in values.as_chunks::<16>().0.iter().zip(out.as_chunks_mut::<16>().0) {
             let mut quants = [0i8; 16];

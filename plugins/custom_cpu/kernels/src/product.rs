@@ -7,6 +7,7 @@ mod floats;
 mod integers;
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use crate::activations::Groups;
 use crate::format::Format;
@@ -24,47 +25,72 @@ pub(crate) struct Stretch<'a> {
     pub weights: *const u8,
     pub rows: usize,
     pub cols: usize,
-    pub tiles: std::ops::Range<usize>,
+    pub tiles: Range<usize>,
     pub x: *const u8,
     pub all: Groups,
-    pub groups: std::ops::Range<usize>,
+    pub groups: Range<usize>,
     /// All results, (activation rows, rows).
     pub y: SharedMut<'a, f32>,
 }
 
+/// Columns that many groups of rows are taken through before the next ones: two tiles' weights of so many, and a group's
+/// activations, stay in the first cache.
+const SLICE: usize = 768;
+
 /// One way to multiply `RT` tiles with `N` rows.
 trait Multiply {
+    /// Adds the products over columns `cols` to `sums`.
     unsafe fn tile<S: Simd, const RT: usize, const N: usize>(
         stretch: &Stretch,
         tiles: [*const u8; RT],
         x: *const u8,
-    ) -> [[S::F; N]; RT];
-    /// Tiles taken together for one row, and for a full group.
+        cols: &Range<usize>,
+        ahead: bool,
+        sums: &mut [[S::F; N]; RT],
+    );
+    /// Tiles taken together for one row.
     const ONE_ROW: usize;
 }
 
-/// Multiplies `RT` tiles from `tile` on with group `group`, and writes the results.
-#[inline(always)]
-unsafe fn tiles_by_group<S: Simd, M: Multiply, const RT: usize, const N: usize>(
-    s: &Stretch,
-    tile: usize,
+/// What of a stretch a register tile is taken through.
+struct Pass {
     group: usize,
-) {
+    cols: Range<usize>,
+    /// Whether the weights come from memory: the group is the first that they meet.
+    ahead: bool,
+}
+
+/// Multiplies `RT` tiles from `tile` on with a group, and writes the results, or adds to them behind the first slice.
+#[inline(always)]
+unsafe fn tiles_by_group<S: Simd, M: Multiply, const RT: usize, const N: usize>(s: &Stretch, tile: usize, pass: &Pass) {
     // SAFETY: the stretch's tiles and groups exist; results of different tiles and rows lie apart.
     unsafe {
         let tiles: [*const u8; RT] = std::array::from_fn(|r| s.weights.add((tile + r) * s.planes.tile));
-        let sums = M::tile::<S, RT, N>(s, tiles, s.x.add(s.all.offset(group)));
-        for (r, rows) in sums.iter().enumerate() {
+        let out = |r: usize, a: usize| {
             let first = (tile + r) * S::LANES;
-            let count = S::LANES.min(s.rows - first);
-            for (a, sum) in rows.iter().enumerate() {
-                let out = s.y.part((group * s.all.acts + a) * s.rows + first, count);
-                if count == S::LANES {
-                    S::store(out.as_mut_ptr(), *sum);
+            s.y.part((pass.group * s.all.acts + a) * s.rows + first, S::LANES.min(s.rows - first))
+        };
+        let mut sums = [[S::splat(0.0); N]; RT];
+        if pass.cols.start > 0 {
+            for r in 0..RT {
+                for a in 0..N {
+                    let out = out(r, a);
+                    let mut lanes = [0.0; 16];
+                    lanes[..out.len()].copy_from_slice(out);
+                    sums[r][a] = S::load(lanes.as_ptr());
+                }
+            }
+        }
+        M::tile::<S, RT, N>(s, tiles, s.x.add(s.all.offset(pass.group)), &pass.cols, pass.ahead, &mut sums);
+        for r in 0..RT {
+            for a in 0..N {
+                let out = out(r, a);
+                if out.len() == S::LANES {
+                    S::store(out.as_mut_ptr(), sums[r][a]);
                 } else {
                     let mut lanes = [0.0; 16];
-                    S::store(lanes.as_mut_ptr(), *sum);
-                    out.copy_from_slice(&lanes[..count]);
+                    S::store(lanes.as_mut_ptr(), sums[r][a]);
+                    out.copy_from_slice(&lanes[..out.len()]);
                 }
             }
         }
@@ -72,45 +98,53 @@ unsafe fn tiles_by_group<S: Simd, M: Multiply, const RT: usize, const N: usize>(
 }
 
 #[inline(always)]
-unsafe fn by_group<S: Simd, M: Multiply, const RT: usize, const N: usize>(s: &Stretch, group: usize) {
+unsafe fn by_group<S: Simd, M: Multiply, const RT: usize, const N: usize>(s: &Stretch, pass: &Pass) {
     unsafe {
         let mut tile = s.tiles.start;
         if RT > 1 {
             while tile + RT <= s.tiles.end {
-                tiles_by_group::<S, M, RT, N>(s, tile, group);
+                tiles_by_group::<S, M, RT, N>(s, tile, pass);
                 tile += RT;
             }
         }
         while tile < s.tiles.end {
-            tiles_by_group::<S, M, 1, N>(s, tile, group);
+            tiles_by_group::<S, M, 1, N>(s, tile, pass);
             tile += 1;
         }
     }
 }
 
 #[inline(always)]
-unsafe fn all_groups<S: Simd, M: Multiply>(s: &Stretch) {
+unsafe fn one_pass<S: Simd, M: Multiply>(s: &Stretch, pass: &Pass) {
     unsafe {
-        let end = s.tiles.end;
-        // Tiles outermost: two tiles stay in the first cache while the groups pass by.
-        let mut start = s.tiles.start;
-        while start < end {
-            let several = if s.all.rows == 1 { end - start } else { 2 };
-            let part = Stretch { tiles: start..end.min(start + several), groups: 0..0, ..*s };
+        match s.all.rows_of(pass.group) {
+            1 if M::ONE_ROW == 4 => by_group::<S, M, 4, 1>(s, pass),
+            1 => by_group::<S, M, 1, 1>(s, pass),
+            2 => by_group::<S, M, 1, 2>(s, pass),
+            3 => by_group::<S, M, 1, 3>(s, pass),
+            4 if S::ACTS == 4 => by_group::<S, M, 2, 4>(s, pass),
+            4 => by_group::<S, M, 1, 4>(s, pass),
+            5 if S::ACTS > 4 => by_group::<S, M, 1, 5>(s, pass),
+            _ if S::ACTS > 4 => by_group::<S, M, 2, 6>(s, pass),
+            _ => unreachable!("a group has {} rows at most", S::ACTS),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn all_groups<S: Simd, M: Multiply>(s: &Stretch) {
+    let alone = s.groups.len() == 1;
+    // Tiles outermost: two tiles stay in the first cache while the groups pass by.
+    let several = if s.all.rows == 1 { s.tiles.len() } else { 2 };
+    for start in s.tiles.clone().step_by(several.max(1)) {
+        let part = Stretch { tiles: start..s.tiles.end.min(start + several), groups: 0..0, ..*s };
+        for from in (0..s.cols).step_by(if alone { s.cols } else { SLICE }) {
+            let cols = from..if alone { s.cols } else { s.cols.min(from + SLICE) };
             for group in s.groups.clone() {
-                match s.all.rows_of(group) {
-                    1 if M::ONE_ROW == 4 => by_group::<S, M, 4, 1>(&part, group),
-                    1 => by_group::<S, M, 1, 1>(&part, group),
-                    2 => by_group::<S, M, 1, 2>(&part, group),
-                    3 => by_group::<S, M, 1, 3>(&part, group),
-                    4 if S::ACTS == 4 => by_group::<S, M, 2, 4>(&part, group),
-                    4 => by_group::<S, M, 1, 4>(&part, group),
-                    5 if S::ACTS > 4 => by_group::<S, M, 1, 5>(&part, group),
-                    _ if S::ACTS > 4 => by_group::<S, M, 2, 6>(&part, group),
-                    _ => unreachable!("a group has {} rows at most", S::ACTS),
-                }
+                let pass = Pass { group, cols: cols.clone(), ahead: group == s.groups.start };
+                // SAFETY: the caller's.
+                unsafe { one_pass::<S, M>(&part, &pass) };
             }
-            start += several;
         }
     }
 }

@@ -203,6 +203,29 @@ unsafe impl Simd for Avx2 {
         unsafe { Self::dot_unsigned(acc, magnitude, _mm256_xor_si256(w, mask)) }
     }
     #[inline(always)]
+    unsafe fn split(quants: &[i8; 32], out: *mut u32, step: usize) -> i32 {
+        unsafe {
+            let quants = _mm256_loadu_si256(quants.as_ptr().cast());
+            let masks = _mm256_cmpgt_epi8(_mm256_setzero_si256(), quants);
+            let magnitudes = _mm256_abs_epi8(quants);
+            // Pairs of words, inside halves of the vector: columns 0 to 7 and 16 to 23, then the others.
+            let pairs = [_mm256_unpacklo_epi32(masks, magnitudes), _mm256_unpackhi_epi32(masks, magnitudes)];
+            for (i, pairs) in pairs.into_iter().enumerate() {
+                for (half, two) in
+                    [_mm256_castsi256_si128(pairs), _mm256_extracti128_si256::<1>(pairs)].into_iter().enumerate()
+                {
+                    let group = half * 4 + i * 2;
+                    _mm_storel_epi64(out.add(group * step).cast(), two);
+                    _mm_storel_epi64(out.add((group + 1) * step).cast(), _mm_unpackhi_epi64(two, two));
+                }
+            }
+            let negative = _mm256_and_si256(magnitudes, masks);
+            let sums = _mm256_sad_epu8(negative, _mm256_setzero_si256());
+            let sums = _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256::<1>(sums));
+            _mm_cvtsi128_si32(_mm_add_epi64(sums, _mm_unpackhi_epi64(sums, sums)))
+        }
+    }
+    #[inline(always)]
     unsafe fn dot_unsigned(acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
         unsafe {
             let pairs = _mm256_maddubs_epi16(a, b);

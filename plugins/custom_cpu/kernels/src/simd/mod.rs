@@ -88,6 +88,11 @@ pub unsafe trait Simd: Copy + 'static {
         let (values, out) = unsafe { (&*p.cast::<[f32; 16]>(), &mut *out.cast::<[i8; 16]>()) };
         quantize(values, inverse, out)
     }
+    /// Writes a block of activations as `load_x` reads them where `WORDS` is 2, four columns `step` words apart, and returns
+    /// what a product starts with.
+    unsafe fn split(_: &[i8; 32], _: *mut u32, _: usize) -> i32 {
+        unreachable!("values are their own operands")
+    }
     /// Asks for the cache line at `p`, which need not be readable.
     unsafe fn prefetch(p: *const u8);
 }
