@@ -52,8 +52,8 @@ def command_of(
         yield [os.fspath(build_example(PLUGINS / engine)), model.path, *request]
 
 
-def build_example(crate: Path) -> Path:
-    """Return the path of a crate's example `bare_loop`, compiled where it is out of date.
+def build_example(crate: Path, example: str = "bare_loop") -> Path:
+    """Return the path of one of a crate's examples, compiled where it is out of date.
 
     It takes minutes when nothing of the engine is compiled. The profile is that of the extension, so both sides of a
     comparison run the same machine code.
@@ -62,17 +62,17 @@ def build_example(crate: Path) -> Path:
         CmpError: there is no cargo, or it fails.
     """
     if shutil.which("cargo") is None:
-        msg = f"{crate.name}'s bare loop: expected cargo, found none; install Rust"
+        msg = f"{crate.name}'s {example}: expected cargo, found none; install Rust"
         raise CmpError(msg)
     # Where make keeps it, too.
     environment = {"CARGO_TARGET_DIR": os.fspath(cache_folder().parent / "cargo"), **os.environ}
-    command = ["cargo", "build", "--release", "--locked", "--example", "bare_loop", "--message-format=json"]
+    command = ["cargo", "build", "--release", "--locked", "--example", example, "--message-format=json"]
     # In the crate's folder, so that its .cargo/config.toml counts.
     done = subprocess.run(command, cwd=crate, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         said = lines[-1] if lines else "it gave no reason"
-        msg = f"{crate.name}'s bare loop: cargo fails: {said}; run {' '.join(command[:6])} in {crate}"
+        msg = f"{crate.name}'s {example}: cargo fails: {said}; run {' '.join(command[:6])} in {crate}"
         raise CmpError(msg)
     messages = map(json.loads, done.stdout.splitlines())
     return next(Path(message["executable"]) for message in messages if message.get("executable"))

@@ -2,12 +2,18 @@
 
 Both engines are launched through `cmp` and live at the same time; they answer the same request in turn (A B B A ...),
 so that a machine's drift is in both. A row's ratio is over launch means, its interval Student's t on their logarithms.
-Read bandwidth is measured beside decoding. About 40 minutes on two cores; BENCH_ROWS=decode-1,users-8 picks some rows.
+Read bandwidth is measured beside decoding.
+
+Rows: decode-1, decode-all, prompt-200, prompt-512, users-8, users-32, decode-q4_k_m, prompt-q4_k_m, decode-1b,
+decode-4k, decode-busy; load-q8_0 and load-1b, seconds of a warm load of ours alone; products-128, the share of the
+register peak that the integer products of 128 rows reach (needs cargo). All take about a quarter of an hour on two
+idle cores; BENCH_ROWS=decode-1,users-8 picks some.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -18,6 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+from bench.bare_loops import PLUGINS, build_example
 from bench.in_turn import summarize
 from bench.llama_bench import cache_folder
 from enginecmp.errors import CmpError, UsageError
@@ -32,8 +39,6 @@ from enginecmp.types import LoadOptions, ModelInfo
 from enginecmp.wire.deadlines import Deadlines
 
 ENGINES = ("custom_cpu", "llamacpp")
-LAUNCHES = 6
-PAIRS = 4
 DEADLINES = Deadlines(load_seconds=300, prefill_seconds=600, decode_seconds=600)
 
 Rate = Callable[[Launch], float]
@@ -51,6 +56,8 @@ class Row(NamedTuple):
         users: requests in flight at once.
         of_prompt: the rate is that of the prompt, not that of the tokens after the first.
         beside_busy: beside a busy loop on every core.
+        launches: pairs of fresh processes.
+        pairs: requests of each side in one launch, after one each to warm up.
     """
 
     goal: float
@@ -61,21 +68,28 @@ class Row(NamedTuple):
     users: int = 1
     of_prompt: bool = False
     beside_busy: bool = False
+    launches: int = 4
+    pairs: int = 3
 
 
 ROWS = {
     "decode-1": Row(1.6, "q8_0"),
     "decode-all": Row(1.4, "q8_0", threads=0),
     "prompt-200": Row(3.0, "q8_0", prompt=200, output=1, of_prompt=True),
-    "prompt-512": Row(3.0, "q8_0", prompt=512, output=1, of_prompt=True),
-    "users-8": Row(2.5, "q8_0", output=32, threads=0, users=8),
-    "users-32": Row(2.5, "q8_0", output=32, threads=0, users=32),
+    "prompt-512": Row(3.0, "q8_0", prompt=512, output=1, of_prompt=True, pairs=2),
+    "users-8": Row(2.5, "q8_0", output=32, threads=0, users=8, launches=3, pairs=2),
+    "users-32": Row(2.5, "q8_0", output=32, threads=0, users=32, launches=3, pairs=1),
     "decode-q4_k_m": Row(1.3, "q4_k_m"),
     "prompt-q4_k_m": Row(2.0, "q4_k_m", prompt=200, output=1, of_prompt=True),
-    "decode-1b": Row(1.3, "llama-3.2-1b", output=17),
-    "decode-4k": Row(1.5, "q8_0", prompt=4096, output=17),
-    "decode-busy": Row(5.0, "q8_0", threads=0, output=17, beside_busy=True),
+    "decode-1b": Row(1.3, "llama-3.2-1b", output=17, launches=3, pairs=2),
+    "decode-4k": Row(1.5, "q8_0", prompt=4096, output=17, launches=3, pairs=1),
+    "decode-busy": Row(5.0, "q8_0", threads=0, prompt=20, output=9, beside_busy=True, launches=3, pairs=2),
 }
+LOADS = {"load-q8_0": ("q8_0", "load", 0.05), "load-1b": ("llama-3.2-1b", "first_use", 0.2)}
+"""Models, option `packing`, and the seconds that a warm load may take."""
+PRODUCTS = "products-128"
+LEAST_PEAK = 0.5
+"""Of the register peak, in row `PRODUCTS`."""
 READS_WEIGHTS = ("decode-1", "decode-1b")
 LEAST_SHARE = 0.85
 """Of the read bandwidth, in rows of `READS_WEIGHTS`."""
@@ -88,16 +102,24 @@ def measure() -> dict[str, Any]:
         UsageError: BENCH_ROWS names a row that is not there.
         CmpError: an engine is not installed, or fails.
     """
-    names = [name for name in os.environ.get("BENCH_ROWS", "").split(",") if name] or list(ROWS)
-    if unknown := [name for name in names if name not in ROWS]:
-        msg = f"custom_cpu: expected rows among {', '.join(ROWS)}, got '{unknown[0]}'; correct BENCH_ROWS"
+    known = [*ROWS, *LOADS, PRODUCTS]
+    names = [name for name in os.environ.get("BENCH_ROWS", "").split(",") if name] or known
+    if unknown := [name for name in names if name not in known]:
+        msg = f"custom_cpu: expected rows among {', '.join(known)}, got '{unknown[0]}'; correct BENCH_ROWS"
         raise UsageError(msg)
     plugins = discover()
     ours, theirs = (find(name, plugins) for name in ENGINES)
-    found = {name: _row(name, ROWS[name], ours, theirs) for name in names}
+    found = {}
+    for name in names:
+        if name in ROWS:
+            found[name] = _row(name, ROWS[name], ours, theirs)
+        elif name in LOADS:
+            found[name] = _load(name, ours)
+        else:
+            found[name] = _products()
     return {
-        "target": "rates of custom_cpu over llama.cpp's: every row's goal",
-        "met": all(row["ratio"] >= row["goal"] and row.get("share", 1) >= LEAST_SHARE for row in found.values()),
+        "target": "every row's goal",
+        "met": all(row["met"] for row in found.values()),
         "rows": found,
     }
 
@@ -113,18 +135,23 @@ def _row(name: str, row: Row, ours: Plugin, theirs: Plugin) -> dict[str, Any]:
     with ExitStack() as stack:
         if row.beside_busy:
             stack.enter_context(_busy_loops())
-        rates = [_launch(rate, (ours, theirs), model, options, swapped=number % 2 == 1) for number in range(LAUNCHES)]
+        rates = [
+            _launch(rate, (ours, theirs), model, options, row.pairs, swapped=number % 2 == 1)
+            for number in range(row.launches)
+        ]
     result = {**summarize(f"{name}: custom_cpu / llamacpp", rates), "goal": row.goal}
+    result["met"] = result["ratio"] >= row.goal
     if name in READS_WEIGHTS:
         bandwidth = read_bandwidth()
-        mean = sum(a for pairs in rates for a, _ in pairs) / (LAUNCHES * PAIRS)
+        mean = sum(a for pairs in rates for a, _ in pairs) / (row.launches * row.pairs)
         result |= {"read_bytes_per_second": bandwidth, "share": mean * model.bytes / bandwidth}
+        result["met"] = result["met"] and result["share"] >= LEAST_SHARE
         print(f"{name}: {result['share']:.2f} of the {bandwidth / 1e9:.1f} GB/s that one thread reads", flush=True)
     return result
 
 
 def _launch(
-    rate: Rate, plugins: tuple[Plugin, Plugin], model: ModelInfo, options: LoadOptions, *, swapped: bool
+    rate: Rate, plugins: tuple[Plugin, Plugin], model: ModelInfo, options: LoadOptions, pairs: int, *, swapped: bool
 ) -> list[tuple[float, float]]:
     """Return pairs of rates, ours first, of one launch of each engine."""
     with ExitStack() as stack:
@@ -135,11 +162,38 @@ def _launch(
         for launch in launches:
             rate(launch)
         found = []
-        for number in range(PAIRS):
+        for number in range(pairs):
             forward = number % 2 == 0
             first, second = (rate(launch) for launch in (launches if forward else reversed(launches)))
             found.append((first, second) if forward != swapped else (second, first))
         return found
+
+
+def _load(name: str, plugin: Plugin) -> dict[str, Any]:
+    """Return the least seconds of a load on all threads, the file in the system's cache, by the engine's own stamps."""
+    (model_name, packing, goal), launches = LOADS[name], 5
+    model = _model(model_name)
+    threads = len(os.sched_getaffinity(0))
+    options = LoadOptions(threads=threads, context_tokens=64, max_sequences=1, extra={"packing": packing})
+    seconds = []
+    for _ in range(launches + 1):
+        with _loaded(plugin, model, options) as launch:
+            metrics = launch.request(PromptSet(model).take(4, key=0, seed=0), 1, DEADLINES)["metrics"]
+            seconds.append(sum(metrics[f"load_{phase}_seconds"] for phase in ("parse", "map", "init")))
+    least = min(seconds[1:])
+    print(f"{name}: {1e3 * least:.0f} ms, goal {1e3 * goal:.0f}", flush=True)
+    return {"seconds": seconds[1:], "least": least, "goal": goal, "met": least <= goal}
+
+
+def _products() -> dict[str, Any]:
+    """Return the share of the register peak that the model's integer products of 128 rows reach on one thread."""
+    example = build_example(PLUGINS / "custom_cpu" / "kernels", "kernels")
+    said = subprocess.run([example, "1", "smollm2", "Q8_0"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"n 128:.* ([0-9.]+) GMAC/s \( *([0-9]+) %", said)
+    assert found is not None, said
+    share = float(found[2]) / 100
+    print(f"{PRODUCTS}: {share:.2f} of the register peak, {found[1]} GMAC/s", flush=True)
+    return {"share": share, "macs_per_second": float(found[1]) * 1e9, "goal": LEAST_PEAK, "met": share >= LEAST_PEAK}
 
 
 @contextmanager

@@ -22,7 +22,6 @@ mod memory;
 mod pack;
 mod pool;
 mod product;
-mod rope;
 mod shared;
 mod simd;
 
@@ -33,8 +32,7 @@ pub use float16::{bf16_to_f32, f16_to_f32, f32_to_f16};
 pub use format::{Format, dequantize};
 pub use instruction_set::{InstructionSet, VARIABLE, instruction_set};
 pub use layers::{add, argmax, gelu, layer_norm, rms_norm, silu_mul, softmax};
-pub use limits::{integer_peak, read_bandwidth};
+pub use limits::{Clock, integer_peak, read_bandwidth};
 pub use matmul::{matmul, matmul_many};
 pub use matrix::Matrix;
 pub use pool::Pool;
-pub use rope::{RopePairs, RopeTable};

@@ -1,7 +1,6 @@
 //! What the machine can do at most, measured with this build's own instructions: the roofline that kernels are held to.
 
 use std::hint::black_box;
-use std::time::Instant;
 
 use crate::instruction_set::{InstructionSet, dispatch};
 use crate::memory::Memory;
@@ -10,6 +9,34 @@ use crate::simd::{Kernel, Simd};
 
 /// Bytes that a thread reads at a time.
 const CHUNK: usize = 256 << 10;
+
+/// Seconds that a thread ran, not those in which another process had its core; with several threads, seconds that passed.
+pub struct Clock {
+    alone: bool,
+    start: f64,
+}
+
+impl Clock {
+    /// A clock that starts now.
+    pub fn new(pool: &Pool) -> Clock {
+        Clock::start(pool.threads() == 1)
+    }
+
+    fn start(alone: bool) -> Clock {
+        let mut clock = Clock { alone, start: 0.0 };
+        clock.start = clock.seconds();
+        clock
+    }
+
+    /// Seconds since it started.
+    pub fn seconds(&self) -> f64 {
+        let clock = if self.alone { libc::CLOCK_THREAD_CPUTIME_ID } else { libc::CLOCK_MONOTONIC };
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: room for one time.
+        unsafe { libc::clock_gettime(clock, &mut time) };
+        time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9 - self.start
+    }
+}
 
 struct ReadAll<'a>(&'a [u8]);
 
@@ -48,11 +75,11 @@ pub fn read_bandwidth(pool: &Pool, bytes: usize, repetitions: usize) -> Result<f
     let set = InstructionSet::active();
     let whole = memory.as_slice();
     let best = (0..repetitions.max(1)).map(|_| {
-        let start = Instant::now();
+        let clock = Clock::new(pool);
         pool.run(bytes.div_ceil(CHUNK), &|chunk| {
             black_box(dispatch(set, ReadAll(&whole[chunk * CHUNK..bytes.min((chunk + 1) * CHUNK)])));
         });
-        bytes as f64 / start.elapsed().as_secs_f64()
+        bytes as f64 / clock.seconds()
     });
     Ok(best.fold(0.0, f64::max))
 }
@@ -107,9 +134,9 @@ impl Kernel for Peak {
 pub fn integer_peak(signed: bool, repetitions: usize) -> f64 {
     let set = InstructionSet::active();
     let best = (0..repetitions.max(1)).map(|_| {
-        let start = Instant::now();
+        let clock = Clock::start(true);
         let products = dispatch(set, Peak { rounds: black_box(10_000), signed });
-        products as f64 / start.elapsed().as_secs_f64()
+        products as f64 / clock.seconds()
     });
     best.fold(0.0, f64::max)
 }

@@ -42,7 +42,6 @@ pub fn matmul_many(pool: &Pool, ws: &[&Matrix], x: &[f32], n: usize, ys: &mut [&
     if n == 0 || cols == 0 {
         return ys.iter_mut().for_each(|y| y.fill(0.0));
     }
-    ws.iter().for_each(|w| w.ready(pool));
     // Each kind of activations that a matrix asks for, and where it lies in the scratch memory.
     let mut size = 0;
     let prepared = Kind::ALL.map(|kind| {

@@ -1,14 +1,14 @@
 //! A weight matrix, packed for one instruction set.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::Mutex;
 
 use crate::activations::BLOCK;
 use crate::float16::{bf16_to_f32, f16_to_f32};
 use crate::format::Format;
-use crate::instruction_set::InstructionSet;
+use crate::instruction_set::{InstructionSet, dispatch};
 use crate::layout::Planes;
 use crate::memory::Memory;
-use crate::pack::TilePacker;
+use crate::pack::{Pack, TilePacker};
 use crate::pool::Pool;
 use crate::shared::SharedMut;
 
@@ -23,9 +23,7 @@ pub struct Matrix {
     pub(crate) set: InstructionSet,
     pub(crate) lanes: usize,
     pub(crate) planes: Planes,
-    packed: OnceLock<Memory>,
-    /// What a deferred matrix is packed from.
-    source: Mutex<Option<Box<dyn AsRef<[u8]> + Send + Sync>>>,
+    packed: Memory,
 }
 
 impl Matrix {
@@ -37,88 +35,40 @@ impl Matrix {
     /// # Errors
     /// Columns that are no whole number of blocks; sizes that overflow or don't match `bytes`; no memory.
     pub fn new(format: Format, rows: usize, cols: usize, bytes: &[u8], pool: &Pool) -> Result<Matrix, String> {
-        let matrix = Matrix::unpacked(format, rows, cols, bytes.len())?;
-        let memory = matrix.pack(bytes, pool)?;
-        Ok(Matrix { packed: OnceLock::from(memory), ..matrix })
-    }
-
-    /// The same, packed by the first product that needs it (or `ready`): a file is loaded as soon as it is mapped.
-    ///
-    /// Args:
-    ///     bytes: as in `new`; dropped once they are packed.
-    ///
-    /// # Errors
-    /// As `new`, but for the memory.
-    pub fn deferred(
-        format: Format,
-        rows: usize,
-        cols: usize,
-        bytes: impl AsRef<[u8]> + Send + Sync + 'static,
-    ) -> Result<Matrix, String> {
-        let matrix = Matrix::unpacked(format, rows, cols, bytes.as_ref().len())?;
-        Ok(Matrix { source: Mutex::new(Some(Box::new(bytes))), ..matrix })
-    }
-
-    /// Packs what is not packed yet.
-    ///
-    /// # Panics
-    /// Where the system has no memory left.
-    pub fn ready(&self, pool: &Pool) {
-        if self.packed.get().is_some() {
-            return;
-        }
-        let mut source = self.source.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bytes) = source.as_ref() {
-            let memory = self.pack((**bytes).as_ref(), pool).unwrap_or_else(|message| panic!("{message}"));
-            let _ = self.packed.set(memory);
-            *source = None;
-        }
-    }
-
-    /// A matrix without its weights, its sizes checked.
-    fn unpacked(format: Format, rows: usize, cols: usize, len: usize) -> Result<Matrix, String> {
         let set = InstructionSet::active();
         let lanes = set.shape().lanes;
         let what = || format!("a {rows} x {cols} matrix of {format:?}");
         let row_bytes = format
             .row_bytes(cols)
             .ok_or_else(|| format!("{}: expected columns in blocks of {}, got {cols}", what(), format.block().0))?;
-        if rows.checked_mul(row_bytes) != Some(len) {
-            return Err(format!("{}: expected {rows} rows of {row_bytes} bytes, got {len} bytes", what()));
+        if rows.checked_mul(row_bytes) != Some(bytes.len()) {
+            return Err(format!("{}: expected {rows} rows of {row_bytes} bytes, got {} bytes", what(), bytes.len()));
         }
         let planes = Planes::new(format, lanes, cols).ok_or_else(|| format!("{}: too large", what()))?;
-        rows.div_ceil(lanes).checked_mul(planes.tile).ok_or_else(|| format!("{}: too large", what()))?;
-        Ok(Matrix { format, rows, cols, set, lanes, planes, packed: OnceLock::new(), source: Mutex::new(None) })
-    }
-
-    fn pack(&self, bytes: &[u8], pool: &Pool) -> Result<Memory, String> {
-        let Matrix { format, rows, cols, lanes, planes, .. } = *self;
-        let bias = self.set.shape().bias;
-        let row_bytes = bytes.len() / rows.max(1);
-        let tiles = self.tiles();
-        let mut memory = Memory::new(self.bytes())
-            .map_err(|error| format!("a {rows} x {cols} matrix of {format:?}: no memory: {error}"))?;
-        let out = SharedMut::new(memory.as_mut());
+        let tiles = rows.div_ceil(lanes);
+        let size = tiles.checked_mul(planes.tile).ok_or_else(|| format!("{}: too large", what()))?;
+        let mut packed = Memory::new(size).map_err(|error| format!("{}: no memory: {error}", what()))?;
+        let out = SharedMut::new(packed.as_mut());
         let step = (CHUNK / planes.tile.max(1)).max(1);
         pool.run(tiles.div_ceil(step), &|chunk| {
             for tile in chunk * step..tiles.min((chunk + 1) * step) {
                 // SAFETY: tiles don't overlap.
                 let out = unsafe { out.part(tile * planes.tile, planes.tile) };
-                let mut packer = TilePacker { format, planes, lanes, bias, out };
                 let held = lanes.min(rows - tile * lanes);
-                let row = |lane: usize| &bytes[(tile * lanes + lane) * row_bytes..][..row_bytes];
                 // No set has more lanes.
                 let mut each = [&[][..]; 16];
-                each[..held].iter_mut().enumerate().for_each(|(lane, each)| *each = row(lane));
-                packer.tile(&each[..held], cols);
+                for (lane, each) in each[..held].iter_mut().enumerate() {
+                    *each = &bytes[(tile * lanes + lane) * row_bytes..][..row_bytes];
+                }
+                dispatch(set, Pack { packer: TilePacker { format, planes, lanes, out }, rows: &each[..held], cols });
             }
         });
-        Ok(memory)
+        Ok(Matrix { format, rows, cols, set, lanes, planes, packed })
     }
 
     /// The packed weights.
     pub(crate) fn weights(&self) -> &[u8] {
-        self.packed.get().expect("packed: `ready` has run").as_slice()
+        self.packed.as_slice()
     }
 
     pub fn rows(&self) -> usize {
@@ -145,7 +95,7 @@ impl Matrix {
     /// Writes the values of one row.
     ///
     /// # Panics
-    /// Where `row` or the length of `out` is not the matrix's, or a deferred matrix is not `ready`.
+    /// Where `row` or the length of `out` is not the matrix's.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows, "expected a row below {}, got {row}", self.rows);
         assert!(out.len() == self.cols, "expected room for {} values, got {}", self.cols, out.len());

@@ -3,37 +3,79 @@
 use crate::activations::BLOCK;
 use crate::format::{Format, scale_and_min};
 use crate::layout::Planes;
+use crate::simd::{Kernel, Simd};
 
 /// Where a tile goes and how it is laid out.
 pub(crate) struct TilePacker<'a> {
     pub format: Format,
     pub planes: Planes,
     pub lanes: usize,
-    pub bias: i32,
     pub out: &'a mut [u8],
 }
 
 const LOW: u64 = 0x0f0f_0f0f_0f0f_0f0f;
 
-impl TilePacker<'_> {
-    /// Packs a tile's rows, GGML bytes of `cols` columns each; lanes that no row has count as zero.
-    pub fn tile(&mut self, rows: &[&[u8]], cols: usize) {
-        let (elements, size) = self.format.block();
+/// What lanes hold that no row has.
+static ZEROS: [u8; 32] = [0; 32];
+
+/// A tile's rows, GGML bytes of `cols` columns each; lanes that no row has count as zero.
+pub(crate) struct Pack<'a> {
+    pub packer: TilePacker<'a>,
+    pub rows: &'a [&'a [u8]],
+    pub cols: usize,
+}
+
+impl Kernel for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Pack { mut packer, rows, cols } = self;
+        let (elements, size) = packer.format.block();
         if cols == 0 {
             return;
         }
-        if !self.format.quantized() {
-            return if size == 4 { self.transpose::<4>(rows) } else { self.transpose::<2>(rows) };
+        if !packer.format.quantized() {
+            return if size == 4 { packer.transpose::<4>(rows) } else { packer.transpose::<2>(rows) };
         }
         for index in 0..cols / elements {
+            if elements == BLOCK {
+                // SAFETY: in the instruction set's own function.
+                unsafe { packer.weights::<S>(rows, index) };
+            }
             for (lane, row) in rows.iter().enumerate() {
                 let block = &row[index * size..(index + 1) * size];
-                if elements == BLOCK { self.block(lane, index, block) } else { self.super_block(lane, index, block) }
-            }
-            if self.format == Format::Q8_0 {
-                (rows.len()..self.lanes).for_each(|lane| self.block(lane, index, &[0; 34]));
+                if elements == BLOCK {
+                    packer.block(lane, index, block)
+                } else {
+                    packer.super_block(lane, index, block)
+                }
             }
         }
+    }
+}
+
+impl TilePacker<'_> {
+    /// The weights of block `index` of all rows, in formats whose blocks hold them as the tile does.
+    #[inline(always)]
+    unsafe fn weights<S: Simd>(&mut self, rows: &[&[u8]], index: usize) {
+        let size = self.format.block().1;
+        let (at, words) = match self.format {
+            Format::Q8_0 => (2, 8),
+            Format::Q4_0 => (2, 4),
+            Format::Q4_1 => (4, 4),
+            Format::Q5_0 => (6, 4),
+            _ => (8, 4),
+        };
+        let flip = if self.format == Format::Q8_0 && S::BIAS != 0 { 0x8080_8080 } else { 0 };
+        let mut from = [ZEROS.as_ptr(); 16];
+        for (from, row) in from.iter_mut().zip(rows) {
+            *from = row[index * size + at..][..words * 4].as_ptr();
+        }
+        let bytes = words * S::LANES * 4;
+        let out = &mut self.out[index * bytes..(index + 1) * bytes];
+        // SAFETY: so many words of each row, and room for them.
+        unsafe { S::interleave(&from, words, flip, out.as_mut_ptr()) };
     }
 
     fn transpose<const SIZE: usize>(&mut self, rows: &[&[u8]]) {
@@ -45,6 +87,7 @@ impl TilePacker<'_> {
         }
     }
 
+    #[inline(always)]
     fn put(&mut self, at: usize, bytes: &[u8]) {
         self.out[at..at + bytes.len()].copy_from_slice(bytes);
     }
@@ -62,24 +105,17 @@ impl TilePacker<'_> {
         }
     }
 
+    /// What a block holds beside its weights.
+    #[inline(always)]
     fn block(&mut self, lane: usize, index: usize, block: &[u8]) {
         let (planes, cell) = (self.planes, index * self.lanes + lane);
         self.put(planes.scale + cell * 2, &block[..2]);
-        let (minimum, high, weights) = match self.format {
-            Format::Q8_0 => {
-                let flip = if self.bias == 0 { 0 } else { 0x80 };
-                let mut bytes = [0u8; 32];
-                for (to, from) in bytes.iter_mut().zip(&block[2..]) {
-                    *to = from ^ flip;
-                }
-                return self.spread(0, lane, index * 8, &bytes);
-            }
-            Format::Q4_0 => (None, None, &block[2..]),
-            Format::Q4_1 => (Some(&block[2..4]), None, &block[4..]),
-            Format::Q5_0 => (None, Some(&block[2..6]), &block[6..]),
-            _ => (Some(&block[2..4]), Some(&block[4..8]), &block[8..]),
+        let (minimum, high) = match self.format {
+            Format::Q8_0 | Format::Q4_0 => (None, None),
+            Format::Q4_1 => (Some(&block[2..4]), None),
+            Format::Q5_0 => (None, Some(&block[2..6])),
+            _ => (Some(&block[2..4]), Some(&block[4..8])),
         };
-        self.spread::<16>(0, lane, index * 4, weights.try_into().expect("sixteen bytes"));
         if let Some(minimum) = minimum {
             self.put(planes.min + cell * 2, minimum);
         }

@@ -7,6 +7,7 @@ mod floats;
 mod integers;
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use crate::activations::Groups;
@@ -50,6 +51,11 @@ trait Multiply {
     );
     /// Tiles taken together for one row.
     const ONE_ROW: usize;
+    /// The same products with weights that `unpack` has written, for many groups.
+    type Unpacked: Multiply;
+    /// Writes `tiles` tiles' weights of columns `cols` as `Unpacked` reads them, and returns a tile's size; 0 where the
+    /// weights are read as they lie.
+    unsafe fn unpack<S: Simd>(s: &Stretch, cols: &Range<usize>, panel: &mut Panel) -> usize;
 }
 
 /// What of a stretch a register tile is taken through.
@@ -65,7 +71,7 @@ struct Pass {
 unsafe fn tiles_by_group<S: Simd, M: Multiply, const RT: usize, const N: usize>(s: &Stretch, tile: usize, pass: &Pass) {
     // SAFETY: the stretch's tiles and groups exist; results of different tiles and rows lie apart.
     unsafe {
-        let tiles: [*const u8; RT] = std::array::from_fn(|r| s.weights.add((tile + r) * s.planes.tile));
+        let tiles: [*const u8; RT] = std::array::from_fn(|r| s.weights.wrapping_add((tile + r) * s.planes.tile));
         let out = |r: usize, a: usize| {
             let first = (tile + r) * S::LANES;
             s.y.part((pass.group * s.all.acts + a) * s.rows + first, S::LANES.min(s.rows - first))
@@ -117,33 +123,63 @@ unsafe fn by_group<S: Simd, M: Multiply, const RT: usize, const N: usize>(s: &St
 #[inline(always)]
 unsafe fn one_pass<S: Simd, M: Multiply>(s: &Stretch, pass: &Pass) {
     unsafe {
-        match s.all.rows_of(pass.group) {
-            1 if M::ONE_ROW == 4 => by_group::<S, M, 4, 1>(s, pass),
+        let rows = s.all.rows_of(pass.group);
+        // What is known before compiling leaves out the shapes that a set doesn't have.
+        if const { S::ACTS > 4 } {
+            match rows {
+                5 => return by_group::<S, M, 1, 5>(s, pass),
+                6 => return by_group::<S, M, 2, 6>(s, pass),
+                _ => {}
+            }
+        }
+        match rows {
+            1 if const { M::ONE_ROW == 4 } => by_group::<S, M, 4, 1>(s, pass),
             1 => by_group::<S, M, 1, 1>(s, pass),
             2 => by_group::<S, M, 1, 2>(s, pass),
             3 => by_group::<S, M, 1, 3>(s, pass),
-            4 if S::ACTS == 4 => by_group::<S, M, 2, 4>(s, pass),
+            4 if const { S::ACTS == 4 } => by_group::<S, M, 2, 4>(s, pass),
             4 => by_group::<S, M, 1, 4>(s, pass),
-            5 if S::ACTS > 4 => by_group::<S, M, 1, 5>(s, pass),
-            _ if S::ACTS > 4 => by_group::<S, M, 2, 6>(s, pass),
             _ => unreachable!("a group has {} rows at most", S::ACTS),
         }
     }
 }
 
+/// Two tiles' weights of a slice: whole bytes, and per block two scales and two minima at most, 16 rows each.
+const PANEL: usize = 2 * 16 * SLICE / 32 * (32 + 16);
+
+/// Room for unpacked weights.
+#[repr(align(64))]
+struct Panel([MaybeUninit<u8>; PANEL]);
+
+/// Groups from which on unpacking is worth its while.
+const UNPACK: usize = 3;
+
 #[inline(always)]
 unsafe fn all_groups<S: Simd, M: Multiply>(s: &Stretch) {
     let alone = s.groups.len() == 1;
+    let mut panel = Panel([MaybeUninit::uninit(); PANEL]);
     // Tiles outermost: two tiles stay in the first cache while the groups pass by.
     let several = if s.all.rows == 1 { s.tiles.len() } else { 2 };
     for start in s.tiles.clone().step_by(several.max(1)) {
         let part = Stretch { tiles: start..s.tiles.end.min(start + several), groups: 0..0, ..*s };
         for from in (0..s.cols).step_by(if alone { s.cols } else { SLICE }) {
             let cols = from..if alone { s.cols } else { s.cols.min(from + SLICE) };
-            for group in s.groups.clone() {
-                let pass = Pass { group, cols: cols.clone(), ahead: group == s.groups.start };
-                // SAFETY: the caller's.
-                unsafe { one_pass::<S, M>(&part, &pass) };
+            // SAFETY: the caller's; the panel holds what the pass reads.
+            unsafe {
+                let size = if s.groups.len() < UNPACK { 0 } else { M::unpack::<S>(&part, &cols, &mut panel) };
+                let planes = Planes { tile: size, ..Planes::default() };
+                // Where the first tile's first column would be.
+                let before = start * size + from * size / cols.len();
+                let weights = panel.0.as_ptr().cast::<u8>().wrapping_sub(before);
+                let unpacked = Stretch { planes: &planes, weights, tiles: part.tiles.clone(), groups: 0..0, ..part };
+                for group in s.groups.clone() {
+                    let pass = Pass { group, cols: cols.clone(), ahead: group == s.groups.start };
+                    if size == 0 {
+                        one_pass::<S, M>(&part, &pass);
+                    } else {
+                        one_pass::<S, M::Unpacked>(&unpacked, &Pass { ahead: false, ..pass });
+                    }
+                }
             }
         }
     }

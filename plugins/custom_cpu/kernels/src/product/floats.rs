@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Multiply, Stretch};
+use super::{Multiply, Panel, Stretch};
 use crate::simd::Simd;
 
 /// What a float format's elements are loaded with.
@@ -44,6 +44,12 @@ pub(super) struct FloatProducts<W>(W);
 impl<W: Floats> Multiply for FloatProducts<W> {
     /// One sum a row waits for its last addition: four tiles side by side keep the units busy.
     const ONE_ROW: usize = 4;
+    type Unpacked = Self;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd>(_: &Stretch, _: &Range<usize>, _: &mut Panel) -> usize {
+        0
+    }
 
     #[inline(always)]
     unsafe fn tile<S: Simd, const RT: usize, const N: usize>(

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Multiply, Stretch};
+use super::{Multiply, Panel, Stretch};
 use crate::activations::{BLOCK, NUMBERS};
 use crate::layout::Planes;
 use crate::simd::Simd;
@@ -21,11 +21,14 @@ pub(super) trait Weights {
     const HALVES: bool;
     /// Bytes of a row's block, all planes together.
     const BYTES: usize;
+    /// The same, unpacked; itself where weights are whole bytes already.
+    type Unpacked: Weights;
+    const UNPACKS: bool = true;
 
     /// Columns 4·group to 4·group + 3 of block `b`.
     unsafe fn weight<S: Simd>(tile: *const u8, planes: &Planes, b: usize, group: usize) -> S::I;
     unsafe fn scale<S: Simd>(tile: *const u8, planes: &Planes, b: usize, half: usize) -> S::F;
-    unsafe fn min<S: Simd>(tile: *const u8, planes: &Planes, b: usize, scale: S::F) -> S::F;
+    unsafe fn min<S: Simd>(tile: *const u8, planes: &Planes, b: usize, half: usize, scale: S::F) -> S::F;
 }
 
 /// Q8_0.
@@ -37,6 +40,8 @@ impl Weights for Bytes {
     const MIN: bool = false;
     const HALVES: bool = false;
     const BYTES: usize = 34;
+    type Unpacked = Self;
+    const UNPACKS: bool = false;
 
     #[inline(always)]
     unsafe fn weight<S: Simd>(tile: *const u8, _: &Planes, b: usize, group: usize) -> S::I {
@@ -48,7 +53,7 @@ impl Weights for Bytes {
         unsafe { S::load_f16(tile.add(planes.scale + b * S::LANES * 2).cast()) }
     }
     #[inline(always)]
-    unsafe fn min<S: Simd>(_: *const u8, _: &Planes, _: usize, scale: S::F) -> S::F {
+    unsafe fn min<S: Simd>(_: *const u8, _: &Planes, _: usize, _: usize, scale: S::F) -> S::F {
         scale
     }
 }
@@ -86,6 +91,7 @@ impl<const FIVE: bool, const OFFSET: i32> Weights for Simple<FIVE, OFFSET> {
     const MIN: bool = true;
     const HALVES: bool = false;
     const BYTES: usize = 18 + if FIVE { 4 } else { 0 } + if OFFSET == 0 { 2 } else { 0 };
+    type Unpacked = Whole<FIVE, false>;
 
     #[inline(always)]
     unsafe fn weight<S: Simd>(tile: *const u8, planes: &Planes, b: usize, group: usize) -> S::I {
@@ -96,7 +102,7 @@ impl<const FIVE: bool, const OFFSET: i32> Weights for Simple<FIVE, OFFSET> {
         unsafe { S::load_f16(tile.add(planes.scale + b * S::LANES * 2).cast()) }
     }
     #[inline(always)]
-    unsafe fn min<S: Simd>(tile: *const u8, planes: &Planes, b: usize, scale: S::F) -> S::F {
+    unsafe fn min<S: Simd>(tile: *const u8, planes: &Planes, b: usize, _: usize, scale: S::F) -> S::F {
         unsafe {
             if OFFSET != 0 {
                 S::mul(scale, S::splat(OFFSET as f32))
@@ -116,6 +122,7 @@ impl<const FIVE: bool> Weights for Super<FIVE> {
     const MIN: bool = true;
     const HALVES: bool = false;
     const BYTES: usize = if FIVE { 22 } else { 18 };
+    type Unpacked = Whole<FIVE, false>;
 
     #[inline(always)]
     unsafe fn weight<S: Simd>(tile: *const u8, planes: &Planes, b: usize, group: usize) -> S::I {
@@ -126,7 +133,7 @@ impl<const FIVE: bool> Weights for Super<FIVE> {
         unsafe { super_scaled::<S>(tile, planes.scale, planes.super_scale, b) }
     }
     #[inline(always)]
-    unsafe fn min<S: Simd>(tile: *const u8, planes: &Planes, b: usize, _: S::F) -> S::F {
+    unsafe fn min<S: Simd>(tile: *const u8, planes: &Planes, b: usize, _: usize, _: S::F) -> S::F {
         unsafe { S::mul(super_scaled::<S>(tile, planes.min, planes.super_min, b), S::splat(-1.0)) }
     }
 }
@@ -140,6 +147,7 @@ impl Weights for Six {
     const MIN: bool = true;
     const HALVES: bool = true;
     const BYTES: usize = 26;
+    type Unpacked = Whole<false, true>;
 
     #[inline(always)]
     unsafe fn weight<S: Simd>(tile: *const u8, planes: &Planes, b: usize, group: usize) -> S::I {
@@ -156,8 +164,43 @@ impl Weights for Six {
         }
     }
     #[inline(always)]
-    unsafe fn min<S: Simd>(_: *const u8, _: &Planes, _: usize, scale: S::F) -> S::F {
+    unsafe fn min<S: Simd>(_: *const u8, _: &Planes, _: usize, _: usize, scale: S::F) -> S::F {
         unsafe { S::mul(scale, S::splat(-32.0)) }
+    }
+}
+
+/// What `unpack` writes: of each block eight vectors of bytes, then scale and minimum of its halves, or of the whole.
+pub(super) struct Whole<const FIVE: bool, const SIX: bool>;
+
+impl<const FIVE: bool, const SIX: bool> Whole<FIVE, SIX> {
+    /// Bytes from block to block.
+    #[inline(always)]
+    fn stride<S: Simd>(halves: bool) -> usize {
+        S::LANES * (32 + if halves { 16 } else { 8 })
+    }
+}
+
+impl<const FIVE: bool, const SIX: bool> Weights for Whole<FIVE, SIX> {
+    const SIGNED: bool = false;
+    const NARROW: usize = if SIX { 2 } else { 8 >> FIVE as usize };
+    const MIN: bool = true;
+    const HALVES: bool = SIX;
+    const BYTES: usize = 0;
+    type Unpacked = Self;
+    const UNPACKS: bool = false;
+
+    // Blocks are counted from the matrix's first, tiles begin where that block would be: outside the panel.
+    #[inline(always)]
+    unsafe fn weight<S: Simd>(tile: *const u8, _: &Planes, b: usize, group: usize) -> S::I {
+        unsafe { S::load_i(tile.wrapping_add(b * Self::stride::<S>(SIX) + group * S::LANES * 4)) }
+    }
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(tile: *const u8, _: &Planes, b: usize, half: usize) -> S::F {
+        unsafe { S::load(tile.wrapping_add(b * Self::stride::<S>(SIX) + (32 + half * 8) * S::LANES).cast()) }
+    }
+    #[inline(always)]
+    unsafe fn min<S: Simd>(tile: *const u8, _: &Planes, b: usize, half: usize, _: S::F) -> S::F {
+        unsafe { S::load(tile.wrapping_add(b * Self::stride::<S>(SIX) + (36 + half * 8) * S::LANES).cast()) }
     }
 }
 
@@ -165,6 +208,36 @@ pub(super) struct Integers<W>(W);
 
 impl<W: Weights> Multiply for Integers<W> {
     const ONE_ROW: usize = 1;
+    type Unpacked = Integers<W::Unpacked>;
+
+    #[inline(always)]
+    unsafe fn unpack<S: Simd>(s: &Stretch, cols: &Range<usize>, panel: &mut Panel) -> usize {
+        if !W::UNPACKS {
+            return 0;
+        }
+        let (planes, blocks) = (s.planes, cols.start / BLOCK..cols.end / BLOCK);
+        let mut to = panel.0.as_mut_ptr().cast::<u8>();
+        for tile in s.tiles.clone() {
+            // SAFETY: the tiles hold these blocks; a panel has room for two tiles' slices.
+            unsafe {
+                let tile = s.weights.add(tile * planes.tile);
+                for b in blocks.clone() {
+                    fetch::<S, W, 2>(&[tile; 1], planes, b);
+                    for group in 0..8 {
+                        S::store_i(to, W::weight::<S>(tile, planes, b, group));
+                        to = to.add(S::LANES * 4);
+                    }
+                    for half in 0..if W::HALVES { 2 } else { 1 } {
+                        let scale = W::scale::<S>(tile, planes, b, half);
+                        S::store(to.cast(), scale);
+                        S::store(to.add(S::LANES * 4).cast(), W::min::<S>(tile, planes, b, half, scale));
+                        to = to.add(S::LANES * 8);
+                    }
+                }
+            }
+        }
+        blocks.len() * Whole::<false, false>::stride::<S>(W::HALVES)
+    }
 
     #[inline(always)]
     unsafe fn tile<S: Simd, const RT: usize, const N: usize>(
@@ -193,7 +266,7 @@ impl<W: Weights> Multiply for Integers<W> {
 /// Asks for what comes `AHEAD` bytes behind block `b`'s weights, and for what belongs to blocks of the tiles that follow:
 /// that lies behind a tile's weights, but is wanted from its first block on.
 #[inline(always)]
-unsafe fn fetch<S: Simd, W: Weights, const RT: usize>(tiles: &[*const u8; RT], planes: &Planes, b: usize) {
+unsafe fn fetch<S: Simd, W: Weights, const RT: usize>(tiles: &[*const u8], planes: &Planes, b: usize) {
     let weights = if W::SIGNED { 32 } else { 16 } * S::LANES;
     let behind = W::BYTES * S::LANES - weights;
     for tile in tiles {
@@ -280,7 +353,7 @@ unsafe fn block<S: Simd, W: Weights, const RT: usize, const N: usize>(
                     sums[r][a] = S::fma(S::to_f(whole[r][a]), both, sums[r][a]);
                 }
                 if W::MIN {
-                    let min = W::min::<S>(tiles[r], planes, b, scale);
+                    let min = W::min::<S>(tiles[r], planes, b, half, scale);
                     for a in 0..N {
                         let second = *numbers.add(2 * N + a);
                         let sum = match (W::HALVES, half) {

@@ -27,6 +27,10 @@ macro_rules! common {
             unsafe { _mm256_loadu_si256(p.cast()) }
         }
         #[inline(always)]
+        unsafe fn store_i(p: *mut u8, v: __m256i) {
+            unsafe { _mm256_storeu_si256(p.cast(), v) }
+        }
+        #[inline(always)]
         unsafe fn splat_i(v: i32) -> __m256i {
             unsafe { _mm256_set1_epi32(v) }
         }
@@ -173,6 +177,27 @@ macro_rules! common {
                 let sums = _mm_madd_epi16(_mm_add_epi16(first, last), _mm_set1_epi16(1));
                 let sums = _mm_add_epi32(sums, _mm_shuffle_epi32::<0b01_00_11_10>(sums));
                 _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32::<0b10_11_00_01>(sums)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn interleave(rows: &[*const u8; 16], words: usize, flip: u32, out: *mut u8) {
+            unsafe {
+                let flip = _mm256_set1_epi32(flip as i32);
+                for four in (0..words).step_by(4) {
+                    // A row in each half: transposing inside halves then brings all eight into order.
+                    let pair = |row: usize| {
+                        let half = |row: usize| _mm_loadu_si128(rows[row].add(four * 4).cast());
+                        _mm256_xor_si256(_mm256_set_m128i(half(row + 4), half(row)), flip)
+                    };
+                    let (a, b, c, d) = (pair(0), pair(1), pair(2), pair(3));
+                    let (low, high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+                    let (low_too, high_too) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+                    let out = out.add(four * 32).cast::<__m256i>();
+                    _mm256_storeu_si256(out, _mm256_unpacklo_epi64(low, low_too));
+                    _mm256_storeu_si256(out.add(1), _mm256_unpackhi_epi64(low, low_too));
+                    _mm256_storeu_si256(out.add(2), _mm256_unpacklo_epi64(high, high_too));
+                    _mm256_storeu_si256(out.add(3), _mm256_unpackhi_epi64(high, high_too));
+                }
             }
         }
         #[inline(always)]

@@ -26,6 +26,10 @@ unsafe impl Simd for Avx512Vnni {
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
     #[inline(always)]
+    unsafe fn store_i(p: *mut u8, v: __m512i) {
+        unsafe { _mm512_storeu_si512(p.cast(), v) }
+    }
+    #[inline(always)]
     unsafe fn splat_i(v: i32) -> __m512i {
         unsafe { _mm512_set1_epi32(v) }
     }

@@ -36,6 +36,7 @@ pub unsafe trait Simd: Copy + 'static {
     type S: Copy;
 
     unsafe fn load_i(p: *const u8) -> Self::I;
+    unsafe fn store_i(p: *mut u8, v: Self::I);
     unsafe fn splat_i(v: i32) -> Self::I;
     /// `WORDS` words, in every lane.
     unsafe fn load_x(p: *const i32) -> Self::X;
@@ -92,6 +93,19 @@ pub unsafe trait Simd: Copy + 'static {
     /// what a product starts with.
     unsafe fn split(_: &[i8; 32], _: *mut u32, _: usize) -> i32 {
         unreachable!("values are their own operands")
+    }
+    /// Writes `words` words of each of the first `LANES` rows, the rows' first words first, every one xor `flip`.
+    #[inline(always)]
+    unsafe fn interleave(rows: &[*const u8; 16], words: usize, flip: u32, out: *mut u8) {
+        for word in 0..words {
+            for lane in 0..Self::LANES {
+                // SAFETY: the caller's.
+                unsafe {
+                    let value = rows[lane].cast::<u32>().add(word).read_unaligned();
+                    out.cast::<u32>().add(word * Self::LANES + lane).write_unaligned(value ^ flip);
+                }
+            }
+        }
     }
     /// Asks for the cache line at `p`, which need not be readable.
     unsafe fn prefetch(p: *const u8);

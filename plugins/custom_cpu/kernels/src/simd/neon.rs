@@ -38,6 +38,10 @@ unsafe impl Simd for Neon {
         unsafe { vreinterpretq_s32_u8(vld1q_u8(p)) }
     }
     #[inline(always)]
+    unsafe fn store_i(p: *mut u8, v: int32x4_t) {
+        unsafe { vst1q_u8(p, vreinterpretq_u8_s32(v)) }
+    }
+    #[inline(always)]
     unsafe fn splat_i(v: i32) -> int32x4_t {
         unsafe { vdupq_n_s32(v) }
     }

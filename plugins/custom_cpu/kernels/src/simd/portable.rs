@@ -42,6 +42,10 @@ unsafe impl Simd for Portable {
         unsafe { p.cast::<[i32; N]>().read_unaligned() }
     }
     #[inline(always)]
+    unsafe fn store_i(p: *mut u8, v: [i32; N]) {
+        unsafe { p.cast::<[i32; N]>().write_unaligned(v) }
+    }
+    #[inline(always)]
     unsafe fn splat_i(v: i32) -> [i32; N] {
         [v; N]
     }

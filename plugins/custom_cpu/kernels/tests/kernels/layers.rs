@@ -1,10 +1,7 @@
 //! The small layers, rotary embedding and 16-bit floats against double, on every length of tail.
 
 use crate::common::{Random, on_each_set};
-use cpu_kernels::{
-    RopePairs, RopeTable, add, argmax, bf16_to_f32, f16_to_f32, f32_to_f16, gelu, layer_norm, rms_norm, silu_mul,
-    softmax,
-};
+use cpu_kernels::{add, argmax, bf16_to_f32, f16_to_f32, f32_to_f16, gelu, layer_norm, rms_norm, silu_mul, softmax};
 
 const LENGTHS: [usize; 8] = [1, 2, 7, 15, 16, 33, 576, 1537];
 
@@ -115,48 +112,6 @@ fn test_argmax_is_the_first_of_equal_ones() {
     assert_eq!(argmax(&[f32::NAN, 1.0, f32::NAN, 2.0]), 3);
     assert_eq!(argmax(&[f32::NAN; 3]), 0);
     assert_eq!(argmax(&[f32::NEG_INFINITY; 3]), 0);
-}
-
-#[test]
-fn test_rope_turns_pairs_by_position_times_frequency() {
-    let mut random = Random(53);
-    let (head_dim, dims, base) = (20, 16, 10_000.0);
-    let factors: Vec<f32> = (0..8).map(|i| 1.0 + i as f32).collect();
-    for pairs in [RopePairs::Adjacent, RopePairs::Halves] {
-        for factors in [None, Some(&factors[..])] {
-            let table = RopeTable::new(dims, base, factors, 1.5, 100);
-            for position in [0, 1, 99, 100, 70_000] {
-                let x = random.floats(3 * head_dim);
-                let mut out = x.clone();
-                table.rotate(pairs, &mut out, head_dim, position);
-                let mut expected: Vec<f64> = doubles(&x).collect();
-                for head in 0..3 {
-                    for i in 0..dims / 2 {
-                        let (a, b) = match pairs {
-                            RopePairs::Adjacent => (2 * i, 2 * i + 1),
-                            RopePairs::Halves => (i, i + dims / 2),
-                        };
-                        let (a, b) = (head * head_dim + a, head * head_dim + b);
-                        let frequency = f64::from(base).powf(-2.0 * i as f64 / dims as f64);
-                        let angle = f64::from(position) * frequency / factors.map_or(1.0, |f| f64::from(f[i]));
-                        let (sine, cosine) = (angle.sin() * 1.5, angle.cos() * 1.5);
-                        let (x, y) = (f64::from(x[a]), f64::from(x[b]));
-                        (expected[a], expected[b]) = (x * cosine - y * sine, x * sine + y * cosine);
-                    }
-                }
-                for (got, expected) in out.iter().zip(&expected) {
-                    // A float's frequency is off by 6e-8 of itself, and the angle with it.
-                    let error = 1e-6 + 6e-8 * f64::from(position);
-                    assert!((f64::from(*got) - expected).abs() < error, "{pairs:?} {position}: {got} for {expected}");
-                }
-                let plain = RopeTable::new(dims, base, factors, 1.0, 0);
-                let mut back = x.clone();
-                plain.rotate(pairs, &mut back, head_dim, position);
-                plain.rotate(pairs, &mut back, head_dim, -position);
-                assert!(back.iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-6), "{pairs:?} {position}: back");
-            }
-        }
-    }
 }
 
 #[test]

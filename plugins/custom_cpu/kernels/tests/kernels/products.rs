@@ -135,32 +135,6 @@ fn test_many_matrices_equal_each_by_itself() {
 }
 
 #[test]
-fn test_a_deferred_matrix_multiplies_and_lets_its_bytes_go() {
-    let pool = Pool::new(2);
-    on_each_set(|_| {
-        let mut random = Random(31);
-        let (count, cols, n) = (45, 96, 3);
-        let bytes = std::sync::Arc::new(rows(&mut random, Format::Q8_0, count, cols));
-        struct Kept(std::sync::Arc<Vec<u8>>);
-        impl AsRef<[u8]> for Kept {
-            fn as_ref(&self) -> &[u8] {
-                &self.0
-            }
-        }
-        let deferred = Matrix::deferred(Format::Q8_0, count, cols, Kept(bytes.clone())).expect("a matrix");
-        let packed = Matrix::new(Format::Q8_0, count, cols, &bytes, &pool).expect("a matrix");
-        assert_eq!(deferred.bytes(), packed.bytes());
-        let x = activations(&mut random, n, cols);
-        let (mut y, mut expected) = (vec![0.0; n * count], vec![1.0; n * count]);
-        assert_eq!(std::sync::Arc::strong_count(&bytes), 2);
-        matmul(&pool, &deferred, &x, n, &mut y);
-        matmul(&pool, &packed, &x, n, &mut expected);
-        assert_eq!(y, expected);
-        assert_eq!(std::sync::Arc::strong_count(&bytes), 1);
-    });
-}
-
-#[test]
 fn test_nothing_times_nothing_is_zero() {
     let pool = Pool::new(1);
     for format in Format::ALL {
