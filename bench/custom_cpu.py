@@ -178,7 +178,7 @@ def _load(name: str, plugin: Plugin) -> dict[str, Any]:
     seconds = []
     for _ in range(launches + 1):
         with _loaded(plugin, model, options) as launch:
-            metrics = launch.request(PromptSet(model).take(4, key=0, seed=0), 1, DEADLINES)["metrics"]
+            metrics = launch.loaded["metrics"]
             seconds.append(sum(metrics[f"load_{phase}_seconds"] for phase in ("parse", "map", "init")))
     least = min(seconds[1:])
     print(f"{name}: {1e3 * least:.0f} ms, goal {1e3 * goal:.0f}", flush=True)
