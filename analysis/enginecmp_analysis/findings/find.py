@@ -14,6 +14,7 @@ from enginecmp_analysis.findings.memory_findings import kv_caches, leak_findings
 from enginecmp_analysis.findings.overall import components, geometric_means, missed_saturation
 from enginecmp_analysis.findings.prefix import repeated_prompts
 from enginecmp_analysis.findings.profile import bottlenecks
+from enginecmp_analysis.findings.speculation import guesses
 from enginecmp_analysis.schema.stats import Finding
 
 
@@ -45,3 +46,4 @@ def _all(group: GroupResult, steady: Sequence[Sequence[Place]]) -> Iterator[Find
     yield from throttling(group, steady)
     yield from clock_findings(group, steady)
     yield from repeated_prompts(group)
+    yield from guesses(group)

@@ -26,6 +26,11 @@ NOT_PROVEN = "not proven"
 is one, is `NOT_PROVEN`.
 """
 
+IDENTICAL = "identical"
+IDENTICAL_TO_TIES = "identical up to ties"
+DIFFERENT = "different"
+"""What the gate of speculation says: `SpeculationCheck.verdict`, or `NOT_CHECKED`."""
+
 COMPONENTS = ("embedding", "norm", "rope", "attention", "ffn", "lm_head", "sampling")
 """Parts of a model that `cmp_profile` may time, in the order of the forward pass."""
 
@@ -205,6 +210,27 @@ class Equivalence(msgspec.Struct, kw_only=True):
     proven_utc: str | msgspec.UnsetType = msgspec.UNSET
 
 
+class SpeculationCheck(msgspec.Struct, kw_only=True):
+    """Whether an engine that guesses ahead gives the greedy ids that it gives without guessing.
+
+    Attributes:
+        engine: label of the engine.
+        verdict: "identical"; "identical up to ties" where ids part only where two are equally likely; "different",
+            which is not comparable; "not checked".
+        requests: answered both ways.
+        output_tokens: of each.
+        identical: requests all of whose ids are the same.
+        note: where they part, or why there was no answer.
+    """
+
+    engine: str
+    verdict: str = NOT_CHECKED
+    requests: int = 0
+    output_tokens: int = 0
+    identical: int = 0
+    note: str = ""
+
+
 class TelemetryReading(msgspec.Struct, kw_only=True):
     """One reading of one sensor: one line of telemetry.jsonl.
 
@@ -240,6 +266,7 @@ class Manifest(msgspec.Struct, kw_only=True):
         engines: one entry a label.
         environment: CPU, cores, memory, GPU, driver, OS, governor, library versions.
         equivalence: one entry an engine and file; empty when nothing was checked.
+        speculation: one entry an engine that guesses ahead; absent where none does, or without a gate.
     """
 
     schema: str
@@ -253,6 +280,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     engines: list[RunEngine]
     environment: dict[str, Any] = {}
     equivalence: list[Equivalence] = []
+    speculation: list[SpeculationCheck] | msgspec.UnsetType = msgspec.UNSET
 
 
 class CellAverages(msgspec.Struct, kw_only=True):

@@ -16,10 +16,11 @@ from enginecmp import doctor
 from enginecmp.errors import CannotWrite, CmpError, ModelError, ResultsError, UsageError
 from enginecmp.format.files import CALIBRATION, LOGS, RESUME
 from enginecmp.format.readers import finished_launches
-from enginecmp.format.records import Equivalence, LaunchRecord, Manifest, Sample
+from enginecmp.format.records import DIFFERENT, NOT_COMPARABLE, Equivalence, LaunchRecord, Manifest, Sample
 from enginecmp.format.text import to_json
 from enginecmp.gate import equivalence
 from enginecmp.gate.gate import Gate
+from enginecmp.gate.speculation import PROMPT_TOKENS, check_speculation, speculates
 from enginecmp.launch.engine_config import EngineConfig
 from enginecmp.launch.model_file import file_for
 from enginecmp.plugins.discovery import sensor_modules
@@ -96,6 +97,7 @@ def execute(
             versions = Versions(manifest.engines, request.everybody)
             if not manifest.equivalence:
                 manifest.equivalence = _gate(request, prompts, folder, versions, say)
+                _hold_guesses(request, prompts, folder, manifest, say)
                 manifest.baseline = after_gate(request, manifest.equivalence, say)
             manifest.environment["sensors"] = telemetry.facts()
             manifest.environment["doctor"] = _examine(folder.parent, say)
@@ -149,6 +151,25 @@ def _calibrated(
     for line in described(scenario):
         say(line)
     return scenario
+
+
+def _hold_guesses(
+    request: RunRequest, prompts: PromptSet, folder: Path, manifest: Manifest, say: Callable[[str], None]
+) -> None:
+    """Ask engines that guess ahead whether guessing changes what they say; one that it changes is not comparable."""
+    if request.reference is None or not any(map(speculates, request.everybody)):
+        return
+    asked = [prompts.take(PROMPT_TOKENS, key=number, seed=request.seed) for number in range(3)]
+    # A text said twice: what is looked up is found there.
+    asked.append(asked[0][: PROMPT_TOKENS // 2] + asked[0][-PROMPT_TOKENS // 2 :] + asked[0][-PROMPT_TOKENS // 2 :])
+    manifest.speculation = check_speculation(
+        request.everybody, request.model, asked, folder / LOGS, request.scenario.deadlines, say
+    )
+    wrong = {entry.engine: entry.note for entry in manifest.speculation if entry.verdict == DIFFERENT}
+    for entry in manifest.equivalence:
+        if entry.engine in wrong:
+            entry.verdict = NOT_COMPARABLE
+            entry.note = f"guessing ahead changes its greedy ids: {wrong[entry.engine]}"
 
 
 def _gate(

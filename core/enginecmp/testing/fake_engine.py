@@ -7,6 +7,8 @@ Options (`-o LABEL.KEY=VALUE`):
     load_ms, prefill_us, decode_us: time of a load, a prompt token and an output token.
     batch_us: what each further request in a step of continuous batching adds to `decode_us`.
     prefix_cache: "1" spends no time on the beginning of a prompt that it has had before, and tells how much that was.
+    lookup, draft: guesses ahead, or says so: `tokens_per_step` is 2.
+    misguess: number of ids after which guessing ahead makes it say 0.
     launch_sd, request_sd: standard deviations of lognormal factors per launch and per request.
     seed: of those factors.
     error: standard deviation of what is added to every logit: makes it another distribution.
@@ -171,6 +173,8 @@ def cmp_profile(session: FakeSession, token_ids: Sequence[int], n_tokens: int) -
 def cmp_metrics(session: FakeSession) -> dict[str, float]:
     """Return made-up but exact sizes."""
     found = {"weights_bytes": 1000.0, "kv_cache_bytes": 8.0 * len(session.prefix)}
+    if session.guesses:
+        found["tokens_per_step"] = 2.0
     return found | ({"prefix_cache_hit_tokens": session.hit_tokens} if session.settings["prefix_cache"] == "1" else {})
 
 

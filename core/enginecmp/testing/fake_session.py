@@ -29,6 +29,9 @@ DEFAULTS: Mapping[str, str] = {
     "decode_us": "1000",
     "batch_us": "0",
     "prefix_cache": "0",
+    "lookup": "0",
+    "draft": "",
+    "misguess": "0",
     "stray": "",
     "launch_sd": "0.01",
     "request_sd": "0.02",
@@ -191,8 +194,15 @@ class FakeSession:
         return (8 * row).astype(np.float32)
 
     def next_token(self, prefix: Sequence[int]) -> int:
-        """Return the greedy continuation of a prefix."""
+        """Return the greedy continuation of a prefix, unless told to guess wrong."""
+        if self.guesses and self.settings["misguess"] == str(len(prefix)):
+            return 0
         return int(self.logits(len(prefix) - 1, prefix[-1]).argmax())
+
+    @property
+    def guesses(self) -> bool:
+        """Whether it says that it guesses ahead."""
+        return self.settings["lookup"] != "0" or self.settings["draft"] != ""
 
 
 class Fault:
