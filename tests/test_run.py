@@ -78,8 +78,8 @@ def test_a_run_ends_with_what_stats_says_first(cmp: CommandLine, line: list[str]
     told = cmp("stats", Path("results") / only_run(tmp_path / "results").name)
     assert told.stdout.startswith("No verdict yet on ")
     assert told.stdout in done.stderr
-    cure = "start a new run with --requests 10 --blocks 10"
-    assert f"1 of 1 comparisons withheld for lack of requests; {cure}" in done.stderr
+    assert "1 of 1 comparisons withheld for lack of requests; start a new run: cmp run --engines" in done.stderr
+    assert done.stderr.endswith("--blocks 10 --requests 10\n")
     # The prompt sent twice in warm-up asks for one token: nothing to warn about.
     assert "output length" not in told.stdout
 
