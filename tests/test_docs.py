@@ -14,8 +14,15 @@ import pytest
 
 from enginecmp import errors, hookspecs, types
 from enginecmp.cli import _MODULES, VERBS
+from enginecmp.cli.run import GROUPS, command
 from enginecmp.format import records
 from enginecmp.format.flags import Flag
+from enginecmp.scenarios import loader
+from enginecmp.scenarios.scenario import Expectation, Limits, Overload, Profile
+from enginecmp.scenarios.variants import VARIANTS
+from enginecmp.scenarios.workload import Workload
+from enginecmp.telemetry.contention import Validity
+from enginecmp.wire.deadlines import Deadlines
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted([*DOCS.glob("*.md"), DOCS.parent / "README.md"])
@@ -152,3 +159,49 @@ def test_options_that_documents_name_exist(path: Path) -> None:
 def test_wrong_command_in_a_document_is_found(line: str, fault: str) -> None:
     (words,) = commands_in(line)
     assert fault in str(fault_of(words))
+
+
+def documented_keys(heading: str) -> set[str]:
+    """Return the keys in the tables under one heading of scenario-format.md."""
+    (section,) = re.findall(rf"^##+ {re.escape(heading)}\n(.*?)(?=^##|\Z)", read("scenario-format.md"), re.M | re.S)
+    return set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("heading", "kinds"),
+    [
+        ("`[profile.NAME]`", [Profile]),
+        ("`[[cells]]`", [records.Cell]),
+        ("`[goodput]`, `[overload]`", [Limits, Overload]),
+        ("`[[expect]]`", [Expectation]),
+        ("`[deadlines]`, `[validity]`", [Deadlines, Validity]),
+        *((f'`operation = "{name}"`', [kind]) for name, kind in VARIANTS.items()),
+    ],
+)
+def test_scenario_format_has_every_key_of_a_table_and_no_other(heading: str, kinds: list[type]) -> None:
+    assert documented_keys(heading) == {field for kind in kinds for field in kind.__struct_fields__}
+
+
+def test_scenario_format_has_every_key_of_the_file_and_no_other() -> None:
+    assert documented_keys("The file") == set(loader._TOP_KEYS)
+
+
+def test_workloads_md_names_every_key_of_a_workload() -> None:
+    assert [field for field in Workload.__struct_fields__ if field not in read("workloads.md")] == []
+
+
+def test_the_example_of_scenario_format_is_a_scenario(tmp_path: Path) -> None:
+    (example,) = re.findall(r"^```toml\n(.*?)^```", read("scenario-format.md"), re.MULTILINE | re.DOTALL)
+    (tmp_path / "mine.toml").write_text(example)
+    assert len(loader.load_scenario(str(tmp_path / "mine.toml"), None).cells) == 2
+
+
+def test_the_help_of_run_has_every_option_in_one_group() -> None:
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {param.name for param in command.params}
+    told = command.get_help(click.Context(command, info_name="cmp run"))
+    at = [told.index(f"\n{title}:\n") for title in GROUPS]
+    assert at == sorted(at)
+    for param in command.params:
+        assert param.opts[0] in told

@@ -9,6 +9,7 @@ import click
 
 from enginecmp.cli.conflicts import check_run
 from enginecmp.cli.console import echo
+from enginecmp.cli.grouped import GroupedCommand
 from enginecmp.cli.measure import after, measure, prepare, terminated_like_interrupted
 from enginecmp.cli.options import read_blocks, read_extra, read_share
 from enginecmp.run.options import RunOptions
@@ -17,8 +18,30 @@ from enginecmp.run.prepare import find_model
 NATS = click.FloatRange(min=0, min_open=True)
 
 
-@click.command("run", short_help="Measure engines against each other.")
-@click.option("--engines", default="all", show_default=True, help="all, or a,b, or label=engine,other=engine.")
+GROUPS = {
+    "What is measured": (
+        *("engines", "scenario", "profile", "model", "matrix", "suite", "find_max", "slo", "tuned", "options"),
+        *("threads", "device"),
+    ),
+    "How much": (
+        *("blocks", "requests", "max_extra", "adaptive", "precision", "seed", "deadlines", "wait_idle", "no_sensors"),
+        *("resume", "extend", "dry_run"),
+    ),
+    "How it is judged": (
+        *("baseline", "save_baseline", "reference", "no_gate", "fresh_gate", "quality_only", "score_positions"),
+        *("max_kl", "max_nll_increase"),
+    ),
+    "Where": ("on", "nodes", "require", "out", "as_json"),
+}
+
+
+@click.command(
+    "run",
+    cls=GroupedCommand,
+    groups=GROUPS,
+    short_help="Measure engines against each other.",
+)
+@click.option("--engines", default="all", show_default=True, help="all, or a,b, or label=engine; a server by its name.")
 @click.option("--scenario", default="sustained", show_default=True, help="A name or a TOML file.")
 @click.option("--profile", help="How much of the scenario: full or quick.  [default: full, or a file's only one]")
 @click.option("--model", help="A catalog name or a GGUF file; see `cmp model list`.")

@@ -39,6 +39,16 @@ TOLD = {
         "server_prompt_tokens": 1200.0,
         "server_output_tokens": 640.0,
     },
+    "vllm": {
+        "server_requests_running": 0.0,
+        "server_requests_waiting": 0.0,
+        "server_kv_used_share": 0.0,
+        "server_preemptions": 0.0,
+        "server_prefix_query_tokens": 10.0,
+        "server_prefix_hit_tokens": 0.0,
+        "server_prompt_tokens": 10.0,
+        "server_output_tokens": 16.0,
+    },
     "tgi": {
         "server_requests_running": 3.0,
         "server_requests_waiting": 1.0,
