@@ -24,7 +24,7 @@ class GroupedCommand(click.Command):
         """Write the options, group by group."""
         records = {param.name: param.get_help_record(ctx) for param in self.get_params(ctx)}
         grouped = {name for names in self._groups.values() for name in names}
-        rest = [name for name in records if name is not None and name not in grouped]
+        rest = [name for name in records if name not in grouped]
         for title, names in (*self._groups.items(), ("Options", rest)):
             rows = [record for name in names if (record := records.get(name)) is not None]
             if rows:
