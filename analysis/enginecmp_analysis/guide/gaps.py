@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from enginecmp.format.enough import LAUNCHES_NEEDED
 from enginecmp_analysis.data.cells import is_open
 from enginecmp_analysis.data.group import Analysis, GroupResult
 from enginecmp_analysis.decisions.decide import Questions
@@ -61,6 +62,6 @@ def _of_group(group: GroupResult, everyone: list[str]) -> Iterator[str]:
         if run.manifest.status != "complete":
             yield f"{context.scenario}: run {run.manifest.run_id} is {run.manifest.status}, not complete."
         planned = scenario.get("blocks")
-        if isinstance(planned, int) and planned and run.manifest.status == "complete" and planned < 10:
+        if isinstance(planned, int) and planned and run.manifest.status == "complete" and planned < LAUNCHES_NEEDED:
             has = f"run {run.manifest.run_id} has {show_count(planned, 'block')}"
-            yield f"{context.scenario}: {has}, a verdict takes ten."
+            yield f"{context.scenario}: {has}, a verdict takes {LAUNCHES_NEEDED}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from enginecmp.format.enough import LAUNCHES_NEEDED
 from enginecmp.format.text import command_line
 from enginecmp_analysis.data.asked import kept_command
 from enginecmp_analysis.data.group import Analysis, GroupResult
@@ -63,7 +64,7 @@ def closing_command(analysis: Analysis, group: GroupResult, comparisons: Iterabl
     scenario = group.context.scenario
     if run.path is None or run.manifest.scenario.get("source_tool") is not None:
         return ""
-    blocks = int(run.manifest.scenario.get("blocks") or 10)
+    blocks = int(run.manifest.scenario.get("blocks") or LAUNCHES_NEEDED)
     launches = max([c.launches_needed or 0 for c in found], default=0)
     if launches > MOST_MORE:
         return ""

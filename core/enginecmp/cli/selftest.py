@@ -9,6 +9,7 @@ import click
 
 from enginecmp.cli.console import echo, print_json
 from enginecmp.errors import CmpError
+from enginecmp.format.enough import LAUNCHES_NEEDED
 from enginecmp.run.options import RunOptions
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 @click.option("--profile", help="How much of the scenario.  [default: quick, or the only one that a file has]")
 @click.option("--model", help="A catalog name or a GGUF file.")
 @click.option("--threads", default="auto", show_default=True, help="Compute threads.")
-@click.option("--blocks", type=click.IntRange(min=10), help="Launches of each label; at least 10.")
+@click.option(
+    "--blocks", type=click.IntRange(min=LAUNCHES_NEEDED), help=f"Launches of each label; at least {LAUNCHES_NEEDED}."
+)
 @click.option("-o", "options", multiple=True, metavar="KEY=VALUE", help="An option of the engine, for both labels.")
 @click.option("--out", default="results-aa", show_default=True, type=click.Path(path_type=Path), help="Folder of runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the noise floor as JSON.")
