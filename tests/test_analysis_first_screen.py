@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from enginecmp.cli.stats import command
 from enginecmp.format.records import Cell, Equivalence
 from enginecmp_analysis.analyse import analyse
+from enginecmp_analysis.data.columns import MEASURE
 from enginecmp_analysis.data.simulate import Design, simulate_run, write_run
 from enginecmp_analysis.render.first_screen import first_screen
 from enginecmp_analysis.render.layout import three_digits
@@ -62,6 +65,21 @@ def test_long_names_gates_that_were_not_passed_and_many_cells_fit_too(columns: i
     rows = [text for text, _ in first_screen(many, "cmp stats results/", columns)]
     assert [row for row in rows if row.startswith("10→8")]
     assert not any(row.startswith(("pytorch", "candle_new =")) for row in rows[rows.index("") :]), "\n".join(rows)
+
+
+def test_a_request_in_a_hundred_is_told_last_and_many_of_them_first() -> None:
+    def notes(lost: int) -> list[str]:
+        run = simulate_run(Design(launch_spread=0.1), engines=("baseline", "engine"))
+        rows = np.flatnonzero((run.columns.phase == MEASURE) & (run.columns.engine == 1))[:: 100 // lost]
+        excluded = run.columns.excluded.copy()
+        excluded[rows] = 1
+        columns = dataclasses.replace(run.columns, reasons=("", "foreign_cpu"), excluded=excluded)
+        return analyse([dataclasses.replace(run, columns=columns)]).report.warnings
+
+    few, many = notes(1), notes(20)
+    assert few[-1].startswith("engine: 1 of 100 measured requests left out")
+    assert many[0].startswith("engine: 20 of 100 measured requests left out")
+    assert any("launch means spread" in note for note in few[:-1])
 
 
 def test_notes_come_in_the_order_of_cells_whatever_a_hash_says() -> None:

@@ -98,7 +98,7 @@ def test_a_ratio_of_plain_means_that_differs_is_told() -> None:
 def test_a_real_difference_inside_the_margin_is_told_to_be_small(ratio: float) -> None:
     found = _judged(np.random.default_rng(3).normal(np.log(ratio), 0.001, 12), np.ones(12))
     assert found.verdict in ("faster", "slower")
-    assert found.warnings == ["the difference is real but smaller than the ±3% that counts as equivalent"]
+    assert found.warnings == ["the difference is real but smaller than the ±3 % that counts as equivalent"]
 
 
 def _all_of_engine(run: Run, reason: str) -> Run:

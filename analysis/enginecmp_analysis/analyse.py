@@ -22,6 +22,7 @@ from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.data.metrics import METRICS, find_metric, metric_of, steady_metric
 from enginecmp_analysis.findings.find import find_all
 from enginecmp_analysis.findings.notes import (
+    NOTABLE_LOSS,
     exclusions,
     failed_launches,
     imported,
@@ -125,12 +126,16 @@ def _analyse_group(group: Group, scenario: str, options: Options, report: StatsR
     if found_more:
         report.findings = [*(report.findings or []), *found_more]
     context.failed = failed_launches(group.runs)
-    context.excluded = exclusions(group.runs, include_flagged=options.include_flagged)
+    shares = exclusions(group.runs, include_flagged=options.include_flagged)
+    context.excluded = list(shares)
     report.warnings += context.failed
     report.warnings += [f"{scenario}: {note}" for note in invalid_cells(group.runs)]
-    report.warnings += context.excluded + context.warnings
+    report.warnings += [note for note, share in shares.items() if share > NOTABLE_LOSS]
+    report.warnings += context.warnings
     report.warnings += [note for run in group.runs for note in run.launch_notes]
     report.warnings += cell_notes(context)
+    # One request in a hundred changes no reading.
+    report.warnings += [note for note, share in shares.items() if share <= NOTABLE_LOSS]
     return result
 
 

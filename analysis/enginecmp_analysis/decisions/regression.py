@@ -25,7 +25,6 @@ from enginecmp_analysis.data.launches import LaunchMeans
 from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.data.metrics import METRICS, metric_of
 from enginecmp_analysis.decisions.limits import Limits, find_compared
-from enginecmp_analysis.findings.notes import exclusions, failed_launches
 from enginecmp_analysis.judge.compare import LogRatio, by_block, welch
 from enginecmp_analysis.judge.judge import Options, least_requests
 from enginecmp_analysis.judge.power import launches_for
@@ -232,7 +231,7 @@ def _cut_alike(old: GroupResult, recent: GroupResult, asked: _Asked) -> tuple[Gr
 def _notes(group: GroupResult) -> list[str]:
     """Return what a reader must know of the runs of one side; nothing that is about engines among each other."""
     notes = [note for run in group.runs for note in run.warnings]
-    notes += failed_launches(group.runs) + exclusions(group.runs)
+    notes += group.context.failed + group.context.excluded
     # Two runs share no blocks: what pairing cancels, it does not cancel here.
     return notes + [note.partition("; pairing inside blocks")[0] for note in cell_notes(group.context)]
 

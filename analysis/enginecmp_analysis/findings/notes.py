@@ -20,13 +20,14 @@ from enginecmp_analysis.statistics.warmup import Steadiness
 
 NOTABLE_DRIFT = 0.02
 NOTABLE_SPREAD = 0.05
+NOTABLE_LOSS = 0.05
 FAR_OUT = 10.0
 """Times of their launch's median from which single values are told of: one of them moves the mean of its launch."""
 SURE = 0.01
 
 
-def exclusions(runs: Iterable[Run], *, include_flagged: bool = False) -> list[str]:
-    """Return one sentence an engine that lost samples: how many of how many, and why."""
+def exclusions(runs: Iterable[Run], *, include_flagged: bool = False) -> dict[str, float]:
+    """Return one sentence an engine that lost samples: how many of how many, and why; with the share that it lost."""
     lost: dict[str, Counter[str]] = {}
     total: Counter[str] = Counter()
     memory: set[str] = set()
@@ -47,7 +48,7 @@ def exclusions(runs: Iterable[Run], *, include_flagged: bool = False) -> list[st
                 if reason != KEPT:
                     lost.setdefault(label, Counter())[columns.reasons[reason]] += count
     verb = "flagged or failed" if include_flagged else "left out"
-    notes = []
+    notes = {}
     for label, why_lost in lost.items():
         count = sum(why_lost.values())
         why = ", ".join(f"{reason} {n}" for reason, n in why_lost.most_common())
@@ -55,7 +56,7 @@ def exclusions(runs: Iterable[Run], *, include_flagged: bool = False) -> list[st
         if label in memory and any(SPOIL_TIMES.issuperset(reason.split("+")) for reason in why_lost):
             hint += "; the memory of those that were only slowed counts"
         said = f" ({'; '.join(map(plain, texts[label]))})" if texts.get(label) else ""
-        notes.append(f"{label}: {count} of {total[label]} measured requests {verb}: {why}{said}{hint}")
+        notes[f"{label}: {count} of {total[label]} measured requests {verb}: {why}{said}{hint}"] = count / total[label]
     return notes
 
 
