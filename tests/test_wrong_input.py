@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
-from conftest import CommandLine
+from conftest import FAKE_MODULE, CommandLine
 from helpers import only_run
 
 from enginecmp.errors import ResultsError
@@ -196,3 +199,18 @@ def test_a_name_that_no_file_can_have_is_one_line(cmp: CommandLine, line: list[s
     assert done.returncode == 1
     assert done.stderr.startswith(f"cmp: {'x' * 80}…: File name too long; ")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_machine_on_which_no_file_can_be_written_is_one_line(tmp_path: Path, tiny: ModelInfo) -> None:
+    arguments = ["run", "--engines", "fake", "--no-gate", "--model", tiny.path, "--out", str(tmp_path / "results")]
+    done = subprocess.run(
+        [os.path.join(os.path.dirname(sys.executable), "cmp"), *arguments],
+        env={**os.environ, "CMP_PLUGINS": FAKE_MODULE},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("cmp: No usable temporary directory found in ")
+    assert done.stderr.endswith("make room there, or name another by TMPDIR\n")

@@ -112,9 +112,8 @@ def main() -> None:
         if debug:
             raise
         text = f"internal error: {type(error).__name__}: {error}; run again with --debug and report it"
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            # No file has such a name, wherever it is looked for.
-            text = f"{str(error.filename)[:80]}…: {error.strerror}; give the path of a file or folder that is there"
+        if isinstance(error, OSError):
+            text = _of_the_system(error) or text
         code = _fail(text, 1)
     try:
         sys.stdout.flush()
@@ -148,6 +147,18 @@ def _dispatch(arguments: list[str]) -> int:
     except click.Abort:
         return 130
     return code if isinstance(code, int) else 0
+
+
+def _of_the_system(error: OSError) -> str:
+    """Return what to say of a failure that is the machine's and no fault of ours; empty for any other."""
+    if error.errno == errno.ENAMETOOLONG:
+        # No file has such a name, wherever it is looked for.
+        return f"{str(error.filename)[:80]}…: {error.strerror}; give the path of a file or folder that is there"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return f"{error.filename or 'a file'}: cannot be written: {error.strerror}; make room, and try again"
+    if "temporary directory" in (error.strerror or ""):  # tempfile tried to write into each of them
+        return f"{error.strerror}: none can be written; make room there, or name another by TMPDIR"
+    return ""
 
 
 def _fail(text: str, code: int) -> int:
