@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from conftest import FAKE_MODULE, CommandLine
 from helpers import only_run
 
+from enginecmp.cli import _of_the_system
 from enginecmp.errors import ResultsError
 from enginecmp.format.readers import read_manifest
 from enginecmp.run.request import read_again
@@ -212,5 +214,15 @@ def test_a_machine_on_which_no_file_can_be_written_is_one_line(tmp_path: Path, t
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("cmp: No usable temporary directory found in ")
-    assert done.stderr.endswith("make room there, or name another by TMPDIR\n")
+    assert done.stderr.startswith("cmp: ")
+    assert "make room" in done.stderr
+    assert "internal error" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_a_full_machine_says_is_no_internal_error() -> None:
+    for error in (OSError(errno.ENOSPC, "No space left on device", "x"), OSError(errno.EROFS, "Read-only file system")):
+        assert "make room, and try again" in _of_the_system(error)
+    nowhere = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+    assert _of_the_system(nowhere).endswith("make room there, or name another by TMPDIR")
+    assert not _of_the_system(FileNotFoundError(errno.ENOENT, "No such file or directory", "x"))

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from enginecmp.errors import ModelError
-from enginecmp.format.text import plain
+from enginecmp.format.text import command_line, plain
 from enginecmp.models.huggingface.refusal import refuse
 from enginecmp.models.huggingface.safetensors_file import MAX_TENSORS, SafeTensor, read_safetensors
 from enginecmp.models.paths import named_in_utf8, require_regular
@@ -177,10 +177,11 @@ def _no_weights(path: Path) -> NoReturn:
 def _incomplete(path: Path, name: str) -> NoReturn:
     """Raise the error of a folder without one of its files."""
     if ggufs := sorted(path.glob("*.gguf")):
-        msg = f"{path}: expected a model, got a folder; name one of its files: --model {ggufs[0]}"
+        one = command_line(["--model", str(ggufs[0])])
+        msg = f"{path}: expected a model, got a folder; name one of its files: {one}"
         raise ModelError(msg)
     msg = (
         f"{path}: expected a Hugging Face folder with {plain(name)}, it is not there; fetch the whole folder: "
-        f"hf download OWNER/NAME --local-dir {path}"
+        f"{command_line(['hf', 'download', 'OWNER/NAME', '--local-dir', str(path)])}"
     )
     raise ModelError(msg)
