@@ -82,6 +82,15 @@ def test_a_request_in_a_hundred_is_told_last_and_many_of_them_first() -> None:
     assert any("launch means spread" in note for note in few[:-1])
 
 
+def test_a_scenario_without_a_ranking_says_so_beside_others() -> None:
+    without = simulate_run(seed=2, run_id="other")
+    without.manifest.scenario |= {"name": "other", "primary_metric": "saturation_requests_per_second"}
+    analysis = analyse([without, simulate_run()])
+    lines = [text for text, _ in first_screen(analysis, "cmp stats results/")]
+    assert "Nothing to rank in other." in lines
+    assert lines[0]
+
+
 def test_notes_come_in_the_order_of_cells_whatever_a_hash_says() -> None:
     cells = tuple(Cell(10 * n, 4, 1) for n in range(1, 7))
     analysis = analyse([simulate_run(Design(launch_spread=0.2), cells=cells)])

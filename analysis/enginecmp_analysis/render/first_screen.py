@@ -36,6 +36,8 @@ def first_screen(analysis: Analysis, shown: str, width: int = WIDTH) -> list[Lin
         rankings = [ranking for ranking in analysis.report.rankings if ranking.scenario == context.scenario]
         for text in answers(rankings, analysis.report, context):
             lines += [(line, "bold") for line in wrap(text, "", width)]
+        if analysis.report.rankings and not rankings:
+            lines += [(text, "yellow") for text in wrap(f"Nothing to rank in {context.scenario}.", "", width)]
         lines.append(("", ""))
         lines += _head(context, width)
         if len(rankings) > MOST_TABLES:
