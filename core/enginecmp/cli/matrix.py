@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -14,11 +15,15 @@ from enginecmp.cli.console import columns, echo, print_json, say
 from enginecmp.cli.measure import Prepared, measure, prepare
 from enginecmp.errors import CmpError, ResultsError, UsageError
 from enginecmp.format.text import command_line, operand
+from enginecmp.run.matrix_file import expanded, is_file, read_matrix
 from enginecmp.run.options import RunOptions
 from enginecmp.run.prepare import find_model
 from enginecmp.run.probe import AskedOnce
 from enginecmp.run.summary import headline
 from enginecmp.types import ModelInfo
+
+if TYPE_CHECKING:
+    from enginecmp_analysis.decisions.frontier import FrontierRow
 
 
 class MatrixRun(msgspec.Struct, kw_only=True):
@@ -73,13 +78,15 @@ def measure_matrix(options: RunOptions, models: str) -> int:
 
     Args:
         options: of every run.
-        models: value of `--matrix`.
+        models: value of `--matrix`: models, or a file of models and factors.
 
     Returns:
         0, or 1 when a run failed.
     """
     from enginecmp.run.estimate import duration
 
+    if is_file(models):
+        options, models = expanded(options, read_matrix(Path(models)))
     names = names_of(models)
     options = msgspec.structs.replace(options, seed=options.chosen_seed())
     once = AskedOnce()
@@ -131,15 +138,23 @@ def _prepare(options: RunOptions, model: ModelInfo, once: AskedOnce) -> Prepared
 
 def _summarize(done: list[MatrixRun], options: RunOptions) -> None:
     """Print the table of models and engines, as text or as JSON."""
+    from enginecmp_analysis.analyse import analyse
+    from enginecmp_analysis.data.load import load_runs
+    from enginecmp_analysis.decisions.frontier import frontier
+
     rows: list[dict[str, Any]] = []
-    for run in done:
-        if run.folder and not options.quality_only:
-            rows += _rows(run)
+    points: list[FrontierRow] = []
+    measured = [run for run in done if run.folder and not options.quality_only]
+    for run in measured:
+        rows += _rows(run)
+    if rows:
+        points = frontier(analyse(load_runs([run.folder for run in measured])).groups)
     if options.as_json:
-        print_json({"runs": done, "results": rows})
+        print_json({"runs": done, "results": rows, "frontier": points})
         return
     if rows:
         _print(rows)
+        _print_frontier(points)
     elif not options.quality_only:
         echo("no request ended well and undisturbed")
     for run in done:
@@ -148,6 +163,21 @@ def _summarize(done: list[MatrixRun], options: RunOptions) -> None:
     folders = [run.folder for run in done if run.folder]
     if folders:
         echo(f"all of it: {command_line(['cmp', 'stats', *map(operand, folders)])}")
+        if len(folders) > 1:
+            echo(f"pictured: {command_line(['cmp', 'report', *map(operand, folders)])}")
+
+
+def _print_frontier(points: Sequence[FrontierRow]) -> None:
+    """Say who is dominated in speed, memory and quality, and by whom."""
+    from enginecmp_analysis.data.cells import short_name
+
+    dominated = [point for point in points if point.dominated_by]
+    for point in dominated:
+        echo(
+            f"dominated: {point.model}, {point.engine} ({short_name(point.cell)}) by {point.dominated_by}: better in "
+            f"{', '.join(point.better_in)}, no worse in anything"
+        )
+    echo(f"{len(points) - len(dominated)} of {len(points)} points are not shown to be dominated")
 
 
 def _print(rows: list[dict[str, Any]]) -> None:

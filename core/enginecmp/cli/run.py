@@ -45,7 +45,9 @@ GROUPS = {
 @click.option("--scenario", default="sustained", show_default=True, help="A name or a TOML file.")
 @click.option("--profile", help="How much of the scenario: full or quick.  [default: full, or a file's only one]")
 @click.option("--model", help="A catalog name or a GGUF file; see `cmp model list`.")
-@click.option("--matrix", metavar="MODEL[,...]", help="One run per file; NAME:q4_1+q8_0 means both of them.")
+@click.option(
+    "--matrix", metavar="MODEL[,...]", help="One run per file (NAME:q4_1+q8_0: both), or FILE.toml of factors."
+)
 @click.option("--suite", type=click.Path(path_type=Path), metavar="FILE", help="Several runs and one report; see docs.")
 @click.option("--on", metavar="WHERE", help="Run on other machines: ssh:hosts.toml; see docs/FLEET.md.")
 @click.option("--nodes", type=click.IntRange(min=1), help="On how many of them each run is made.  [default: all]")

@@ -14,6 +14,9 @@ from enginecmp.plugins.plugin import Plugin
 from enginecmp.plugins.presets import Named, presets_of
 from enginecmp.types import LoadOptions, ModelInfo, Probe
 
+THREADS = "threads"
+"""The option of every engine that is `LoadOptions.threads`: `-o ENGINE.threads=2` goes before `--threads`."""
+
 SERVER_ENGINE = "openai_server"
 """The engine behind `--engines openai:URL`."""
 
@@ -188,7 +191,7 @@ def check_options(options: Mapping[str, Mapping[str, str]], chosen: Mapping[str,
         known = info.option_names if info is not None else ()
         checked[label] = {meant(key, known): value for key, value in given.items()}
         for key in checked[label]:
-            if known and key not in known:
+            if known and key not in known and key != THREADS:
                 msg = f"-o {label}.{key}: {chosen[label].name} has no option '{key}'{did_you_mean(key, known)}"
                 raise UsageError(msg)
     return checked
@@ -283,12 +286,17 @@ def choose(
             refused.append(line)
             say(f"left out: {line}")
             continue
+        own = dict(extra.get(label, {}))
+        if THREADS in own and THREADS not in plugin.info.option_names:
+            threads_of = resolve_threads(own.pop(THREADS))
+        else:
+            threads_of = threads
         options = LoadOptions(
             device=device or plugin.info.devices[0],
-            threads=threads,
+            threads=threads_of,
             context_tokens=context_tokens,
             max_sequences=min(plugin.info.max_concurrency, concurrency) if plugin.batches else 1,
-            extra=dict(extra.get(label, {})),
+            extra=own,
         )
         configs.append(EngineConfig(label, plugin, options, probed=found))
     if not configs:

@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 from enginecmp.format.text import to_json as encode
 from enginecmp.format.text import visible
 from enginecmp_analysis.data.group import Analysis, GroupResult
+from enginecmp_analysis.decisions.frontier import frontier
 from enginecmp_analysis.render.escape import for_html
 from enginecmp_analysis.render.export import to_csv, to_json
 from enginecmp_analysis.render.findings_table import BAD, finding_tables, words
@@ -19,6 +20,7 @@ from enginecmp_analysis.render.pictures.all_numbers import numbers, quality
 from enginecmp_analysis.render.pictures.answer import answer, setup, warnings
 from enginecmp_analysis.render.pictures.components import components
 from enginecmp_analysis.render.pictures.elements import in_script, table
+from enginecmp_analysis.render.pictures.frontier import frontier_picture
 from enginecmp_analysis.render.pictures.grid import growth
 from enginecmp_analysis.render.pictures.launches import launches
 from enginecmp_analysis.render.pictures.machine import machine
@@ -49,6 +51,8 @@ def to_page(analysis: Analysis, margin: float) -> str:
             body.append(f"<h2>{for_html(group.context.scenario)}</h2>")
         body += answer(group.context, analysis)
     body += [*warnings(analysis), "</header>", *setup(groups), *_contents(analysis, drawn)]
+    if len(groups) > 1 and (picture := frontier_picture(frontier(groups, margin))) is not None:
+        body += [f'<section id="frontier"><h2>{picture.question}</h2>', *_figure("frontier-all", picture), "</section>"]
     for number, (group, found) in enumerate(zip(groups, drawn, strict=True)):
         body += _scenario(number, group, analysis, found, fold=len(groups) > 1)
     text = "\n".join(for_html(line) for line, _ in render(analysis))
