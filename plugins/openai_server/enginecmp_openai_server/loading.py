@@ -85,15 +85,24 @@ def unload(session: Session) -> None:
             process.end(started)
 
 
+_SCORING_TOKENS = 2
+"""Beside the prompt that is scored: one after it, whose distributions stand one place behind, and one to generate."""
+
+
 def places(settings: Settings, model: ModelInfo, options: LoadOptions) -> Mapping[str, str]:
-    """Return what a start command may name in braces."""
+    """Return what a start command may name in braces.
+
+    The context has room for what scoring adds to a prompt: vLLM takes what does not fit from the tokens to generate,
+    and then refuses to generate none.
+    """
+    context_tokens = options.context_tokens + _SCORING_TOKENS
     return {
         "model": model.path,
         "hf_model": model.hf_folder,
         "threads": str(options.threads),
-        "context": str(options.context_tokens),
+        "context": str(context_tokens),
         "sequences": str(options.max_sequences),
-        "all_contexts": str(options.context_tokens * options.max_sequences),
+        "all_contexts": str(context_tokens * options.max_sequences),
         "device": options.device,
         "host": settings.address.host,
         "port": str(settings.address.port),

@@ -304,7 +304,7 @@ def test_the_start_command_gets_the_file_and_the_options(
     stub.url = f"http://127.0.0.1:{free_port()}/v1"
     with pytest.raises(EngineError, match="it ended with code 0"):
         drive(start=command, max_sequences=3)
-    assert said.read_text() == f"{tiny.path} 1 64 3"
+    assert said.read_text() == f"{tiny.path} 1 66 3"
 
 
 def test_the_stop_command_runs_at_the_end(stub: Any, drive: Any, tmp_path: Path) -> None:

@@ -122,3 +122,10 @@ def test_ollama_s_command_creates_the_model_in_a_store_that_goes_with_it(tmp_pat
     called = {line.split()[0]: line.split()[1:] for line in lines}
     assert called["create"] == called["serve"] == [f"127.0.0.1:{port}", called["create"][1]]
     assert not Path(called["create"][1]).exists()
+
+
+def test_a_started_server_has_room_for_what_scoring_adds(tiny: ModelInfo) -> None:
+    options = LoadOptions(context_tokens=17, max_sequences=3, extra=dict(presets()["vllm-server"].options))
+    named = loading.places(read_settings(options), tiny, options)
+    # 17 positions are asked for with a prompt of 18 ids and one more to generate.
+    assert (named["context"], named["all_contexts"]) == ("19", "57")
