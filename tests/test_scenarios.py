@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -9,11 +11,13 @@ from msgspec import inspect
 
 from enginecmp.errors import UsageError
 from enginecmp.format.records import Cell
+from enginecmp.prompts.lengths import Exponential, Lognormal, Uniform
 from enginecmp.run.drive import room_for
 from enginecmp.scenarios import Scenario, available, load_scenario
 from enginecmp.scenarios.fit import fit
 from enginecmp.scenarios.loader import change_deadlines
 from enginecmp.scenarios.ranges import _RANGES
+from enginecmp.scenarios.workload import Workload, workload_problems
 from enginecmp.types import LoadOptions, ModelInfo
 from enginecmp.wire.deadlines import Deadlines
 
@@ -290,4 +294,21 @@ def _numbers(kind: inspect.Type, place: str) -> Iterator[str]:
 
 
 def test_every_number_of_a_scenario_has_a_range() -> None:
-    assert set(_numbers(inspect.type_info(Scenario), "")) == set(_RANGES)
+    places = set(_numbers(inspect.type_info(Scenario), ""))
+    # A workload is held by rules of its own (below), as a variant is by its type.
+    assert {place for place in places if not place.startswith("workloads.")} == set(_RANGES)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -1, 1 << 40])
+def test_no_number_of_a_workload_may_be_absurd(wrong: float) -> None:
+    fine = Workload(prompt_tokens=8, output_tokens=4)
+    assert not list(workload_problems("w", fine))
+    whole: dict[str, Any] = {} if not math.isfinite(wrong) else {"prompt_tokens": wrong, "output_tokens": wrong}
+    if math.isfinite(wrong):
+        whole |= {"turns": wrong, "shared_prefix_tokens": wrong, "shared_prefixes": wrong}
+        whole |= {"turns ": Uniform(1, int(wrong)), "prompt_tokens ": Uniform(int(wrong), 8)}
+    single = {"think_seconds": wrong, "shared_prefix_share": wrong, "think_seconds ": Exponential(wrong)}
+    single |= {"output_tokens": Lognormal(wrong, 1.0, 8), "output_tokens ": Lognormal(4.0, wrong, 8)}
+    for name, value in (whole | single).items():
+        workload = msgspec.structs.replace(fine, **{name.strip(): value})
+        assert list(workload_problems("w", workload)), (name, value)
