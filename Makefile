@@ -4,7 +4,9 @@ UV      := 0.13.8
 BIN     := .venv/bin
 # In environments of their own (make engines): large, and pinned to what conflicts with others.
 ISOLATED := openvino transformers
-PLUGINS := $(filter-out $(ISOLATED:%=plugins/%/pyproject.toml),$(sort $(wildcard plugins/*/pyproject.toml)))
+# A placement for clusters, large and of no use without one (make ray).
+RAY     := plugins/ray
+PLUGINS := $(filter-out $(RAY)/pyproject.toml $(ISOLATED:%=plugins/%/pyproject.toml),$(sort $(wildcard plugins/*/pyproject.toml)))
 # Compiled by cargo, which not every machine has: built by themselves, after everything else.
 CPU     := plugins/custom_cpu
 CANDLE  := plugins/candle
@@ -22,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export MATURIN_PEP517_ARGS := --locked
 
 .DEFAULT_GOAL := help
-.PHONY: help setup burn engines model run test fuzz lint format bench calibrate constraints clean
+.PHONY: help setup burn engines ray model run test fuzz lint format bench calibrate constraints clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -66,6 +68,16 @@ endif
 engines: .venv/.ready ## install the engines that live in environments of their own (5 GB, minutes): openvino, transformers
 	@for engine in $(ISOLATED); do \
 	  $(BIN)/cmp plugin install --yes --isolated $$engine plugins/$$engine || echo "the engine $$engine is left out, see above"; done
+
+ray: .venv/.ready ## test the placement on a Ray cluster of two simulated nodes, in an environment of its own (700 MB)
+	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	grep -oE '^[a-zA-Z0-9_.-]+==[^ ;]+' constraints.txt | sort -u -t= -k1,1 > .venv-ray/constraints.txt
+	$(BIN)/uv pip install --quiet --python .venv-ray/bin/python -c .venv-ray/constraints.txt editables hatchling
+	$(BIN)/uv pip install --quiet --python .venv-ray/bin/python -c .venv-ray/constraints.txt --no-build-isolation -e '.[test]' -e $(RAY)
+	@# Ray takes the machine's own address, never loopback, unless there is no other: a network of its own has none.
+	if unshare -rn true 2>/dev/null; \
+	then unshare -rn sh -c 'ip link set lo up && exec .venv-ray/bin/python -m pytest -q $(RAY)'; \
+	else .venv-ray/bin/python -m pytest -q $(RAY); fi
 
 burn: .venv/.burn ## compile the engine burn as well (minutes, which is why make setup leaves it out)
 
@@ -128,4 +140,4 @@ constraints: ## pin every dependency again (names, versions, hashes)
 	  --no-emit-index-url --no-emit-find-links --no-emit-package enginecmp --group dev pyproject.toml $(PLUGINS) -o constraints.txt
 
 clean: ## remove .venv and caches; results and the model cache stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-ray .pytest_cache .mypy_cache .ruff_cache .hypothesis
