@@ -32,7 +32,7 @@ from enginecmp_analysis.findings.notes import (
     unmeasured,
 )
 from enginecmp_analysis.findings.overall import without_primary
-from enginecmp_analysis.judge.judge import Options, candidates, judge, runs_disagree
+from enginecmp_analysis.judge.judge import Options, candidates, judge, levels_disagree
 from enginecmp_analysis.judge.ranking import rank_cell
 from enginecmp_analysis.schema.stats import StatsReport, Summary
 from enginecmp_analysis.statistics.quantiles import quantiles_or_nan
@@ -90,15 +90,16 @@ def _analyse_group(group: Group, scenario: str, options: Options, report: StatsR
     names = [name for name in names if metric_of(name).compared]
     found = candidates(means, context.pairs(options.pairs), cells, names, context.primary_metric)
     # All are judged, shown or not: looking at one metric alone must not loosen the correction.
-    judged = judge(scenario, found, options, context.run_ids)
+    judged = judge(scenario, found, options, context.levels)
     for c in judged:
         if unproven := [label for label in (c.baseline, c.engine) if label in context.unproven]:
             c.unproven = unproven
     # Before all else: it says what the numbers of the primary metric rest on.
+    alone = f"look at each {context.levels.noun} by itself"
     report.warnings[:0] = [
-        f"{scenario}, {cell_name(c.key[1])}: {c.key[0]} / {c.baseline}: {told}; look at each run by itself"
+        f"{scenario}, {cell_name(c.key[1])}: {c.key[0]} / {c.baseline}: {told}; {alone}"
         for c in found
-        if c.primary and (told := runs_disagree(c.matched, context.run_ids))
+        if c.primary and (told := levels_disagree(c.matched, context.levels))
     ]
     report.comparisons += [c for c in judged if shown(c.metric, options)]
     spoilt = _flagged_throughout(group, context, means, options)

@@ -13,6 +13,7 @@ from enginecmp.format.records import NOT_COMPARABLE, TIMED_ONLY, Cell, RunEngine
 from enginecmp_analysis.data.cells import cell_name, is_concurrent
 from enginecmp_analysis.data.fingerprint import Group
 from enginecmp_analysis.data.launches import Key, LaunchMeans
+from enginecmp_analysis.data.levels import Levels, levels_of
 from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.data.metrics import METRICS
 from enginecmp_analysis.schema.stats import StatsReport
@@ -26,6 +27,7 @@ class Context:
         scenario: name, made unique where groups share it.
         model: name and quantization.
         run_ids: the pooled runs.
+        levels: what is repeated: the runs, or the nodes that they are of.
         baseline: label compared with.
         primary_metric: name of the metric declared to decide on, "" when none was.
         engines: label to a short description: version, device, default or tuned, how it holds several requests at
@@ -53,6 +55,7 @@ class Context:
     not_comparable: list[str]
     unproven: dict[str, str]
     blocks: int
+    levels: Levels = field(default_factory=Levels)
     warnings: list[str] = field(default_factory=list)
     unmeasured: list[str] = field(default_factory=list)
     without_primary: list[str] = field(default_factory=list)
@@ -142,6 +145,7 @@ def describe_group(group: Group, scenario: str, baseline: str | None) -> Context
         scenario=scenario,
         model=f"{first.model.name} ({first.model.quantization})" if first.model.quantization else first.model.name,
         run_ids=[run.manifest.run_id for run in group.runs],
+        levels=levels_of(group.runs),
         baseline=chosen,
         primary_metric=str(first.scenario.get("primary_metric") or ""),
         # The baseline first: everything is read against it.

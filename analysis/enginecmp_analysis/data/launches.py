@@ -6,7 +6,7 @@ equal pairs different. The launch is the unit of replication, and its mean is on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from enginecmp.format.flags import SPOIL_TIMES
 from enginecmp.format.records import Cell
 from enginecmp_analysis.data.columns import KEPT, LOAD, MEASURE, Columns
 from enginecmp_analysis.data.equal_work import shared
+from enginecmp_analysis.data.levels import Level, levels_of
 from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.data.memory import allocator_slack, decode_bandwidth, kv_slopes, leaks, peak_above_empty
 from enginecmp_analysis.data.metrics import METRICS, metrics_of
@@ -38,7 +39,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 Block = tuple[int, int]
-"""Number of the run inside its group, and of the block inside the run."""
+"""Number of the run (or node: `enginecmp_analysis.data.levels`) inside its group, and of the block inside that."""
 
 
 @dataclass(slots=True)
@@ -66,7 +67,7 @@ class LaunchMeans:
         return {block for block, n in zip(self.blocks, self.requests.tolist(), strict=True) if n >= least} | self.told
 
     def replicates(self) -> Floats:
-        """Return what an interval rests on: the means of launches, or those of runs where several are pooled."""
+        """Return what an interval rests on: the means of launches, or of several runs or nodes."""
         runs = np.array([run for run, _ in self.blocks])
         return group_means(self.means, runs) if len(np.unique(runs)) > 1 else self.means
 
@@ -80,7 +81,7 @@ Key = tuple[str, Cell | None, str]
 
 
 def launch_means(
-    runs: Iterable[Run],
+    runs: Sequence[Run],
     metrics: Iterable[str],
     keep: Iterable[NDArray[np.bool_]],
     held: Iterable[NDArray[np.bool_]] | None = None,
@@ -99,10 +100,11 @@ def launch_means(
     wanted = list(metrics)
     parts: dict[Key, list[LaunchMeans]] = {}
     keep = list(keep)
-    for number, (run, kept, bytes_of) in enumerate(zip(runs, keep, keep if held is None else held, strict=True)):
-        for key, part in _RunMeans(number, run, wanted, kept, bytes_of).all():
+    levels = levels_of(runs).of_runs
+    for level, run, kept, bytes_of in zip(levels, runs, keep, keep if held is None else held, strict=True):
+        for key, part in _RunMeans(level, run, wanted, kept, bytes_of).all():
             parts.setdefault(key, []).append(part)
-        for key, part in _told_means(number, run, wanted):
+        for key, part in _told_means(level, run, wanted):
             # What the requests say themselves goes first.
             if not any(part.told.intersection(other.blocks) for other in parts.get(key, ())):
                 parts.setdefault(key, []).append(part)
@@ -137,7 +139,7 @@ class _RunMeans:
     """The launch means of one run.
 
     Args:
-        number: of the run inside its group.
+        level: where its blocks stand in its group.
         run: the run.
         metrics: names wanted.
         kept: (N,) which samples count.
@@ -145,9 +147,9 @@ class _RunMeans:
     """
 
     def __init__(
-        self, number: int, run: Run, metrics: list[str], kept: NDArray[np.bool_], held: NDArray[np.bool_]
+        self, level: Level, run: Run, metrics: list[str], kept: NDArray[np.bool_], held: NDArray[np.bool_]
     ) -> None:
-        self.number = number
+        self.level = level
         self.run = run
         self.columns = run.columns
         self.kind = scenario_kind(run)
@@ -176,12 +178,12 @@ class _RunMeans:
                 present = members[np.isfinite(values[members])]
                 if len(present):
                     ones = np.ones(len(present), np.int64)
-                    yield (engine, cell, name), _reduce(self.number, columns, present, values[present], ones)
+                    yield (engine, cell, name), _reduce(self.level, columns, present, values[present], ones)
             if "itl_seconds" in self.wanted:
                 present = members[self.times.per_token[members]]
                 if len(present):
                     gaps, counts = gap_values(columns, present)
-                    yield (engine, cell, "itl_seconds"), _reduce(self.number, columns, present, gaps, counts)
+                    yield (engine, cell, "itl_seconds"), _reduce(self.level, columns, present, gaps, counts)
             steady.setdefault(engine, []).append(place)
             yield from self._of_launches(place)
         for engine, of_engine in steady.items():
@@ -205,7 +207,7 @@ class _RunMeans:
             for code, loads in split(rows[np.isfinite(spent[name][rows])], place):
                 loads = loads[np.argsort(columns.launch[loads], kind="stable")]
                 cell = columns.cells[code % len(columns.cells)] if self.kind == "load" else None
-                means = _reduce(self.number, columns, loads, spent[name][loads], np.ones(len(loads), np.int64))
+                means = _reduce(self.level, columns, loads, spent[name][loads], np.ones(len(loads), np.int64))
                 yield (columns.engines[code // len(columns.cells)], cell, name), means
 
     def _runs_already(self) -> NDArray[np.bool_]:
@@ -332,7 +334,7 @@ class _RunMeans:
             yield (
                 key,
                 LaunchMeans(
-                    blocks=[(self.number, b) for b in block[present].tolist()],
+                    blocks=[self.level.block(b) for b in block[present].tolist()],
                     means=values[present],
                     counts=np.ones(int(present.sum()), np.int64),
                     requests=requests[present],
@@ -341,13 +343,13 @@ class _RunMeans:
             )
 
 
-def _told_means(number: int, run: Run, wanted: Iterable[str]) -> Found:
+def _told_means(level: Level, run: Run, wanted: Iterable[str]) -> Found:
     """Yield the averages of launches whose requests are not all known."""
     known = set(metrics_of(scenario_kind(run))).intersection(wanted)
     for told in run.told:
         for name in sorted(known.intersection(told.metrics)):
             value = np.array([told.metrics[name]])
-            block = (number, told.block)
+            block = level.block(told.block)
             one, requests = np.ones(1, np.int64), np.array([told.requests], np.int64)
             yield (told.engine, told.cell, name), LaunchMeans([block], value, one, requests, value, frozenset([block]))
 
@@ -357,13 +359,13 @@ def scenario_kind(run: Run) -> str:
     return str(run.manifest.scenario.get("kind") or "requests")
 
 
-def _reduce(number: int, columns: Columns, rows: Ints, values: Floats, counts: Ints) -> LaunchMeans:
+def _reduce(level: Level, columns: Columns, rows: Ints, values: Floats, counts: Ints) -> LaunchMeans:
     """Take the mean of each launch; `counts` says how many of `values` each row (request) has."""
     starts = launch_starts(columns.launch[rows])
     per_launch = np.add.reduceat(counts, starts)
     sums = np.add.reduceat(values, np.cumsum(per_launch) - per_launch)
     return LaunchMeans(
-        blocks=[(number, block) for block in columns.block[rows[starts]].tolist()],
+        blocks=[level.block(block) for block in columns.block[rows[starts]].tolist()],
         means=sums / per_launch,
         counts=per_launch,
         requests=np.diff(np.r_[starts, len(rows)]),

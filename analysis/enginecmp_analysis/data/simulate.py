@@ -45,6 +45,9 @@ class Design:
         missing_launch: one launch of every engine but the baseline is missing, in a random block.
         runs: runs that are pooled, each with its share of the blocks.
         run_spread: standard deviation of the log of what each engine's speed has of its own in each run.
+        nodes: nodes that the runs are of, each with its share of them.
+        node_spread: standard deviation of the log of each node's speed, the same for all engines.
+        interaction: standard deviation of the log of what each engine's speed has of its own on each node.
     """
 
     blocks: int = 10
@@ -62,6 +65,9 @@ class Design:
     missing_launch: bool = False
     runs: int = 1
     run_spread: float = 0.0
+    nodes: int = 1
+    node_spread: float = 0.0
+    interaction: float = 0.0
 
 
 def draw(design: Design, rng: np.random.Generator, repetitions: int = 1, engines: int = 2) -> Floats:
@@ -75,6 +81,10 @@ def draw(design: Design, rng: np.random.Generator, repetitions: int = 1, engines
     if design.run_spread:
         effects = np.exp(design.run_spread * rng.standard_normal((repetitions, engines, design.runs)))
         launch *= effects[:, :, run_of_blocks(design)]
+    if design.node_spread or design.interaction:
+        of_node = design.node_spread * rng.standard_normal((repetitions, 1, design.nodes))
+        own = design.interaction * rng.standard_normal((repetitions, engines, design.nodes))
+        launch *= np.exp(of_node + own)[:, :, node_of_blocks(design)]
     # The order inside a block is drawn anew for every block, as in a real run.
     order = np.argsort(rng.random((repetitions, engines, design.blocks)), axis=1)
     position = (np.arange(design.blocks) * engines + order) / (design.blocks * engines)
@@ -96,6 +106,11 @@ def draw(design: Design, rng: np.random.Generator, repetitions: int = 1, engines
 def run_of_blocks(design: Design) -> NDArray[np.int64]:
     """Return (blocks,) the run of each block."""
     return np.arange(design.blocks) * design.runs // design.blocks
+
+
+def node_of_blocks(design: Design) -> NDArray[np.int64]:
+    """Return (blocks,) the node of each block."""
+    return run_of_blocks(design) * design.nodes // design.runs
 
 
 def _noise(design: Design, rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:

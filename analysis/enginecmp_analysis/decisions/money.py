@@ -263,7 +263,7 @@ def money(analysis: Analysis, prices: Prices, options: Options) -> Money:
         family = candidates(
             found, group.context.pairs(options.pairs), cells, list(COSTS), PRIMARY_COST, COSTS.__getitem__
         )
-        judged = judge(group.context.scenario, family, options, group.context.run_ids)
+        judged = judge(group.context.scenario, family, options, group.context.levels)
         report.comparisons += [_worded(c) for c in judged]
         report.absent += _absent(group, found, prices)
         if not found:

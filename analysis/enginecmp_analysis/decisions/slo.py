@@ -15,6 +15,7 @@ from enginecmp.errors import UsageError, did_you_mean, meant
 from enginecmp.format.records import Cell
 from enginecmp_analysis.data.columns import MEASURE
 from enginecmp_analysis.data.launches import Block, Key, LaunchMeans
+from enginecmp_analysis.data.levels import levels_of
 from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.data.metrics import METRICS, find_metric
 from enginecmp_analysis.schema.stats import SloLine
@@ -163,12 +164,12 @@ def check_all(
 def failed_requests(runs: Sequence[Run]) -> dict[tuple[str, Cell], dict[Block, int]]:
     """Return how many measured requests failed, by engine and cell, block by block."""
     found: dict[tuple[str, Cell], dict[Block, int]] = {}
-    for number, run in enumerate(runs):
+    for level, run in zip(levels_of(runs).of_runs, runs, strict=True):
         columns = run.columns
         for row in np.flatnonzero((columns.phase == MEASURE) & columns.failed()).tolist():
             place = columns.engines[int(columns.engine[row])], columns.cells[int(columns.cell[row])]
             blocks = found.setdefault(place, {})
-            block = (number, int(columns.block[row]))
+            block = level.block(int(columns.block[row]))
             blocks[block] = blocks.get(block, 0) + 1
     return found
 

@@ -13,6 +13,7 @@ import numpy as np
 from enginecmp.format.enough import LAUNCHES_NEEDED, REQUESTS_NEEDED
 from enginecmp.format.records import Cell
 from enginecmp_analysis.data.launches import Key, LaunchMeans
+from enginecmp_analysis.data.levels import Levels
 from enginecmp_analysis.data.metrics import Metric, is_metric, metric_of
 from enginecmp_analysis.judge.compare import LogRatio, Matched, match
 from enginecmp_analysis.judge.power import launches_needed, minimum_detectable_effect
@@ -22,6 +23,8 @@ from enginecmp_analysis.statistics.fieller import fieller
 from enginecmp_analysis.statistics.multiplicity import benjamini_hochberg, bonferroni_confidence, holm
 from enginecmp_analysis.statistics.permutation import sign_flip_p
 from enginecmp_analysis.statistics.ranks import rank_effect
+
+RUNS = Levels()
 
 RUNS_DISAGREE = 0.01
 """Runs are said to disagree below this p of "one ratio in all of them"."""
@@ -135,9 +138,7 @@ def full_launches(a: LaunchMeans, b: LaunchMeans, matched: Matched, least: int) 
     return len(full_a & full_b) if matched.paired else min(len(full_a), len(full_b))
 
 
-def judge(
-    scenario: str, family: Sequence[Candidate], options: Options, run_ids: Sequence[str] = ()
-) -> list[Comparison]:
+def judge(scenario: str, family: Sequence[Candidate], options: Options, levels: Levels = RUNS) -> list[Comparison]:
     """Correct the p-values of all comparisons of a group and give each its verdict.
 
     The primary family is corrected by Holm's method, for differences and for equivalences alike; the rest by
@@ -147,7 +148,7 @@ def judge(
         scenario: label of the group.
         family: its comparisons.
         options: what to look at.
-        run_ids: names of the pooled runs, in their order.
+        levels: what is repeated where several runs are pooled.
     """
     p = np.array([float(c.found.p_value()) for c in family])
     tost = np.array([float(c.found.equivalence_p(options.margin)) for c in family])
@@ -157,7 +158,7 @@ def judge(
         p_adjusted[members], tost_adjusted[members] = correct(p[members]), correct(tost[members])
     size = max(1, int(np.isfinite(p[primary]).sum()))
     return [
-        _comparison(scenario, c, float(p[i]), float(p_adjusted[i]), float(tost_adjusted[i]), size, options, run_ids)
+        _comparison(scenario, c, float(p[i]), float(p_adjusted[i]), float(tost_adjusted[i]), size, options, levels)
         for i, c in enumerate(family)
     ]
 
@@ -170,7 +171,7 @@ def _comparison(
     tost: float,
     family: int,
     options: Options,
-    run_ids: Sequence[str],
+    levels: Levels,
 ) -> Comparison:
     engine, cell, metric = c.key
     confidence = 1 - options.alpha
@@ -218,7 +219,7 @@ def _comparison(
         launches_needed=0 if several else needed,
         runs_needed=needed if several else msgspec.UNSET,
         requests_needed=least_requests(metric) if verdict == "withheld" and c.requests_missing else 0,
-        warnings=_warnings(c, verdict, options, run_ids),
+        warnings=_warnings(c, verdict, options, levels),
     )
     if c.primary or options.details:
         details = _details(c, options)
@@ -228,12 +229,12 @@ def _comparison(
     return comparison
 
 
-def runs_disagree(matched: Matched, run_ids: Sequence[str]) -> str:
-    """Return how the ratio differs between pooled runs, where it was shown to; else "".
+def levels_disagree(matched: Matched, levels: Levels) -> str:
+    """Return how the ratio differs between pooled runs or nodes, where it was shown to; else "".
 
     Args:
         matched: launches of the pair.
-        run_ids: names of the runs, in their order.
+        levels: the runs or nodes.
     """
     p = matched.runs_agree_p()
     if not p < RUNS_DISAGREE:
@@ -241,17 +242,18 @@ def runs_disagree(matched: Matched, run_ids: Sequence[str]) -> str:
     runs = matched.replicates()
     ratios = runs.engine / runs.baseline
     low, high = int(np.argmin(ratios)), int(np.argmax(ratios))
-    names = [run_ids[run] if run < len(run_ids) else f"run {run + 1}" for run in runs.engine_runs.tolist()]
+    names = [levels.name(number) for number in runs.engine_runs.tolist()]
+    shown, where = "<0.001" if p < 0.001 else f"={p:.3f}", "on" if levels.noun == "node" else "in"
     return (
-        f"runs disagree (p{'<0.001' if p < 0.001 else f'={p:.3f}'}): the ratio is {ratios[low]:.3g} in {names[low]} "
-        f"and {ratios[high]:.3g} in {names[high]}"
+        f"{levels.noun}s disagree (p{shown}): the ratio is {ratios[low]:.3g} {where} {names[low]} "
+        f"and {ratios[high]:.3g} {where} {names[high]}"
     )
 
 
-def _warnings(c: Candidate, verdict: str, options: Options, run_ids: Sequence[str]) -> list[str]:
+def _warnings(c: Candidate, verdict: str, options: Options, levels: Levels) -> list[str]:
     notes = []
-    if told := runs_disagree(c.matched, run_ids):
-        notes.append(f"{told}; the interval rests on {c.found.runs} runs, not on their launches")
+    if told := levels_disagree(c.matched, levels):
+        notes.append(f"{told}; the interval rests on {c.found.runs} {levels.noun}s, not on their launches")
     if not math.isfinite(float(c.found.estimate)):
         notes.append(_no_ratio(c))
     elif c.found.n > 1 and not bool(c.found.decidable):

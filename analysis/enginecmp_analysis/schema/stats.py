@@ -43,7 +43,7 @@ class Comparison(msgspec.Struct, kw_only=True):
         baseline: label of the engine compared with.
         engine: label of the engine judged.
         n_launches: launches (paired: blocks) that were compared.
-        n_runs: runs on which interval and p rest; only where several are pooled.
+        n_runs: runs, or nodes where the runs are of several, on which interval and p rest; only where they are pooled.
         n_samples: requests of the engine behind them.
         ratio: engine / baseline of the metric as named.
         ci_low: lower 95 % limit of the ratio.
