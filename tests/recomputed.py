@@ -25,7 +25,7 @@ Key = tuple[str, str, str]
 
 SLOWED = {"foreign_cpu", "cpu_pressure", "steal", "stalled", "cpu_throttled", "gpu_throttled", "gpu_foreign_process"}
 HIGHER = {"prefill_tokens_per_second", "decode_tokens_per_second", "throughput_tokens_per_second"}
-HIGHER |= {"requests_per_second", "goodput_requests_per_second", "scaling_efficiency"}
+HIGHER |= {"requests_per_second", "goodput_requests_per_second", "goodput_tokens_per_second", "scaling_efficiency"}
 HIGHER |= {"decode_bandwidth_bytes_per_second", "requests_per_device_hour", "requests_per_device_hour_at_slo"}
 SIGNED = {"allocator_slack_bytes"}
 NOT_COMPARED = {"allocator_slack_bytes", "kv_bytes_per_token"}
@@ -98,6 +98,7 @@ def _of_launch(mine: list[Row], limits: Mapping[str, float], waited: set[str]) -
             yield from ((cell, name, launch) for name, launch in _rates(kept, measured, everyone, limits, told))
         elif limits and measured and all(r["status"] != "ok" for r in measured):
             yield cell, "goodput_requests_per_second", Launch(0.0, requests=len(measured))
+            yield cell, "goodput_tokens_per_second", Launch(0.0, requests=len(measured))
         held = [r for r in measured if r["status"] == "ok" and set(r["flags"]) <= SLOWED]
         if held and "peak_rss_bytes" in held[0]["metrics"]:
             peak = max(r["metrics"]["peak_rss_bytes"] for r in held) - told["empty_rss_bytes"]
@@ -146,8 +147,11 @@ def _rates(
         gone = [r for r in measured if r["status"] != "ok" and r["intended_ns"] >= begin]
         lost = 0 if overlaps(cell) and "arrival" not in cell else len(gone)
         rate = min(served / seconds, sending) if "arrival" in cell else served / seconds
-        good = sum(_keeps(r, limits) for r in kept)
-        yield "goodput_requests_per_second", Launch(good / (len(kept) + lost) * rate, requests=len(kept))
+        good = [r for r in kept if _keeps(r, limits)]
+        share = rate / (len(kept) + lost)
+        yield "goodput_requests_per_second", Launch(len(good) * share, requests=len(kept))
+        that_count = sum(r["output_tokens"] for r in good)
+        yield "goodput_tokens_per_second", Launch(that_count * share, requests=len(kept))
 
 
 def _bandwidth(kept: list[Row], measured: list[Row], everyone: list[Row], weights: float) -> float:

@@ -158,6 +158,24 @@ def test_goodput_counts_requests_that_keep_every_limit() -> None:
     assert found.means.tolist() == [pytest.approx(2 / 4 * 4 / 4.2)]
 
 
+def test_tokens_that_count_are_those_of_requests_that_keep_every_limit() -> None:
+    cell = Cell(10, 5, 1)
+    stamps = [round(t * S) for t in (1.2, 1.4, 1.6)]
+    rows = [
+        sample(0, "engine", cell, 0, 0.0, 1.0),
+        # Shorter than asked, and in time.
+        sample(0, "engine", cell, 1, 1.0, 1.6, token_ns=stamps, output_tokens=3),
+        # All of its tokens came, too late.
+        sample(0, "engine", cell, 2, 2.0, 9.0),
+        # One launch answers nothing in time.
+        sample(1, "engine", cell, 0, 0.0, 9.0),
+    ]
+    found = _means(rows, cell, goodput={"e2e_seconds": 2.0})
+    tokens, requests = found["goodput_tokens_per_second"], found["goodput_requests_per_second"]
+    assert tokens.means.tolist() == [pytest.approx((5 + 3) / 9.0), 0.0]
+    assert requests.means.tolist() == [pytest.approx(2 / 9.0), 0.0]
+
+
 def test_requests_that_failed_or_never_started_count_against_goodput() -> None:
     cell = Cell(10, 5, 4, "poisson", 1.0)
     rows = [sample(0, "engine", cell, 0, -0.5, 0.2, phase="warmup")]

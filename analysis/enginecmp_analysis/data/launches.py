@@ -27,6 +27,7 @@ from enginecmp_analysis.data.windows import (
     Place,
     Windows,
     good_requests,
+    good_tokens,
     goodput,
     launch_starts,
     places,
@@ -251,12 +252,17 @@ class _RunMeans:
                 values["decode_bandwidth_share"] = bandwidth / copy
         for name in [name for name in self.wanted if name in values]:
             yield from self._one_a_launch((place.engine, place.cell, name), found.block, values[name], found.requests)
-        if self.limits and "goodput_requests_per_second" in self.wanted:
+        if self.limits and {"goodput_requests_per_second", "goodput_tokens_per_second"}.intersection(self.wanted):
             good = good_requests(columns, self.limits)
-            block, rates, requests = self._with_lost(place, goodput(columns, place, good))
-            yield from self._one_a_launch(
-                (place.engine, place.cell, "goodput_requests_per_second"), block, rates, requests
-            )
+            of_requests = goodput(columns, place, good)
+            of_tokens = good_tokens(columns, place, good, of_requests)
+            for name, of_launches in (
+                ("goodput_requests_per_second", of_requests),
+                ("goodput_tokens_per_second", of_tokens),
+            ):
+                if name in self.wanted:
+                    block, rates, requests = self._with_lost(place, of_launches)
+                    yield from self._one_a_launch((place.engine, place.cell, name), block, rates, requests)
 
     def _joules(self, found: Windows, well: Ints) -> Floats:
         """Return joules a token of each launch; whatever ended well in the window counts, flagged or not."""

@@ -214,6 +214,14 @@ _RATES = (
         worse="less",
     ),
     Metric(
+        "goodput_tokens_per_second",
+        True,
+        "goodput_requests_per_second x the mean output tokens of the requests that kept the limits: tokens that count",
+        per="launch",
+        better="more",
+        worse="less",
+    ),
+    Metric(
         "scaling_efficiency",
         True,
         "throughput of c users / (c x throughput of one user), one value a launch",

@@ -298,3 +298,19 @@ def goodput(columns: Columns, place: Place, good: Bools) -> Floats:
         if np.isfinite(found.seconds[i]):
             rates[i] = good[mine].sum() / (len(mine) + gone) * rate
     return rates
+
+
+def good_tokens(columns: Columns, place: Place, good: Bools, rates: Floats) -> Floats:
+    """Return the output tokens a second of requests that kept every limit: their rate times their mean length.
+
+    Args:
+        columns: the run.
+        place: engine and cell.
+        good: from `good_requests`.
+        rates: (L,) from `goodput`.
+    """
+    tokens = np.zeros(len(rates))
+    for i, launch in enumerate(place.found.launch.tolist()):
+        mine = place.rows[(columns.launch[place.rows] == launch) & good[place.rows]]
+        tokens[i] = columns.output_tokens[mine].mean() if len(mine) else 0.0
+    return tokens * rates

@@ -19,7 +19,9 @@ from enginecmp_analysis.schema.stats import Finding
 from enginecmp_analysis.statistics.student import mean_interval
 from enginecmp_analysis.statistics.variance import group_means
 
-OFFERED = frozenset({"throughput_tokens_per_second", "requests_per_second", "goodput_requests_per_second"})
+OFFERED = frozenset(
+    {"throughput_tokens_per_second", "requests_per_second", "goodput_requests_per_second", "goodput_tokens_per_second"}
+)
 """Rates that no engine can raise above what it is offered."""
 
 SATURATION = "saturation_requests_per_second"
@@ -27,6 +29,7 @@ SATURATION = "saturation_requests_per_second"
 _WHY_ABSENT = {
     SATURATION: "no rate gave an undisturbed window",
     "goodput_requests_per_second": "the scenario has no limits under [goodput]",
+    "goodput_tokens_per_second": "the scenario has no limits under [goodput]",
     "itl_seconds": "the engine hands out several tokens at once",
     "tpot_seconds": "it takes two output tokens",
     "decode_tokens_per_second": "it takes two output tokens",

@@ -277,7 +277,7 @@ def _no_ratio(c: Candidate) -> str:
     zero = ", ".join(f"{name} in {counts[name]} of {len(means)} launches" for name, means in sides if counts[name])
     if not zero:
         return "there is no ratio: the engines share no launch"
-    goodput = c.key[2] in ("goodput_requests_per_second", "requests_per_device_hour_at_slo")
+    goodput = c.key[2].startswith("goodput_") or c.key[2] == "requests_per_device_hour_at_slo"
     what = "no request kept the limits" if goodput else "the value is zero"
     return f"there is no ratio: {what} ({zero})"
 

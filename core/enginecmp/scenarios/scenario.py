@@ -21,6 +21,7 @@ PRIMARY_METRICS = (
     "throughput_tokens_per_second",
     "requests_per_second",
     "goodput_requests_per_second",
+    "goodput_tokens_per_second",
     "saturation_requests_per_second",
     "load_seconds",
     "first_token_from_start_seconds",
