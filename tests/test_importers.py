@@ -136,6 +136,20 @@ def test_depths_are_never_mixed(tmp_path: Path) -> None:
     assert [s["end_ns"] - s["start_ns"] for s in samples(told)] == [4_000_000_000]
     with pytest.raises(UsageError, match="leaves nothing; it holds n_depth=0 or 512"):
         invoke(f"a={DATA / 'llama_bench.json'}", "--only", "n_depth=9", "--out", tmp_path)
+    with pytest.raises(UsageError, match="--only ndepth: no test has such a setting; did you mean 'n_depth'"):
+        invoke(f"a={DATA / 'llama_bench.json'}", "--only", "ndepth=0", "--out", tmp_path)
+    with pytest.raises(UsageError, match="no test has such a setting; known: cpu_mask, cpu_strict, "):
+        invoke(f"a={DATA / 'llama_bench.json'}", "--only", "zzzzzz=0", "--out", tmp_path)
+
+
+def test_every_value_of_a_sweep_is_offered(tmp_path: Path) -> None:
+    entries = json.loads((DATA / "llama_bench_new.json").read_text())
+    sweep = tmp_path / "sweep.json"
+    sweep.write_text(json.dumps([entry | {"n_threads": threads} for threads in (1, 2, 4) for entry in entries]))
+    offered = "--only n_threads=1 or --only n_threads=2 or --only n_threads=4"
+    with pytest.raises(UsageError, match=offered):
+        invoke(f"a={sweep}", "--out", tmp_path / "results")
+    assert samples(run_import(tmp_path / "results", f"a={sweep}", "--only", "n_threads=4"))
 
 
 def test_llama_bench_json_lines_are_the_same_as_json(tmp_path: Path) -> None:

@@ -71,6 +71,10 @@ class Choices:
     paired: bool = False
 
 
+_MOST_TOLD = 12
+"""Values that a message offers."""
+
+
 def select(sources: Iterable[Source], choices: Choices) -> list[Source]:
     """Return the sources with the parts that were chosen.
 
@@ -83,6 +87,11 @@ def select(sources: Iterable[Source], choices: Choices) -> list[Source]:
         kept = [launch for launch in kept if launch]
         if not kept:
             held = [part for launch in source.launches for part in launch]
+            known = {key for part in held for key in _choices_of(part)}
+            for key in choices.only:
+                if key not in known:
+                    msg = f"{source.path}: --only {key}: no test has such a setting{did_you_mean(key, known)}"
+                    raise UsageError(msg)
             told = ", ".join(
                 f"{key}={' or '.join(dict.fromkeys(_told(part, key) for part in held))}" for key in choices.only
             )
@@ -221,7 +230,8 @@ def _shared(parts: Sequence[tuple[Source, Part]], of: Any, advice: str) -> dict[
         for key in {**shared, **other}:
             if shared.get(key) != other.get(key):
                 known = key in _choices_of(part) | _choices_of(first)
-                by = _only(key, [_told(first, key), _told(part, key)])
+                values = dict.fromkeys(_told(each, key) for _, each in parts)
+                by = _only(key, [*values][:_MOST_TOLD])
                 choice = f"choose with {by}, or " if known else ""
                 told = ("none" if value is None else repr(value) for value in (shared.get(key), other.get(key)))
                 msg = (
