@@ -40,12 +40,20 @@ def test_every_combination_is_an_engine_with_its_options(tmp_path: Path) -> None
     options, models = expanded(RunOptions(), read_matrix(write(tmp_path)))
     assert models == "one.gguf,two.gguf"
     labels = [label.partition("=")[0] for label in options.engines.split(",")]
-    assert labels == [f"fake+gear-{g}+speculation-{s}" for g in "12" for s in ("none", "lookup")]
+    assert labels == [f"fake+gear-{g}+{s}" for g in "12" for s in ("none", "lookup")]
     assert options.baseline == labels[0]
     assert options.scenario == "mine.toml"
     assert f"{labels[3]}.lookup=2" in options.options
     assert f"{labels[3]}.gear=2" in options.options
     assert not [given for given in options.options if given.startswith(f"{labels[0]}.lookup")]
+
+
+def test_a_level_that_two_factors_have_is_told_with_its_factor(tmp_path: Path) -> None:
+    text = FILE + "[factors.cache]\nnone = {}\non = { prefix_cache = '1' }\n"
+    options, _ = expanded(RunOptions(), read_matrix(write(tmp_path, text)))
+    labels = [label.partition("=")[0] for label in options.engines.split(",")]
+    assert labels[:2] == ["fake+gear-1+speculation-none+cache-none", "fake+gear-1+speculation-none+on"]
+    assert len(set(labels)) == 8
 
 
 def test_what_the_command_line_says_counts(tmp_path: Path) -> None:

@@ -98,6 +98,12 @@ def _levels(name: str, levels: Any) -> Any:
     return {re.sub(r"[^A-Za-z0-9_-]", "-", str(value)): {name: str(value)} for value in levels}
 
 
+def _short(file: MatrixFile, factor: str, level: str) -> str:
+    """Return what a label says of a factor: its level, with the factor's name where that alone says nothing."""
+    same = sum(level in levels for levels in file.factors.values())
+    return f"{factor}-{level}" if level.isdigit() or same > 1 else level
+
+
 def expanded(options: RunOptions, file: MatrixFile) -> tuple[RunOptions, str]:
     """Return the options of every run, and the models as `--matrix` takes them.
 
@@ -108,7 +114,7 @@ def expanded(options: RunOptions, file: MatrixFile) -> tuple[RunOptions, str]:
     given: list[str] = []
     for engine in file.engines:
         for combination in itertools.product(*(levels.items() for levels in file.factors.values())):
-            parts = [f"{factor}-{level}" for factor, (level, _) in zip(file.factors, combination, strict=True)]
+            parts = [_short(file, factor, level) for factor, (level, _) in zip(file.factors, combination, strict=True)]
             label = "+".join([engine, *parts])
             engines.append(f"{label}={engine}")
             given += [f"{label}.{key}={value}" for _, some in combination for key, value in some.items()]
