@@ -104,6 +104,10 @@ WRONG = {
         "a cell with a negative",
     ),
     "endless cell": ({"cell": {"prompt_tokens": 50, "output_tokens": 16, "concurrency": 10**300}}, "impossible number"),
+    "endless output": (
+        {"cell": {"prompt_tokens": 50, "output_tokens": 10**300, "concurrency": 1}},
+        "a cell with a negative or impossible number",
+    ),
     "another prompt": ({"prompt_tokens": 500}, "a prompt of another length than its cell's"),
     "another block": ({"block": 7}, "one launch in several blocks"),
     "another engine": ({"engine": "baseline"}, "one launch of several engines"),

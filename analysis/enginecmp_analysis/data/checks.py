@@ -119,8 +119,9 @@ def flag_other_lengths(columns: Columns, path: Path) -> tuple[Columns, list[str]
         columns: of a run whose cells say what every request had to generate.
         path: of the file, for the note.
     """
-    wanted = np.array([cell.output_tokens for cell in columns.cells], dtype=np.int64)[columns.cell]
-    own = columns.metric("asked_output_tokens")
+    # An impossible number is told and left out elsewhere; here it must only fit.
+    wanted = np.array([min(cell.output_tokens, MOST_TOKENS) for cell in columns.cells], dtype=np.int64)[columns.cell]
+    own = np.clip(columns.metric("asked_output_tokens"), 0, MOST_TOKENS)
     wanted = np.where(np.isnan(own), wanted, own).astype(np.int64)
     silent = (columns.excluded == KEPT) & (columns.phase == MEASURE) & (columns.output_tokens != wanted)
     if not silent.any():
