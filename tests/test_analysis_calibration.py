@@ -27,7 +27,9 @@ SLACK = 0.025
 
 @pytest.mark.parametrize("name", DESIGNS)
 def test_false_alarms_coverage_power_and_equivalence_hold(name: str) -> None:
-    for row in calibrate({name: DESIGNS[name]}, repetitions=REPETITIONS):
+    # Five values a repetition tell their spread, and with it the effect that shall be found, less surely than ten do.
+    repetitions = REPETITIONS if DESIGNS[name].nodes == 1 else 3 * REPETITIONS
+    for row in calibrate({name: DESIGNS[name]}, repetitions=repetitions):
         assert row.broken(SLACK) == [], row
 
 
