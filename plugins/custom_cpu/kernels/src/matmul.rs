@@ -112,12 +112,15 @@ impl Chunks {
         let tile = w.planes.tile.max(1);
         let matrix_tiles = w.tiles();
         let few = all.count() <= 1;
+        // Tiles that are multiplied together.
+        let unit = if few { 4 } else { 2 };
         let mut groups = if few { 1 } else { (ACTIVATIONS / (all.acts * all.row_bytes).max(1)).clamp(1, all.count()) };
-        let mut tiles = (if few { STREAM } else { WEIGHTS } / tile).clamp(1, matrix_tiles.max(1));
+        let most = matrix_tiles.max(1);
+        let mut tiles = (if few { STREAM } else { WEIGHTS } / tile).next_multiple_of(unit).clamp(1, most);
         let count = |tiles: usize, groups: usize| matrix_tiles.div_ceil(tiles) * all.count().div_ceil(groups);
-        while count(tiles, groups) < shares && (tiles > 2 || groups > 1) {
-            if tiles > 2 {
-                tiles = tiles.div_ceil(2);
+        while count(tiles, groups) < shares && (tiles > unit || groups > 1) {
+            if tiles > unit {
+                tiles = tiles.div_ceil(2).next_multiple_of(unit);
             } else {
                 groups = groups.div_ceil(2);
             }

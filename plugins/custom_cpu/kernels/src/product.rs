@@ -49,8 +49,6 @@ trait Multiply {
         ahead: bool,
         sums: &mut [[S::F; N]; RT],
     );
-    /// Tiles taken together for one row.
-    const ONE_ROW: usize;
     /// The same products with weights that `unpack` has written, for many groups.
     type Unpacked: Multiply;
     /// Writes `tiles` tiles' weights of columns `cols` as `Unpacked` reads them, and returns a tile's size; 0 where the
@@ -133,10 +131,10 @@ unsafe fn one_pass<S: Simd, M: Multiply>(s: &Stretch, pass: &Pass) {
             }
         }
         match rows {
-            1 if const { M::ONE_ROW == 4 } => by_group::<S, M, 4, 1>(s, pass),
-            1 => by_group::<S, M, 1, 1>(s, pass),
-            2 => by_group::<S, M, 1, 2>(s, pass),
-            3 => by_group::<S, M, 1, 3>(s, pass),
+            // Four stretches of memory at a time come faster than one.
+            1 => by_group::<S, M, 4, 1>(s, pass),
+            2 => by_group::<S, M, 2, 2>(s, pass),
+            3 => by_group::<S, M, 2, 3>(s, pass),
             4 if const { S::ACTS == 4 } => by_group::<S, M, 2, 4>(s, pass),
             4 => by_group::<S, M, 1, 4>(s, pass),
             _ => unreachable!("a group has {} rows at most", S::ACTS),
@@ -174,10 +172,12 @@ unsafe fn all_groups<S: Simd, M: Multiply>(s: &Stretch) {
                 let unpacked = Stretch { planes: &planes, weights, tiles: part.tiles.clone(), groups: 0..0, ..part };
                 for group in s.groups.clone() {
                     let pass = Pass { group, cols: cols.clone(), ahead: group == s.groups.start };
-                    if size == 0 {
+                    if size == 0 || s.all.rows_of(group) < S::ACTS {
                         one_pass::<S, M>(&part, &pass);
+                    } else if const { S::ACTS == 4 } {
+                        by_group::<S, M::Unpacked, 2, 4>(&unpacked, &Pass { ahead: false, ..pass });
                     } else {
-                        one_pass::<S, M::Unpacked>(&unpacked, &Pass { ahead: false, ..pass });
+                        by_group::<S, M::Unpacked, 2, 6>(&unpacked, &Pass { ahead: false, ..pass });
                     }
                 }
             }

@@ -42,8 +42,6 @@ impl Floats for Brain {
 pub(super) struct FloatProducts<W>(W);
 
 impl<W: Floats> Multiply for FloatProducts<W> {
-    /// One sum a row waits for its last addition: four tiles side by side keep the units busy.
-    const ONE_ROW: usize = 4;
     type Unpacked = Self;
 
     #[inline(always)]

@@ -8,7 +8,7 @@ use crate::layout::Planes;
 use crate::simd::Simd;
 
 /// Bytes ahead of the current weights that are asked for: past what the hardware's prefetcher follows over page ends.
-const AHEAD: usize = 1536;
+const AHEAD: usize = 768;
 
 /// How a format's blocks are read.
 pub(super) trait Weights {
@@ -207,7 +207,6 @@ impl<const FIVE: bool, const SIX: bool> Weights for Whole<FIVE, SIX> {
 pub(super) struct Integers<W>(W);
 
 impl<W: Weights> Multiply for Integers<W> {
-    const ONE_ROW: usize = 1;
     type Unpacked = Integers<W::Unpacked>;
 
     #[inline(always)]
@@ -263,8 +262,8 @@ impl<W: Weights> Multiply for Integers<W> {
     }
 }
 
-/// Asks for what comes `AHEAD` bytes behind block `b`'s weights, and for what belongs to blocks of the tiles that follow:
-/// that lies behind a tile's weights, but is wanted from its first block on.
+/// Asks for the weights `AHEAD` bytes behind block `b`'s, and for what belongs to blocks of the tiles that follow: that lies
+/// behind a tile's weights, but is wanted from its first block on. Behind a tile's own weights come the following tile's.
 #[inline(always)]
 unsafe fn fetch<S: Simd, W: Weights, const RT: usize>(tiles: &[*const u8], planes: &Planes, b: usize) {
     let weights = if W::SIGNED { 32 } else { 16 } * S::LANES;
@@ -272,10 +271,14 @@ unsafe fn fetch<S: Simd, W: Weights, const RT: usize>(tiles: &[*const u8], plane
     for tile in tiles {
         // SAFETY: asking reads nothing.
         unsafe {
-            let mut at = 0;
-            while at < weights {
-                S::prefetch(tile.wrapping_add(b * weights + AHEAD + at));
-                at += 64;
+            let mut at = b * weights + AHEAD;
+            if at >= planes.high {
+                at += RT * planes.tile - planes.high;
+            }
+            let mut line = 0;
+            while line < weights {
+                S::prefetch(tile.wrapping_add(at + line));
+                line += 64;
             }
             let mut at = 0;
             while at < behind {
