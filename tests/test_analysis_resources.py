@@ -303,8 +303,8 @@ CELLS = {
     Cell(50, 16, 1, "gamma", 4.5): ("prompt 50 → output 16 tokens, gamma 4.5/s", "50→16, gamma 4.5/s"),
     Cell(50, 16, 1, "poisson"): ("prompt 50 → output 16 tokens, Poisson sweep", "50→16, Poisson sweep"),
     Cell(50, 16, 1, "trace"): ("prompt 50 → output 16 tokens, trace", "50→16, trace"),
-    Cell(50, 1, 1, variant="cold"): ("cold, prompt 50 → output 1 tokens, 1 user", "cold, 50→1, ×1"),
-    Cell(512, 0, 1, variant="encode"): ("encode, 512 a call", "encode, 512→0, ×1"),
+    Cell(50, 1, 1, variant="cold"): ("cold, prompt 50 → output 1 token, 1 user", "cold, 50→1, ×1"),
+    Cell(512, 0, 1, variant="encode"): ("encode, 512 a call", "encode, 512"),
     Cell(512, 8, 0): ("prompt 512 → output 8 tokens, concurrency not told", "512→8, ×0"),
 }
 

@@ -367,7 +367,7 @@ def cmp_telemetry():
 
 def test_a_plugin_of_sensors_alone_is_found_and_is_no_engine(develop: Callable[..., None]) -> None:
     develop(cmp_test_meter=SENSORS_ALONE, cmp_test_fine=GOOD.format(name="fine"))
-    assert sensor_modules() == ["cmp_test_meter"]
+    assert [module for module in sensor_modules() if module.startswith("cmp_test_")] == ["cmp_test_meter"]
     assert [plugin for plugin in discover() if plugin.module == "cmp_test_meter"] == []
     with pytest.raises(UsageError, match="unknown engine 'cmp_test_meter'"):
         find("cmp_test_meter", discover())
