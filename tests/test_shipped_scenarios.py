@@ -35,6 +35,8 @@ def test_a_shipped_scenario_runs_and_is_judged(name: str, cmp: CommandLine, tiny
     folder = only_run(tmp_path / "results")
     samples = read_samples(folder)
     assert [sample.error for sample in samples if sample.status != "ok" and sample.status != "timeout"] == []
+    numbers = [(sample.launch, sample.cell, sample.phase, sample.index) for sample in samples]
+    assert len(set(numbers)) == len(numbers)
     stats = msgspec.json.decode(cmp("stats", folder, "--json").stdout)
     judged = {(c["engine"], c["metric"]) for c in stats["comparisons"] if c["primary"]}
     alone = {(s["engine"], s["metric"]) for s in stats["summaries"]}

@@ -21,10 +21,7 @@ def check_repeated_prompt(task: Task) -> None:
     cell_number = scenario.cells.index(cell)
     key = prompt_key(at.planned.block, cell_number, "repeat", 0, task.seed)
     token_ids = task.prompts.take(cell.prompt_tokens, key=key, seed=task.seed)
-    # Their numbers follow those of the warm-up before the cell.
-    users = cell.concurrency if cell.concurrency > 1 and not cell.arrival else 1
-    at.enter(cell, "warmup")
-    at.index = scenario.warmup_requests * users
+    at.enter_behind(cell, "warmup")
     for flags in ((), (Flag.REPEATED_PROMPT,)):
         try:
             answer = task.launch.request(token_ids, 1, scenario.deadlines)

@@ -42,10 +42,15 @@ class Place:
         self.notes: list[str] = []
         self.known_prefixes: set[tuple[Cell, int | None]] = set()
         self.known_blocks: dict[tuple[Cell, int], tuple[int, ...]] = {}
+        self._next: dict[tuple[Cell, SamplePhase], int] = {}
 
     def enter(self, cell: Cell, phase: SamplePhase) -> None:
         """Go to a cell and phase, and count requests from 0 again."""
         self.cell, self.phase, self.index = cell, phase, 0
+
+    def enter_behind(self, cell: Cell, phase: SamplePhase) -> None:
+        """Go to a cell and phase again, and count on from its last sample."""
+        self.cell, self.phase, self.index = cell, phase, self._next.get((cell, phase), 0)
 
     def sample(
         self,
@@ -68,6 +73,7 @@ class Place:
         """
         if prompt_tokens is None:
             prompt_tokens = 0 if self.phase == "load" else self.cell.prompt_tokens
+        self._next[self.cell, self.phase] = self.index + 1
         return Sample(
             block=self.planned.block,
             order=self.planned.order,
