@@ -367,7 +367,10 @@ def cmp_telemetry():
 
 def test_a_plugin_of_sensors_alone_is_found_and_is_no_engine(develop: Callable[..., None]) -> None:
     develop(cmp_test_meter=SENSORS_ALONE, cmp_test_fine=GOOD.format(name="fine"))
-    assert [module for module in sensor_modules() if module.startswith("cmp_test_")] == ["cmp_test_meter"]
+    assert sensor_modules(()) == ["cmp_test_meter"]
+    # A server's sensor reads servers: it starts where one is measured.
+    assert sorted(sensor_modules({"enginecmp_openai_server"})) == ["cmp_test_meter", "enginecmp_openai_server"]
+    assert sorted(sensor_modules()) == ["cmp_test_meter", "enginecmp_openai_server"]
     assert [plugin for plugin in discover() if plugin.module == "cmp_test_meter"] == []
     with pytest.raises(UsageError, match="unknown engine 'cmp_test_meter'"):
         find("cmp_test_meter", discover())

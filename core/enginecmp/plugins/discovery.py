@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib import metadata
 
 import msgspec
@@ -126,10 +126,15 @@ def _with(plugin: Plugin, answer: Answer) -> Plugin:
     )
 
 
-def sensor_modules() -> list[str]:
-    """Return the modules of this environment's plugins, and of `CMP_PLUGINS`, that bring sensors; each once."""
+def sensor_modules(used: Collection[str] | None = None) -> list[str]:
+    """Return the modules of this environment's plugins, and of `CMP_PLUGINS`, that bring sensors; each once.
+
+    Args:
+        used: modules of the engines that are measured: of plugins with engines only these; None takes all.
+    """
     found = _examined([*_installed(), *_under_development()])
-    return list(dict.fromkeys(plugin.module for plugin in found if plugin.sensors))
+    sensors = [plugin for plugin in found if plugin.sensors]
+    return list(dict.fromkeys(p.module for p in sensors if used is None or p.info is None or p.module in used))
 
 
 def discover() -> list[Plugin]:

@@ -92,7 +92,8 @@ def execute(
         if not reset_peak():
             say("memory: this kernel does not reset the high-water mark; peak_rss_bytes is that of whole launches")
             manifest.environment["peak_rss_reset"] = False
-        modules = sensor_modules() if request.sensors else []
+        used = {config.plugin.module for config in request.configs}
+        modules = sensor_modules(used) if request.sensors else []
         with Telemetry(folder if request.sensors else None, say, modules) as telemetry:
             versions = Versions(manifest.engines, request.everybody)
             if not manifest.equivalence:
