@@ -81,7 +81,8 @@ def test_a_repetition_that_is_disturbed_too_does_not_count_beside_the_first(
     run = only_run(tmp_path / "results")
     assert ("b1-a.2", "b1-a") in launches_of(run)
     columns = load_runs([run])[0].columns
-    assert "b1-a.2" not in {columns.launches[code] for code in columns.launch}
+    # The first, unless the machine spared the other one some requests: never both.
+    assert len({"b1-a", "b1-a.2"} & {columns.launches[code] for code in columns.launch}) == 1
 
 
 def test_blocks_are_added_until_enough_launches_count(cmp: CommandLine, line: list[str], tmp_path: Path) -> None:
