@@ -20,6 +20,11 @@ REQUESTS: Kinds = frozenset({"requests"})
 LAUNCHED: Kinds = frozenset({"requests", "load"})
 ANY: Kinds = frozenset({"requests", "load", "operation", "profile"})
 
+FASTER = ("faster", "slower")
+LESS = ("less", "more")
+MORE = ("more", "less")
+BETTER = ("better", "worse")
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -37,8 +42,7 @@ class Metric:
         compared: whether engines are compared on it. A number that may be zero or below has no ratio, and one that
             follows from the model alone has no spread.
         bytes_held: whether it is memory of the engine's own, which no flag of `SPOIL_TIMES` touches.
-        better: word for a verdict that says "faster".
-        worse: word for a verdict that says "slower".
+        words: for a verdict that says "faster", and for one that says "slower".
     """
 
     name: str
@@ -51,8 +55,11 @@ class Metric:
     signed: bool = False
     compared: bool = True
     bytes_held: bool = False
-    better: str = "faster"
-    worse: str = "slower"
+    words: tuple[str, str] = FASTER
+
+    def word(self, verdict: str) -> str:
+        """Return a verdict in the words of this metric: "faster" is "less" for memory and energy."""
+        return dict(zip(FASTER, self.words, strict=True)).get(verdict, verdict)
 
 
 _TIMES = (
@@ -146,16 +153,14 @@ _TOLD = (
         True,
         "tokens a request got per pass that it generated in, of an engine that guesses ahead, as it tells it",
         compared=False,
-        better="more",
-        worse="less",
+        words=MORE,
     ),
     Metric(
         "draft_acceptance_rate",
         True,
         "guessed tokens that counted / all that were guessed, as the engine tells it",
         compared=False,
-        better="more",
-        worse="less",
+        words=MORE,
     ),
 )
 
@@ -167,8 +172,7 @@ _PREFIXES = (
         "launch; in a cell with several in flight over all requests, warm-up included",
         per="launch",
         compared=False,
-        better="more",
-        worse="less",
+        words=MORE,
     ),
     Metric(
         "known_prompt_share",
@@ -177,8 +181,7 @@ _PREFIXES = (
         "would find; one value a launch of a workload",
         per="launch",
         compared=False,
-        better="more",
-        worse="less",
+        words=MORE,
     ),
 )
 
@@ -210,24 +213,21 @@ _RATES = (
         "rate of serving, in an open loop that of sending where it is smaller; never above requests_per_second",
         per="launch",
         aliases={"vllm": "request_goodput", "aiperf": "goodput"},
-        better="more",
-        worse="less",
+        words=MORE,
     ),
     Metric(
         "goodput_tokens_per_second",
         True,
         "goodput_requests_per_second x the mean output tokens of the requests that kept the limits: tokens that count",
         per="launch",
-        better="more",
-        worse="less",
+        words=MORE,
     ),
     Metric(
         "scaling_efficiency",
         True,
         "throughput of c users / (c x throughput of one user), one value a launch",
         per="launch",
-        better="better",
-        worse="worse",
+        words=BETTER,
     ),
     Metric(
         "saturation_requests_per_second",
@@ -235,8 +235,7 @@ _RATES = (
         "requests served a second in an open loop while others wait for the engine, one value a launch; absent where "
         "it kept up with every rate of the sweep",
         per="launch",
-        better="more",
-        worse="less",
+        words=MORE,
     ),
 )
 
@@ -315,8 +314,7 @@ _RESOURCES = (
         kinds=LAUNCHED,
         requests_needed=1,
         bytes_held=True,
-        better="less",
-        worse="more",
+        words=LESS,
     ),
     Metric(
         "allocator_slack_bytes",
@@ -329,8 +327,7 @@ _RESOURCES = (
         signed=True,
         compared=False,
         bytes_held=True,
-        better="less",
-        worse="more",
+        words=LESS,
     ),
     Metric(
         "kv_bytes_per_token",
@@ -341,8 +338,7 @@ _RESOURCES = (
         requests_needed=1,
         compared=False,
         bytes_held=True,
-        better="less",
-        worse="more",
+        words=LESS,
     ),
     Metric(
         "leak_bytes_per_request",
@@ -352,8 +348,7 @@ _RESOURCES = (
         signed=True,
         compared=False,
         bytes_held=True,
-        better="less",
-        worse="more",
+        words=LESS,
     ),
     Metric(
         "decode_bandwidth_bytes_per_second",
@@ -374,8 +369,7 @@ _RESOURCES = (
         "most memory in use on all GPUs together, whoever holds it, in the steady window, as the sensor reads it",
         per="launch",
         requests_needed=1,
-        better="less",
-        worse="more",
+        words=LESS,
     ),
     Metric(
         "gpu_busy_share",
@@ -384,36 +378,25 @@ _RESOURCES = (
         per="launch",
         requests_needed=1,
         compared=False,
-        better="more",
-        worse="less",
+        words=MORE,
     ),
     Metric(
         "throughput_tokens_per_second_per_gpu",
         True,
         "throughput_tokens_per_second / GPUs that the engine says it computes on",
         per="launch",
-        better="faster",
-        worse="slower",
     ),
-    Metric(
-        "server_running_requests",
-        False,
-        "mean number of requests that the server was working on, in the steady window, as it says itself",
-        per="launch",
-        requests_needed=1,
-        compared=False,
-        better="less",
-        worse="more",
-    ),
-    Metric(
-        "server_waiting_requests",
-        False,
-        "mean number of requests that waited in the server, in the steady window, as it says itself",
-        per="launch",
-        requests_needed=1,
-        compared=False,
-        better="less",
-        worse="more",
+    *(
+        Metric(
+            f"server_{state}_requests",
+            False,
+            f"mean number of requests that {what}, in the steady window, as it says itself",
+            per="launch",
+            requests_needed=1,
+            compared=False,
+            words=LESS,
+        )
+        for state, what in (("running", "the server was working on"), ("waiting", "waited in the server"))
     ),
     Metric(
         "server_kv_used_share",
@@ -422,8 +405,7 @@ _RESOURCES = (
         per="launch",
         requests_needed=1,
         compared=False,
-        better="less",
-        worse="more",
+        words=LESS,
     ),
     Metric(
         "server_preemptions",
@@ -432,8 +414,7 @@ _RESOURCES = (
         per="launch",
         requests_needed=1,
         compared=False,
-        better="less",
-        worse="more",
+        words=LESS,
     ),
     Metric(
         "server_prefix_hit_share",
@@ -442,8 +423,7 @@ _RESOURCES = (
         per="launch",
         requests_needed=1,
         compared=False,
-        better="more",
-        worse="less",
+        words=MORE,
     ),
     Metric(
         "joules_per_token",
@@ -451,8 +431,7 @@ _RESOURCES = (
         "energy of all counters that can be read (CPU packages, memory, GPUs), idle share included, over the steady "
         "window / its output tokens",
         per="launch",
-        better="less",
-        worse="more",
+        words=LESS,
     ),
 )
 
@@ -476,9 +455,8 @@ def steady_metric(kind: str) -> str:
 
 
 def verdict_word(metric: str, verdict: str) -> str:
-    """Return a verdict in the words of its metric: "faster" is "less" for memory and energy."""
-    found = metric_of(metric)
-    return {"faster": found.better, "slower": found.worse}.get(verdict, verdict)
+    """Return a verdict in the words of the metric of that name."""
+    return metric_of(metric).word(verdict)
 
 
 def is_metric(name: str) -> bool:

@@ -34,11 +34,11 @@ PRIMARY_COST = "cost_per_thousand_requests"
 
 
 def _cost(name: str, boundary: str) -> Metric:
-    return Metric(name, False, boundary, "launch", better="cheaper", worse="costlier")
+    return Metric(name, False, boundary, "launch", words=("cheaper", "costlier"))
 
 
 def _hourly(name: str, boundary: str) -> Metric:
-    return Metric(name, True, boundary, "launch", better="more", worse="fewer")
+    return Metric(name, True, boundary, "launch", words=("more", "fewer"))
 
 
 COSTS: Mapping[str, Metric] = {
@@ -294,7 +294,7 @@ def _row(group: GroupResult, key: Key, launches: LaunchMeans, charged: str, pric
 
 def _worded(c: Comparison) -> CostComparison:
     kind = COSTS[c.metric]
-    verdict = {"faster": kind.better, "slower": kind.worse}.get(c.verdict, c.verdict)
+    verdict = kind.word(c.verdict)
     shared = {name: getattr(c, name) for name in CostComparison.__struct_fields__}
     return CostComparison(**shared | {"verdict": verdict})
 
