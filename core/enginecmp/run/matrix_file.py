@@ -19,6 +19,7 @@ blocks.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def read_matrix(path: Path) -> MatrixFile:
     if not found.models or not found.engines or not all(found.factors.values()):
         msg = f"--matrix {path}: expected models, engines and at least one level of each factor"
         raise UsageError(msg)
-    many = len(found.engines) * len(list(itertools.product(*found.factors.values())))
+    many = math.prod([len(found.engines), *map(len, found.factors.values())])
     if many > MOST_ENGINES:
         msg = (
             f"--matrix {path}: expected at most {MOST_ENGINES} combinations a model, got {many}; leave some levels out"
