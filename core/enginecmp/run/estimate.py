@@ -147,11 +147,11 @@ def _history(results: Path, scenario: Scenario, model: ModelInfo) -> Mapping[tup
     for path in sorted(results.glob(f"*/{MANIFEST}")):
         try:
             manifest = read_manifest(path.parent)
+            same = {key: value for key, value in manifest.scenario.items() if key in _SHAPE}
+            if manifest.model.sha256 != model.sha256 or same != shape:
+                continue
             records = finished_launches(path.parent)
         except ResultsError:
-            continue
-        same = {key: value for key, value in manifest.scenario.items() if key in _SHAPE}
-        if manifest.model.sha256 != model.sha256 or same != shape:
             continue
         for engine in manifest.engines:
             name, options = engine.options.get("engine", engine.name), _extra(engine.options.get("extra") or {})
