@@ -15,6 +15,7 @@ import msgspec
 from enginecmp.cli.console import print_json, say
 from enginecmp.errors import CannotWrite, CmpError, ResultsError, UsageError, did_you_mean
 from enginecmp.format.files import MANIFEST
+from enginecmp.format.readers import read_manifest
 from enginecmp.format.text import command_line, operand
 from enginecmp.plugins.discovery import discover
 from enginecmp.run.options import RunOptions
@@ -160,17 +161,17 @@ def after(options: RunOptions, folder: Path, saved: Path | None) -> int:
 
 def _answer(folder: Path) -> None:
     """Print what `cmp stats` would say first of a run."""
+    if read_manifest(folder).scenario.get("find_max"):
+        from enginecmp.cli.find_max import tell
+
+        tell(folder)
+        return
     from enginecmp_analysis.analyse import analyse
     from enginecmp_analysis.data.asked import kept_command
     from enginecmp_analysis.data.load import load_runs
     from enginecmp_analysis.render.first_screen import first_screen
 
     analysis = analyse(load_runs([folder]))
-    if analysis.groups[0].runs[0].manifest.scenario.get("find_max"):
-        from enginecmp.cli.find_max import tell
-
-        tell(folder)
-        return
     if analysis.report.rankings:
         # On stderr like everything else of a run: a closed stdout must not make a finished run a failure.
         shown = command_line(["cmp", "stats", operand(folder)])
