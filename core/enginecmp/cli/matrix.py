@@ -23,6 +23,7 @@ from enginecmp.run.summary import headline
 from enginecmp.types import ModelInfo
 
 if TYPE_CHECKING:
+    from enginecmp_analysis.data.load import Run
     from enginecmp_analysis.decisions.frontier import FrontierRow
 
 
@@ -139,16 +140,17 @@ def _prepare(options: RunOptions, model: ModelInfo, once: AskedOnce) -> Prepared
 def _summarize(done: list[MatrixRun], options: RunOptions) -> None:
     """Print the table of models and engines, as text or as JSON."""
     from enginecmp_analysis.analyse import analyse
-    from enginecmp_analysis.data.load import load_runs
+    from enginecmp_analysis.data.load import load_run
     from enginecmp_analysis.decisions.frontier import frontier
 
     rows: list[dict[str, Any]] = []
     points: list[FrontierRow] = []
     measured = [run for run in done if run.folder and not options.quality_only]
-    for run in measured:
-        rows += _rows(run)
+    loaded = [load_run(Path(run.folder)) for run in measured]
+    for run, one in zip(measured, loaded, strict=True):
+        rows += _rows(run, one)
     if rows:
-        points = frontier(analyse(load_runs([run.folder for run in measured])).groups)
+        points = frontier(analyse(loaded).groups)
     if options.as_json:
         print_json({"runs": done, "results": rows, "frontier": points})
         return
@@ -192,24 +194,21 @@ def _print(rows: list[dict[str, Any]]) -> None:
     )
 
 
-def _rows(run: MatrixRun) -> list[dict[str, Any]]:
+def _rows(run: MatrixRun, loaded: Run) -> list[dict[str, Any]]:
     """Return one row an engine and cell of a run: mean of the primary metric, and the verdict on it."""
     from enginecmp_analysis.analyse import analyse
     from enginecmp_analysis.data.cells import short_name
-    from enginecmp_analysis.data.load import load_runs
 
-    analysis = analyse(load_runs([run.folder]))
+    analysis = analyse([loaded])
     metric = analysis.contexts[0].primary_metric
     verdicts = {(c.engine, c.cell): c.verdict for c in analysis.report.comparisons if c.metric == metric}
     baseline = analysis.contexts[0].baseline
     excluded = analysis.contexts[0].not_comparable
     found = []
     for summary in analysis.report.summaries:
-        if summary.metric != metric:
+        if summary.metric != metric or summary.flagged:
             continue
         cell = summary.cell
-        if summary.flagged:
-            continue
         verdict = "baseline" if summary.engine == baseline else verdicts.get((summary.engine, cell), "")
         found.append(
             {
