@@ -266,11 +266,11 @@ def _runs(folder: Path) -> list[str]:
 def _words(asked: Run, folder: Path) -> list[str]:
     """Return what `cmp` is called with: a new run, or what finishes the one there; nothing where that is whole."""
     # With --json no answer is printed: the host gives one, on all nodes.
-    for name in _runs(folder):
-        if read_manifest(folder / name).status == "complete":
-            return []
-        return ["run", "--resume", str(folder / name), "--json"]
-    return ["run", *asked.words, "--out", str(folder), "--json"]
+    runs = _runs(folder)
+    if not runs:
+        return ["run", *asked.words, "--out", str(folder), "--json"]
+    begun = folder / runs[0]
+    return [] if read_manifest(begun).status == "complete" else ["run", "--resume", str(begun), "--json"]
 
 
 def _environment() -> dict[str, str]:
