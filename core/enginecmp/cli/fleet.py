@@ -18,7 +18,8 @@ from enginecmp.cli.matrix import model_of, names_of
 from enginecmp.cli.measure import resume_command
 from enginecmp.cli.several import keep, require_inside, tell
 from enginecmp.errors import ResultsError, UsageError
-from enginecmp.format.documents import read_json
+from enginecmp.format.documents import MOST_BYTES, named_by_user, read_json
+from enginecmp.format.streams import open_regular
 from enginecmp.placement.node import RUN, Node, lacking, read_require
 from enginecmp.placement.placement import Placement, find_placement
 from enginecmp.placement.schedule import Job, Schedule
@@ -67,9 +68,9 @@ def start_fleet(options: RunOptions, on: str) -> int:
             raise UsageError(msg)
         folder = options.out / new_run_id("fleet")
         jobs = [
-            _job(folder.name, part, model, number, copy)
+            job
             for number, (part, model) in enumerate(parts)
-            for copy in range(copies)
+            for job in _jobs(f"{folder.name}-{number}", part, model, copies)
         ]
         say(f"runs: {len(parts)}, each on {copies} of {len(fit)} nodes; seed {given.seed}:")
         for part, model in parts:
@@ -141,33 +142,27 @@ def _parts(options: RunOptions, given: RunOptions) -> list[tuple[Part, ModelInfo
     return found
 
 
-def _job(fleet: str, part: Part, model: ModelInfo, number: int, copy: int) -> Job:
-    """Return one run on one node."""
+def _jobs(name: str, part: Part, model: ModelInfo, copies: int) -> list[Job]:
+    """Return one run, as many times as there shall be nodes that make it.
+
+    Raises:
+        UsageError: its scenario's file cannot be read.
+    """
     files = [Needed(str(Path(model.path).absolute()), model.sha256)]
-    own = msgspec.structs.replace(
-        part.options,
-        model="{0}",
-        out=RunOptions().out,
-        as_json=False,
-        # Each node draws its own orders and prompts: what is alike on all of them is the plan.
-        seed=((part.options.seed or 0) + 7919 * copy) % 2**31,
-    )
+    own = msgspec.structs.replace(part.options, model="{0}", out=RunOptions().out, as_json=False)
     if own.scenario.endswith(".toml"):
         scenario = Path(own.scenario).absolute()
-        files.append(Needed(str(scenario), _sha256(scenario)))
+        with named_by_user("scenario", scenario), open_regular(scenario, MOST_BYTES) as file:
+            files.append(Needed(str(scenario), hashlib.file_digest(file, "sha256").hexdigest()))
         own = msgspec.structs.replace(own, scenario="{1}")
-    # The first two words are the command itself.
-    name = f"{fleet}-{number}-{copy}"
-    return Job(name=name, part=part.name, words=own.words()[2:], files=files, sha256=model.sha256)
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        msg = f"scenario {path}: {error.strerror or error}"
-        raise UsageError(msg) from error
+    found = []
+    for copy in range(copies):
+        # Each node draws its own orders and prompts: what is alike on all of them is the plan.
+        seeded = msgspec.structs.replace(own, seed=((own.seed or 0) + 7919 * copy) % 2**31)
+        # The first two words are the command itself.
+        words = seeded.words()[2:]
+        found.append(Job(name=f"{name}-{copy}", part=part.name, words=words, files=files, sha256=model.sha256))
+    return found
 
 
 def _fitting(nodes: list[Node], require: str, on: str) -> list[Node]:
