@@ -26,27 +26,9 @@ from enginecmp.format.readers import read_manifest
 from enginecmp.format.text import plain
 from enginecmp.machine.environment import NODE, PRICE
 from enginecmp.models.known_files import cache_dir
+from enginecmp.placement import messages
 from enginecmp.placement.folders import send_folder
-from enginecmp.placement.messages import (
-    At,
-    Chunk,
-    ConnectionLost,
-    Done,
-    Drop,
-    Ended,
-    Fetch,
-    Hello,
-    Known,
-    Line,
-    Message,
-    Put,
-    Reader,
-    Refused,
-    Run,
-    Send,
-    Stop,
-    encoded,
-)
+from enginecmp.placement.messages import ConnectionLost, Known, Message, Reader, encoded
 from enginecmp.placement.node import RUN
 from enginecmp.results.writer import ResultsFolder
 
@@ -99,32 +81,32 @@ class _Node:
             self._write(encoded(message))
 
     def serve(self) -> None:
-        self._send(Hello(__version__))
+        self._send(messages.Hello(__version__))
         while (asked := self._events.get()) is not None:
             try:
                 self._answer(asked)
             except (CmpError, OSError) as error:
-                self._send(Refused(plain(str(error), 1000)))
+                self._send(messages.Refused(plain(str(error), 1000)))
 
     def _answer(self, asked: Event) -> None:
         match asked:
-            case Put():
+            case messages.Put():
                 self._put(asked)
-            case Run():
+            case messages.Run():
                 self._run(asked)
-            case Fetch():
+            case messages.Fetch():
                 folder = _job_folder(asked.job) / _named(asked.run)
                 read_manifest(folder)
                 send_folder(folder, self._send)
-            case Drop():
+            case messages.Drop():
                 shutil.rmtree(_job_folder(asked.job), ignore_errors=True)
-                self._send(Done())
-            case Stop() | _Exited():
+                self._send(messages.Done())
+            case messages.Stop() | _Exited():
                 pass  # came when the run was over already
             case _:
-                self._send(Refused(f"expected a question, got {type(asked).__name__}"))
+                self._send(messages.Refused(f"expected a question, got {type(asked).__name__}"))
 
-    def _put(self, asked: Put) -> None:
+    def _put(self, asked: messages.Put) -> None:
         """Keep a file under its hash; it is there only when it is whole."""
         if len(asked.sha256) != 64 or not set(asked.sha256) <= set("0123456789abcdef"):
             msg = f"expected a SHA-256, got '{plain(asked.sha256, 80)}'"
@@ -136,21 +118,21 @@ class _Node:
             if room < asked.bytes:
                 msg = f"{path}: expected {asked.bytes} bytes of room, got {room}; make room on this node"
                 raise ResultsError(msg)
-            self._send(Send())
+            self._send(messages.Send())
             part = path.with_name(f"{path.name}.{os.getpid()}.part")
             try:
                 self._write_checked(asked, part)
                 os.replace(part, path)
             finally:
                 part.unlink(missing_ok=True)
-        self._send(At(str(path)))
+        self._send(messages.At(str(path)))
 
-    def _write_checked(self, asked: Put, part: Path) -> None:
+    def _write_checked(self, asked: messages.Put, part: Path) -> None:
         digest, size = hashlib.sha256(), 0
         with open(part, "wb") as file:
             while True:
                 message = self._events.get()
-                if not isinstance(message, Chunk):
+                if not isinstance(message, messages.Chunk):
                     msg = f"{asked.name}: the connection ended before the file did"
                     raise ResultsError(msg)
                 if not message.data:
@@ -165,17 +147,17 @@ class _Node:
             msg = f"{asked.name}: expected SHA-256 {asked.sha256[:12]}…, got {digest.hexdigest()[:12]}… on this node"
             raise ResultsError(msg)
 
-    def _run(self, asked: Run) -> None:
+    def _run(self, asked: messages.Run) -> None:
         folder = _job_folder(asked.job)
         held = self._hold()
         if held is None:
-            self._send(Ended(-signal.SIGTERM, _runs(folder)))
+            self._send(messages.Ended(-signal.SIGTERM, _runs(folder)))
             return
         with held:
             folder.mkdir(parents=True, exist_ok=True)
             words = _words(asked, folder)
             code = self._watched(words, _variables(asked)) if words else 0
-            self._send(Ended(code, _runs(folder)))
+            self._send(messages.Ended(code, _runs(folder)))
 
     def _hold(self) -> ResultsFolder | None:
         """Hold this node, after whoever holds it now; None when the host has stopped waiting."""
@@ -185,7 +167,7 @@ class _Node:
                 return ResultsFolder(home())
             except FolderHeld as held:
                 if not told:
-                    self._send(Line(f"waits: {held}"))
+                    self._send(messages.Line(f"waits: {held}"))
                 told = True
             with contextlib.suppress(queue.Empty):
                 if self._events.get(timeout=_SECONDS_BETWEEN_TRIES) is None:
@@ -237,7 +219,7 @@ class _Node:
     def _pass_on(self, output: IO[bytes]) -> None:
         while line := output.readline(1 << 16):
             if text := plain(line.decode(errors="replace"), _LINE_CHARACTERS):
-                self._send(Line(text))
+                self._send(messages.Line(text))
 
 
 def _named(name: str) -> str:
@@ -263,7 +245,7 @@ def _runs(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
 
 
-def _words(asked: Run, folder: Path) -> list[str]:
+def _words(asked: messages.Run, folder: Path) -> list[str]:
     """Return what `cmp` is called with: a new run, or what finishes the one there; nothing where that is whole."""
     # With --json no answer is printed: the host gives one, on all nodes.
     runs = _runs(folder)
@@ -278,6 +260,6 @@ def _environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith("SSH_")}
 
 
-def _variables(asked: Run) -> dict[str, str]:
+def _variables(asked: messages.Run) -> dict[str, str]:
     price = {} if asked.price_per_hour is None else {PRICE: repr(asked.price_per_hour)}
     return {NODE: asked.node, **price}

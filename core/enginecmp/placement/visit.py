@@ -14,26 +14,9 @@ from enginecmp import __version__
 from enginecmp.errors import CmpError, ResultsError
 from enginecmp.format.readers import read_manifest
 from enginecmp.format.text import plain
+from enginecmp.placement import messages
 from enginecmp.placement.folders import pieces, receive_folder
-from enginecmp.placement.messages import (
-    At,
-    ConnectionLost,
-    Done,
-    Drop,
-    Ended,
-    Fetch,
-    Hello,
-    Known,
-    Line,
-    Message,
-    Put,
-    Reader,
-    Refused,
-    Run,
-    Send,
-    Stop,
-    encoded,
-)
+from enginecmp.placement.messages import ConnectionLost, Known, Message, Reader, encoded
 from enginecmp.placement.node import Node
 from enginecmp.placement.placement import Channel, Placement
 
@@ -68,7 +51,7 @@ class Visit:
         self._writing = threading.Lock()
         self._running = False
         hello = self._receive()
-        if not isinstance(hello, Hello):
+        if not isinstance(hello, messages.Hello):
             raise self._lost(what=f"expected a greeting, got {type(hello).__name__}")
         if hello.version != __version__:
             msg = (
@@ -80,20 +63,22 @@ class Visit:
         """Bring a file to the node, where it is not there yet, and return its path there."""
         path = Path(file.path)
         try:
-            self._send(Put(file.sha256, path.name, path.stat().st_size))
+            self._send(messages.Put(file.sha256, path.name, path.stat().st_size))
             answer = self._receive()
-            if isinstance(answer, Send):
+            if isinstance(answer, messages.Send):
                 for piece in pieces(path):
                     self._send(piece)
                 answer = self._receive()
         except OSError as error:
             msg = f"{path}: cannot be read ({error.strerror or error})"
             raise ResultsError(msg) from error
-        if not isinstance(answer, At):
+        if not isinstance(answer, messages.At):
             raise self._lost(what=f"expected the path of {path.name}, got {type(answer).__name__}")
         return answer.path
 
-    def run(self, job: str, words: Sequence[str], files: Sequence[Needed], said: Callable[[str], None]) -> Ended:
+    def run(
+        self, job: str, words: Sequence[str], files: Sequence[Needed], said: Callable[[str], None]
+    ) -> messages.Ended:
         """Run `cmp run` for a job, or go on with it, until it ends.
 
         Args:
@@ -104,14 +89,14 @@ class Visit:
         """
         paths = {f"{{{number}}}": self.put(file) for number, file in enumerate(files)}
         whole = [paths.get(word, word) for word in words]
-        self._send(Run(job, self.node.name, whole, self.node.price_per_hour))
+        self._send(messages.Run(job, self.node.name, whole, self.node.price_per_hour))
         self._running = True
         try:
-            while isinstance(answer := self._receive(), Line):
+            while isinstance(answer := self._receive(), messages.Line):
                 said(plain(answer.text, 500))
         finally:
             self._running = False
-        if not isinstance(answer, Ended):
+        if not isinstance(answer, messages.Ended):
             raise self._lost(what=f"expected the end of a run, got {type(answer).__name__}")
         return answer
 
@@ -127,7 +112,7 @@ class Visit:
         Raises:
             ResultsError: it is not what was asked for; it is not kept.
         """
-        self._send(Fetch(job, run))
+        self._send(messages.Fetch(job, run))
         try:
             receive_folder(self._receive, into / run)
             got = read_manifest(into / run).model.sha256
@@ -142,8 +127,8 @@ class Visit:
 
     def drop(self, job: str) -> None:
         """Let the node forget a job, whose runs are here now."""
-        self._send(Drop(job))
-        if not isinstance(answer := self._receive(), Done):
+        self._send(messages.Drop(job))
+        if not isinstance(answer := self._receive(), messages.Done):
             raise self._lost(what=f"expected that a job is dropped, got {type(answer).__name__}")
 
     def stop(self) -> None:
@@ -152,7 +137,7 @@ class Visit:
             self.close()
             return
         with contextlib.suppress(ConnectionLost):
-            self._send(Stop())
+            self._send(messages.Stop())
 
     def close(self) -> None:
         """Let go; a run under way is ended."""
@@ -172,7 +157,7 @@ class Visit:
             raise self._lost(str(error)) from error
         if message is None:
             raise self._lost(what="the connection ended")
-        if isinstance(message, Refused):
+        if isinstance(message, messages.Refused):
             msg = f"{self.node.name}: {plain(message.error, 1000)}"
             raise CmpError(msg)
         return message
