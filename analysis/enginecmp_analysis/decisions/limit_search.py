@@ -20,7 +20,7 @@ from enginecmp.format.records import Cell
 from enginecmp_analysis.data.columns import MEASURE
 from enginecmp_analysis.data.launches import launch_means, measured
 from enginecmp_analysis.data.load import Run
-from enginecmp_analysis.decisions.slo import CONFIDENCE, Objective, keeps, parse_objectives, required_requests
+from enginecmp_analysis.decisions.slo import CONFIDENCE, Objective, all_objectives, keeps, required_requests
 from enginecmp_analysis.schema.decisions import LimitRow
 
 LOOKS = (5, 10, 20)
@@ -245,7 +245,7 @@ def limits(scenario: str, run: Run) -> list[LimitRow]:
     texts = run.manifest.scenario.get("slo") or ()
     if not find_max or not texts or not isinstance(texts, list | tuple):
         return []
-    objectives = [objective for text in texts for objective in parse_objectives(str(text))]
+    objectives = all_objectives(map(str, texts))
     found = measured_loads(run, objectives, find_max)
     labels = [e.name for e in run.manifest.engines if e.options.get("timed", True)]
     return [_row(scenario, label, run, find_max, objectives, found.get(label, {})) for label in labels]

@@ -52,6 +52,11 @@ _UNITS = {"us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0}
 _SHORT = {name: f"{name}_seconds" for name in ("ttft", "itl", "tpot", "e2e")}
 
 
+def all_objectives(texts: Iterable[str]) -> list[Objective]:
+    """Read the objectives of several texts, as an option that may be given more than once; see `parse_objectives`."""
+    return [objective for text in texts for objective in parse_objectives(text)]
+
+
 def parse_objectives(text: str) -> list[Objective]:
     """Read objectives like "ttft_p95<200ms,tpot_p95<30ms", or one like "ttft_seconds:p99=0.5" (in seconds).
 

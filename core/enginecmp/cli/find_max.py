@@ -19,7 +19,7 @@ def searching(scenario: Scenario, options: RunOptions) -> Scenario:
         UsageError: an objective is wrong, or the scenario holds no requests.
     """
     from enginecmp_analysis.decisions.limit_search import least_requests
-    from enginecmp_analysis.decisions.slo import parse_objectives
+    from enginecmp_analysis.decisions.slo import all_objectives
 
     assert options.find_max is not None
     if scenario.kind != "requests":
@@ -27,17 +27,17 @@ def searching(scenario: Scenario, options: RunOptions) -> Scenario:
             f"--find-max: expected a scenario of requests, got {scenario.name} of kind {scenario.kind}; try concurrent"
         )
         raise UsageError(msg)
-    objectives = [objective for text in options.slo for objective in parse_objectives(text)]
-    return searched(scenario, options.find_max, options.slo, options.blocks, least_requests(objectives))
+    least = least_requests(all_objectives(options.slo))
+    return searched(scenario, options.find_max, options.slo, options.blocks, least)
 
 
 def loads_of(scenario: Scenario) -> Callable[[Path, int, Sequence[str]], Mapping[str, Sequence[float]]]:
     """Return the question that a search asks before each block: which loads each engine is measured at."""
     from enginecmp_analysis.data.load import load_run
     from enginecmp_analysis.decisions.limit_search import allowed_loads, measured_loads, next_loads
-    from enginecmp_analysis.decisions.slo import parse_objectives
+    from enginecmp_analysis.decisions.slo import all_objectives
 
-    objectives = [objective for text in scenario.slo for objective in parse_objectives(text)]
+    objectives = all_objectives(scenario.slo)
     allowed = allowed_loads(scenario.find_max, MOST_USERS)
 
     def ask(folder: Path, block: int, labels: Sequence[str]) -> Mapping[str, Sequence[float]]:

@@ -53,7 +53,7 @@ def read_questions(
     from enginecmp_analysis.decisions.decide import Questions
     from enginecmp_analysis.decisions.expect import as_claims
     from enginecmp_analysis.decisions.prices import parse_amount_per_hour, parse_demand, read_prices
-    from enginecmp_analysis.decisions.slo import parse_objectives
+    from enginecmp_analysis.decisions.slo import all_objectives
 
     if (demand or budget) and not objectives:
         msg = f"{'--demand' if demand else '--budget'}: expected --slo beside it, e.g. --slo 'ttft_p95<200ms', got none"
@@ -67,7 +67,7 @@ def read_questions(
         msg = f"--budget: expected the currency of the price, '{prices.currency}', got '{currency}'"
         raise UsageError(msg)
     return Questions(
-        objectives=[objective for text in objectives for objective in parse_objectives(text)],
+        objectives=all_objectives(objectives),
         prices=prices,
         demand_per_second=parse_demand(demand) if demand else None,
         budget_per_hour=amount,
