@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enginecmp.format.text import command_line, plain
+from enginecmp.format.text import command_line, listed, plain
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,8 @@ def test_a_command_is_one_printable_line_that_a_shell_takes_apart_again(word: st
     assert line.isprintable()
     told = subprocess.run(["bash", "-c", line], capture_output=True, check=True)
     assert told.stdout == os.fsencode(word) + b"|$(id)|"
+
+
+def test_a_list_is_read_without_its_spaces_and_gaps() -> None:
+    assert list(listed(" a, b=c d ,,e,")) == ["a", "b=c d", "e"]
+    assert list(listed(" , ")) == []

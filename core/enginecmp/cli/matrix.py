@@ -14,7 +14,7 @@ import msgspec
 from enginecmp.cli.console import columns, echo, print_json, say
 from enginecmp.cli.measure import Prepared, measure, prepare
 from enginecmp.errors import CmpError, ResultsError, UsageError
-from enginecmp.format.text import command_line, operand
+from enginecmp.format.text import command_line, listed, operand
 from enginecmp.run.matrix_file import expanded, is_file, read_matrix
 from enginecmp.run.options import RunOptions
 from enginecmp.run.prepare import find_model
@@ -48,7 +48,7 @@ def names_of(text: str) -> list[str]:
         UsageError: nothing named.
     """
     found: dict[str, None] = {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
+    for item in listed(text):
         base, colon, quantizations = item.rpartition(":")
         # "hf:OWNER/REPO/FILE.gguf" and addresses hold a colon too, and no list behind it.
         several = quantizations.split("+") if colon and "/" not in quantizations else [""]

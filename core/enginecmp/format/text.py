@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -44,6 +44,11 @@ def visible(line: str, limit: int = 8000) -> str:
     if len(line) > limit:
         line = f"{line[: limit - 1]}…"
     return line if line.isprintable() else "".join(map(_shown, line))
+
+
+def listed(text: str) -> Iterator[str]:
+    """Yield the items of an option's value like "a, b,c", without the space around them; empty ones are left out."""
+    return filter(None, (item.strip() for item in text.split(",")))
 
 
 def command_line(words: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 from enginecmp.errors import UsageError
-from enginecmp.format.text import plain
+from enginecmp.format.text import listed, plain
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 """Of nodes."""
@@ -71,7 +71,7 @@ def read_require(text: str) -> dict[str, Label]:
         UsageError: an item is not KEY=VALUE.
     """
     wanted: dict[str, Label] = {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
+    for item in listed(text):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not (key and equals and value):
             msg = f"--require: expected KEY=VALUE like gpu=H200,cpus=16, got '{item}'"

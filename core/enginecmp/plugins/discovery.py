@@ -16,7 +16,7 @@ import msgspec
 
 from enginecmp import hookspecs
 from enginecmp.errors import UsageError, did_you_mean, meant
-from enginecmp.format.text import plain
+from enginecmp.format.text import listed, plain
 from enginecmp.plugins import identity
 from enginecmp.plugins.asking import ask
 from enginecmp.plugins.external import discover_external
@@ -72,8 +72,8 @@ def _named(entry: metadata.EntryPoint, distribution: metadata.Distribution | Non
 
 
 def _under_development() -> list[Plugin]:
-    named = [module.strip() for module in os.environ.get(PLUGINS_VARIABLE, "").split(",")]
-    return [_candidate(module.rpartition(".")[2], module) for module in named if module]
+    named = listed(os.environ.get(PLUGINS_VARIABLE, ""))
+    return [_candidate(module.rpartition(".")[2], module) for module in named]
 
 
 def _candidate(name: str, module: str, distribution: str = "", version: str = "") -> Plugin:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from enginecmp.errors import CmpError, UsageError, did_you_mean, meant
-from enginecmp.format.text import plain
+from enginecmp.format.text import listed, plain
 from enginecmp.launch.engine_config import EngineConfig
 from enginecmp.machine.environment import usable_cores
 from enginecmp.plugins.discovery import named
@@ -142,7 +142,7 @@ def implied_options(text: str, plugins: Iterable[Plugin] = ()) -> list[str]:
 
 def _items(text: str) -> Iterator[tuple[str, str, str]]:
     """Yield (label, engine, server's address or "") for each part of `--engines`."""
-    for item in filter(None, (part.strip() for part in text.split(","))):
+    for item in listed(text):
         # An address may hold "=" itself, so that of a server is looked for before a label's.
         head, marked, url = item.partition(_SERVER_PREFIX)
         if marked and (not head or head.endswith("=")):
@@ -205,7 +205,7 @@ def parse_devices(text: str | None, labels: Iterable[str]) -> dict[str, str]:
     """
     known = list(labels)
     devices: dict[str, str] = {}
-    for item in filter(None, (part.strip() for part in (text or "").split(","))):
+    for item in listed(text or ""):
         label, equals, device = item.rpartition("=")
         label = meant(label, known)
         if not equals:
