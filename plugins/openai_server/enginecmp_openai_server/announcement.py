@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 import psutil
@@ -48,14 +48,13 @@ def withdraw() -> None:
             (folder / str(os.getpid())).unlink()
 
 
-def announced(pids: Sequence[int]) -> Announced | None:
-    """Return the server that the first of some processes drives; None where none does."""
-    for pid in pids:
-        content = read_own(own_folder(_FOLDER), str(pid), _MOST_BYTES)
-        if content is None:
-            continue
-        with contextlib.suppress(msgspec.MsgspecError, psutil.Error):
-            found = msgspec.json.decode(content, type=Announced)
-            if psutil.Process(pid).create_time() == found.began:
-                return found
+def announced(pid: int) -> Announced | None:
+    """Return the server that a process drives; None where it drives none."""
+    content = read_own(own_folder(_FOLDER), str(pid), _MOST_BYTES)
+    if content is None:
+        return None
+    with contextlib.suppress(msgspec.MsgspecError, psutil.Error):
+        found = msgspec.json.decode(content, type=Announced)
+        if psutil.Process(pid).create_time() == found.began:
+            return found
     return None

@@ -50,8 +50,8 @@ class ServerSensor:
         return {"path": "/metrics", "values": {kind: sorted(names) for kind, names in NAMES.items()}}
 
     def read(self, pids: Sequence[int]) -> tuple[Mapping[str, float], Sequence[str]]:
-        """Return what the server of these processes tells; nothing where there is none, or none that tells."""
-        found = announced(pids[:1])
+        """Return what the server tells that the first process drives; nothing where none is there, or none tells."""
+        found = announced(pids[0]) if pids else None
         if found != self._server:
             self.close()
             self._server, self._errors = found, 0

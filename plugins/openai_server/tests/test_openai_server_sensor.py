@@ -146,10 +146,10 @@ def test_what_a_killed_worker_left_is_not_believed_of_another_process() -> None:
     began = psutil.Process().create_time()
     for content in (announcement.Announced("vllm", {}, began - 100.0), {"kind": 3}):
         keep(own_folder("servers"), str(os.getpid()), msgspec.json.encode(content), 9)
-        assert announcement.announced((os.getpid(),)) is None
+        assert announcement.announced(os.getpid()) is None
     announcement.announce("vllm", {"url": "http://a:1"})
-    found = announcement.announced((os.getpid(),))
+    found = announcement.announced(os.getpid())
     assert found is not None
     assert (found.kind, found.extra) == ("vllm", {"url": "http://a:1"})
     announcement.withdraw()
-    assert announcement.announced((os.getpid(),)) is None
+    assert announcement.announced(os.getpid()) is None
