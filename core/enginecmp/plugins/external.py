@@ -110,10 +110,15 @@ def _read(file: Path) -> Iterator[Plugin]:
             yield _entry(name, table, file)
 
 
+def broken_table(name: str, file: Path, why: str) -> Plugin:
+    """Return what stands for a table of an engines.toml that is wrong."""
+    where = f"{plain(str(file))} [{plain(name, 80)}]"
+    return Plugin(name=plain(name, 80), source=str(file), error=f"{where}: {plain(why, 500)}")
+
+
 def _entry(name: str, table: Any, file: Path) -> Plugin:
     def broken(why: str) -> Plugin:
-        where = f"{plain(str(file))} [{plain(name, 80)}]"
-        return Plugin(name=plain(name, 80), source=str(file), error=f"{where}: {plain(why, 500)}")
+        return broken_table(name, file, why)
 
     if not isinstance(table, dict):
         return broken("expected a table")

@@ -20,8 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from enginecmp.errors import did_you_mean
-from enginecmp.format.text import plain
-from enginecmp.plugins.external import PRESET_KEY, engines_files, tables_of
+from enginecmp.plugins.external import PRESET_KEY, broken_table, engines_files, tables_of
 from enginecmp.plugins.facts import PRESET_NAME, words, wrong_preset
 from enginecmp.plugins.plugin import Plugin
 from enginecmp.types import Preset, Probe
@@ -90,10 +89,8 @@ def _added(plugins: Sequence[Plugin], name: str, table: Mapping[str, Any], file:
     try:
         engine, preset = _read(plugins, name, table)
     except (ValueError, msgspec.ValidationError) as error:
-        why = words(error) if isinstance(error, msgspec.ValidationError) else plain(str(error), 500)
-        where = f"{plain(str(file))} [{plain(name, 80)}]"
         yield from plugins
-        yield Plugin(name=plain(name, 80), source=str(file), error=f"{where}: {why}")
+        yield broken_table(name, file, words(error) if isinstance(error, msgspec.ValidationError) else str(error))
         return
     for plugin in plugins:
         if plugin.info is None or plugin.name != engine:
