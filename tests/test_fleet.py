@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -360,3 +361,19 @@ def test_the_state_of_a_fleet_can_be_read_back(tmp_path: Path) -> None:
         (tmp_path / "fleet.json").write_text(json.dumps(state))
         with pytest.raises(ResultsError, match="expected the name of a"):
             resume_fleet(RunOptions(), tmp_path)
+
+
+def test_a_scenario_that_cannot_be_sent_is_refused_before_anything_is_placed(tiny: ModelInfo, tmp_path: Path) -> None:
+    from enginecmp.cli.fleet import start_fleet
+    from enginecmp.run.options import RunOptions
+
+    (tmp_path / "hosts.toml").write_text('[[host]]\nname = "a"\naddress = "a.invalid"\n')
+    os.mkfifo(tmp_path / "fifo.toml")
+    for name, told in (
+        ("none.toml", "No such file or directory"),
+        ("fifo.toml", "expected a regular file, got a FIFO"),
+    ):
+        options = RunOptions(model=tiny.path, scenario=str(tmp_path / name), out=tmp_path / "results")
+        with pytest.raises(UsageError, match=f"^scenario .*{name}: {told}"):
+            start_fleet(options, f"ssh:{tmp_path / 'hosts.toml'}")
+    assert not (tmp_path / "results").exists()

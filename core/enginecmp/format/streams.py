@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from enginecmp.errors import ResultsError
 
@@ -20,7 +20,7 @@ MOST_FILE_BYTES = 64 * 2**30
 """Of a file that is read line by line."""
 
 
-def open_regular(path: Path, most_bytes: int = MOST_FILE_BYTES) -> BinaryIO:
+def open_regular(path: Path, most_bytes: int = MOST_FILE_BYTES) -> BufferedReader:
     """Open a regular file for reading; a FIFO, a device or a folder is refused before anything is read from it.
 
     Args:
