@@ -110,14 +110,14 @@ def _conversations(task: Task, workload: Workload, spoken: list[list[Spoken]], p
         spoken: turns of each conversation.
         phase: tells these conversations from others of the cell.
     """
-    seed = _seed(task, phase)
+    seed, has_turns = _seed(task, phase), workload.has_turns
     thinks = draw_seconds(workload.think_seconds, sum(map(len, spoken)), f"{seed}/think")
     prefixes = random.Random(f"{seed}/prefix")
     plan: list[Planned] = []
     for conversation, turns in enumerate(spoken):
         begin, outputs = len(plan), [turn.output for turn in turns]
-        if turns[0].blocks:
-            plan.append(_of_blocks(task, turns[0], begin))
+        if workload.trace is not None and turns[0].blocks:
+            plan.append(_of_blocks(task, turns[0], begin, workload.trace.block_tokens))
             continue
         which = None
         if workload.shared_prefix_tokens and prefixes.random() < workload.shared_prefix_share:
@@ -130,7 +130,7 @@ def _conversations(task: Task, workload: Workload, spoken: list[list[Spoken]], p
         # New ids in every turn; before the first the beginning, before every other as many as the answer has.
         before = [workload.shared_prefix_tokens, *outputs[:-1]]
         lengths = list(accumulate(map(add, before, (turn.prompt for turn in turns))))
-        key = _key(task, f"{phase}/conversation" if workload.has_turns else phase, conversation)
+        key = _key(task, f"{phase}/conversation" if has_turns else phase, conversation)
         token_ids = task.prompts.take_turns(lengths, key, task.seed, after=prefix)
         known = len(prefix) if (task.at.cell, which) in task.at.known_prefixes else 0
         for turn, (length, known_tokens) in enumerate(zip(lengths, [known, *lengths], strict=False)):
@@ -156,13 +156,11 @@ def _conversations(task: Task, workload: Workload, spoken: list[list[Spoken]], p
     return plan
 
 
-def _of_blocks(task: Task, turn: Spoken, request: int) -> Planned:
+def _of_blocks(task: Task, turn: Spoken, request: int, block_tokens: int) -> Planned:
     """Return a request whose prompt is made of blocks; one that stands in two prompts has the same ids in both.
 
     A block stands for all that is before it as well, as a hash of Mooncake's does.
     """
-    trace = task.scenario.workloads[task.at.cell.workload or ""].trace
-    assert trace is not None
     ids: tuple[int, ...] = ()
     known = 0
     for number in turn.blocks:
@@ -173,7 +171,7 @@ def _of_blocks(task: Task, turn: Spoken, request: int) -> Planned:
             ids = task.at.known_blocks[place]
             known = len(ids)
             continue
-        lengths = (len(ids) + trace.block_tokens,)
+        lengths = (len(ids) + block_tokens,)
         ids = task.prompts.take_turns(lengths, _key(task, "block", number), task.seed, after=ids)
         task.at.known_blocks[place] = ids
     if len(ids) < turn.prompt:
@@ -201,15 +199,16 @@ def recorded(
         first_only: take first turns alone.
     """
     starts = list(accumulate(trace.turns, initial=0))
+    blocks = trace.blocks or ((),) * len(trace.prompt_tokens)
     if skip is None:
         skip = 0 if first_only else _warmups(task)
+    begin = _begin(task, trace) + skip
     found: list[list[Spoken]] = []
     left = n
     while left:
-        place = (_begin(task, trace) + skip + len(found)) % len(trace.turns)
+        place = (begin + len(found)) % len(trace.turns)
         turns = min(left, 1 if first_only else trace.turns[place])
         rows = range(starts[place], starts[place] + turns)
-        blocks = trace.blocks or ((),) * len(trace.prompt_tokens)
         found.append([Spoken(trace.prompt_tokens[row], trace.output_tokens[row], blocks[row]) for row in rows])
         left -= turns
     return found
