@@ -10,7 +10,6 @@ from typing import NamedTuple
 from enginecmp.format.records import Asked
 from enginecmp.measure.task import Task
 from enginecmp.prompts.lengths import draw, draw_seconds
-from enginecmp.scenarios.plan import prompt_key
 from enginecmp.scenarios.traces import Trace
 from enginecmp.scenarios.workload import Workload
 
@@ -125,12 +124,12 @@ def _conversations(task: Task, workload: Workload, spoken: list[list[Spoken]], p
         prefix = (
             ()
             if which is None
-            else task.prompts.take(workload.shared_prefix_tokens, _key(task, "shared prefix", which), task.seed)
+            else task.prompts.take(workload.shared_prefix_tokens, task.key("shared prefix", which), task.seed)
         )
         # New ids in every turn; before the first the beginning, before every other as many as the answer has.
         before = [workload.shared_prefix_tokens, *outputs[:-1]]
         lengths = list(accumulate(map(add, before, (turn.prompt for turn in turns))))
-        key = _key(task, f"{phase}/conversation" if has_turns else phase, conversation)
+        key = task.key(f"{phase}/conversation" if has_turns else phase, conversation)
         token_ids = task.prompts.take_turns(lengths, key, task.seed, after=prefix)
         known = len(prefix) if (task.at.cell, which) in task.at.known_prefixes else 0
         for turn, (length, known_tokens) in enumerate(zip(lengths, [known, *lengths], strict=False)):
@@ -172,12 +171,10 @@ def _of_blocks(task: Task, turn: Spoken, request: int, block_tokens: int) -> Pla
             known = len(ids)
             continue
         lengths = (len(ids) + block_tokens,)
-        ids = task.prompts.take_turns(lengths, _key(task, "block", number), task.seed, after=ids)
+        ids = task.prompts.take_turns(lengths, task.key("block", number), task.seed, after=ids)
         task.at.known_blocks[place] = ids
     if len(ids) < turn.prompt:
-        ids = task.prompts.take_turns(
-            (turn.prompt,), _key(task, f"{task.at.phase}/tail", request), task.seed, after=ids
-        )
+        ids = task.prompts.take_turns((turn.prompt,), task.key(f"{task.at.phase}/tail", request), task.seed, after=ids)
     asked = Asked(
         request=request, output_tokens=turn.output, conversation=request, known_tokens=min(known, turn.prompt)
     )
@@ -238,11 +235,6 @@ def _warmups(task: Task) -> int:
 
 def _seed(task: Task, phase: str) -> str:
     return f"{task.seed}/lengths/{task.at.planned.block}/{task.scenario.cells.index(task.at.cell)}/{phase}"
-
-
-def _key(task: Task, what: str, number: int) -> int:
-    cell_number = task.scenario.cells.index(task.at.cell)
-    return prompt_key(task.at.planned.block, cell_number, what, number, task.seed)
 
 
 def again(task: Task, index: int, request: Planned) -> Planned:

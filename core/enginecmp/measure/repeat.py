@@ -5,7 +5,6 @@ from __future__ import annotations
 from enginecmp.format.flags import Flag
 from enginecmp.launch.launch import LaunchFailure
 from enginecmp.measure.task import Task
-from enginecmp.scenarios.plan import prompt_key
 
 
 def check_repeated_prompt(task: Task) -> None:
@@ -18,9 +17,7 @@ def check_repeated_prompt(task: Task) -> None:
         LaunchFailure: the worker is gone.
     """
     at, cell, scenario = task.at, task.at.cell, task.scenario
-    cell_number = scenario.cells.index(cell)
-    key = prompt_key(at.planned.block, cell_number, "repeat", 0, task.seed)
-    token_ids = task.prompts.take(cell.prompt_tokens, key=key, seed=task.seed)
+    token_ids = task.prompts.take(cell.prompt_tokens, key=task.key("repeat", 0), seed=task.seed)
     at.enter_behind(cell, "warmup")
     for flags in ((), (Flag.REPEATED_PROMPT,)):
         try:

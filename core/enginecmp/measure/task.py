@@ -125,6 +125,16 @@ class Task:
         """Return the flags of what was the matter in a time; wakes nobody."""
         return [*self.sensed(start_ns, end_ns), *self.launch.conditions(start_ns, end_ns)]
 
+    def key(self, what: str, number: int) -> int:
+        """Return the key of a prompt of this cell: the same for every engine of the block.
+
+        Args:
+            what: phase, or what else tells prompts with the same number apart.
+            number: of the prompt.
+        """
+        cell_number = self.scenario.cells.index(self.at.cell)
+        return prompt_key(self.at.planned.block, cell_number, what, number, self.seed)
+
     def prompt(self, index: int, length_tokens: int | None = None) -> tuple[int, ...]:
         """Return the prompt of a request of this cell and phase, the same for every engine of the block.
 
@@ -132,7 +142,5 @@ class Task:
             index: number of the request.
             length_tokens: of the prompt; None takes the cell's.
         """
-        at = self.at
-        cell_number = self.scenario.cells.index(at.cell)
-        key = prompt_key(at.planned.block, cell_number, at.phase, index, self.seed)
-        return self.prompts.take(length_tokens or at.cell.prompt_tokens, key=key, seed=self.seed)
+        key = self.key(self.at.phase, index)
+        return self.prompts.take(length_tokens or self.at.cell.prompt_tokens, key=key, seed=self.seed)
