@@ -45,7 +45,7 @@ def measure(task: Task) -> None:
     cell = at.cell
     at.enter(cell, "measure")
     due_ns = _due(task)
-    warmups = scenario.warmup_requests * (cell.concurrency if due_ns is None else 1)
+    warmups = scenario.warmups_in(cell)
     measured = _closed_measured(task) if due_ns is None else len(due_ns) - warmups
     plan = whole_plan(task, warmups, measured)
     with Generator(len(plan), cell.output_tokens, launch.log) as generator:
@@ -89,11 +89,11 @@ def _due(task: Task) -> NDArray[np.int64] | None:
     workload = scenario.workload(cell)
     times: Sequence[float] = scenario.trace_seconds
     if workload is not None and workload.trace is not None and workload.trace.seconds:
-        times = recorded_arrivals(task, workload.trace, scenario.warmup_requests + scenario.requests_in(cell))
+        times = recorded_arrivals(task, workload.trace, scenario.warmups_in(cell) + scenario.requests_in(cell))
     return arrivals(
         cell.arrival,
         cell.rate_per_second or 1.0,
-        warmups=scenario.warmup_requests,
+        warmups=scenario.warmups_in(cell),
         requests=scenario.requests_in(cell),
         seconds=scenario.seconds,
         burstiness=scenario.burstiness,

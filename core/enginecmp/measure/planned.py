@@ -198,7 +198,7 @@ def recorded(
     starts = list(accumulate(trace.turns, initial=0))
     blocks = trace.blocks or ((),) * len(trace.prompt_tokens)
     if skip is None:
-        skip = 0 if first_only else _warmups(task)
+        skip = 0 if first_only else task.scenario.warmups_in(task.at.cell)
     begin = _begin(task, trace) + skip
     found: list[list[Spoken]] = []
     left = n
@@ -224,13 +224,9 @@ def recorded_arrivals(task: Task, trace: Trace, n: int) -> list[float]:
 
 def _begin(task: Task, trace: Trace) -> int:
     """Return the conversation with which a block's part of a trace begins."""
-    each = _warmups(task) + task.scenario.requests_in(task.at.cell)
+    scenario, cell = task.scenario, task.at.cell
+    each = scenario.warmups_in(cell) + scenario.requests_in(cell)
     return task.at.planned.block * each % len(trace.turns)
-
-
-def _warmups(task: Task) -> int:
-    cell = task.at.cell
-    return task.scenario.warmup_requests * (1 if cell.arrival else cell.concurrency)
 
 
 def _seed(task: Task, phase: str) -> str:

@@ -30,10 +30,10 @@ def launch_seconds(scenario: Scenario, model: ModelInfo, config: EngineConfig) -
         measured = max(scenario.requests_in(cell) * request, scenario.seconds or 0.0)
         if cell.arrival and cell.rate_per_second:
             measured = max(measured, scenario.requests_in(cell) / cell.rate_per_second)
-        # Users of a closed loop warm up each for itself, and what they wait for is finished after the measurement.
+        # What users of a closed loop wait for is finished after the measurement.
         users = cell.concurrency if cell.concurrency > 1 and not cell.arrival else 1
         rates = 1.5 * max(3, len(scenario.offered_load)) if scenario.offered_load and not scenario.calibration else 1
-        seconds += prepared + rates * ((users * scenario.warmup_requests + users - 1) * request + measured)
+        seconds += prepared + rates * ((scenario.warmups_in(cell) + users - 1) * request + measured)
     return seconds
 
 

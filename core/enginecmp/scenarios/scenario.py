@@ -236,3 +236,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     def requests_in(self, cell: Cell) -> int:
         """Return how many requests a launch measures in a cell."""
         return self.requests_of.get(cell.variant, self.requests) if cell.variant else self.requests
+
+    def warmups_in(self, cell: Cell) -> int:
+        """Return how many requests warm up a cell: users of a closed loop do so each for itself."""
+        return self.warmup_requests * (1 if cell.arrival else cell.concurrency)
