@@ -80,10 +80,7 @@ def draw_seconds(seconds: Seconds, n: int, seed: str) -> list[float]:
     """Return n times, a stratified sample like that of `draw`."""
     if not isinstance(seconds, Exponential):
         return [float(seconds)] * n
-    source = random.Random(seed)
-    parts = list(range(n))
-    source.shuffle(parts)
-    return [-seconds.mean * math.log1p(-(part + source.random()) / n) for part in parts]
+    return [-seconds.mean * math.log1p(-share) for share in _shares(n, seed)]
 
 
 def problems(what: str, lengths: Lengths) -> Iterator[tuple[str, object]]:
@@ -113,10 +110,15 @@ def draw(lengths: Lengths, n: int, seed: str) -> list[int]:
         return [lengths] * n
     if isinstance(lengths, Recorded):
         lengths = Recorded(tuple(sorted(lengths.values)))
+    return [quantile(lengths, share) for share in _shares(n, seed)]
+
+
+def _shares(n: int, seed: str) -> Iterator[float]:
+    """Yield a number from each of n equal parts of 0 to 1, the parts in an order drawn from the seed."""
     source = random.Random(seed)
     parts = list(range(n))
     source.shuffle(parts)
-    return [quantile(lengths, (part + source.random()) / n) for part in parts]
+    yield from ((part + source.random()) / n for part in parts)
 
 
 def quantile(lengths: Lengths, share: float) -> int:
