@@ -23,15 +23,13 @@ from enginecmp.loadgen.host_queue import serve_from_here
 from enginecmp.loadgen.schedule import arrival_seed, arrivals
 from enginecmp.measure.planned import Planned, recorded_arrivals, whole_plan
 from enginecmp.measure.task import Task
+from enginecmp.scenarios.ranges import PROMPTS_PER_SECOND
 from enginecmp.telemetry.contention import Validity, without_engine
 from enginecmp.wire.answers import MOST_TOKENS, TEXT_CHARACTERS
 from enginecmp.wire.request_table import FIELDS, Field, Header, RequestTable, State, Stop
 
 MOST_NS = 1 << 62
 """No clock has come so far."""
-
-MOST_PER_SECOND = 200
-"""Prompts that are made ready for each second of a closed loop that is measured by time."""
 
 
 def measure(task: Task) -> None:
@@ -105,7 +103,7 @@ def _due(task: Task) -> NDArray[np.int64] | None:
 def _closed_measured(task: Task) -> int:
     """Return the most requests that a closed loop measures."""
     scenario = task.scenario
-    return max(scenario.requests_in(task.at.cell), math.ceil(MOST_PER_SECOND * (scenario.seconds or 0.0)))
+    return max(scenario.requests_in(task.at.cell), math.ceil(PROMPTS_PER_SECOND * (scenario.seconds or 0.0)))
 
 
 def _instruct(table: RequestTable, task: Task, plan: list[Planned], due_ns: NDArray[np.int64] | None) -> None:
@@ -311,4 +309,6 @@ def _conclude(task: Task, table: RequestTable, answer: Mapping[str, Any], lost: 
         refused = sum(words[table.row(n) + Field.STATE] == State.NEVER_STARTED for n in range(table.capacity))
         at.notes.append(f"overloaded: {refused} requests never started: {_overload_rule(task)}")
     elif words[Header.USERS] and words[Header.SENT] == table.capacity and words[Header.DURATION_NS]:
-        at.notes.append(f"ended after {table.capacity} requests, {MOST_PER_SECOND} prompts were ready for each second")
+        at.notes.append(
+            f"ended after {table.capacity} requests, {PROMPTS_PER_SECOND} prompts were ready for each second"
+        )

@@ -9,9 +9,13 @@ from typing import Any
 import msgspec
 
 from enginecmp.format.text import plain
+from enginecmp.prompts.lengths import MOST_TOKENS
 from enginecmp.scenarios.scenario import Scenario
 
-_TOKENS = (0, 1 << 31)
+PROMPTS_PER_SECOND = 200
+"""Prompts that are made ready for each second of a closed loop that is measured by time."""
+
+_TOKENS = (0, MOST_TOKENS)
 _SECONDS = (0, 1e7)
 _SHARE = (0, 1e12)
 _RATE = (0, 1e6)
@@ -56,7 +60,6 @@ _KEYS_OF_A_USER = ("requests_of", "calibration", "offered_cells")
 """Tables whose keys are cells or labels."""
 
 _MOST_PROMPTS = 10_000_000
-_PROMPTS_PER_SECOND = 200
 _MOST_STAMPS = 1 << 30
 _NAME_CHARACTERS = 200
 
@@ -79,7 +82,7 @@ def outside(scenario: Scenario) -> Iterator[tuple[str, object]]:
         if cell.arrival and cell.arrival != "trace" and not (cell.rate_per_second or 0) >= _LEAST_RATE:
             yield f"rate_per_second >= {_LEAST_RATE:g} in an open loop", cell.rate_per_second
         prompts: float = cell.concurrency * scenario.warmup_requests + scenario.requests_in(cell)
-        prompts += _PROMPTS_PER_SECOND * (scenario.seconds or 0.0)
+        prompts += PROMPTS_PER_SECOND * (scenario.seconds or 0.0)
         if not prompts <= _MOST_PROMPTS:
             yield f"at most {_MOST_PROMPTS} prompts in a cell of one launch", f"{prompts:.3g}"
         elif not prompts * cell.output_tokens <= _MOST_STAMPS:

@@ -23,9 +23,9 @@ import msgspec
 from enginecmp.errors import UsageError
 from enginecmp.format.documents import named_by_user, read_text
 from enginecmp.format.text import plain
+from enginecmp.prompts.lengths import MOST_TOKENS
 
 MOST_REQUESTS = 100_000
-MOST_TOKENS = 1 << 31
 MOST_SECONDS = 1e9
 BLOCK_TOKENS = 512
 """Of a block that a hash of Mooncake's stands for."""

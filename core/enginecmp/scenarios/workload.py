@@ -10,7 +10,7 @@ import msgspec
 
 from enginecmp.errors import UsageError
 from enginecmp.format.documents import named_by_user, read_text, require_known
-from enginecmp.prompts.lengths import MOST_VALUES, Exponential, Lengths, Seconds, limits, mean, problems
+from enginecmp.prompts.lengths import MOST_TOKENS, MOST_VALUES, Exponential, Lengths, Seconds, limits, mean, problems
 from enginecmp.scenarios.traces import Trace, TraceFile, read_trace_file
 
 MOST_TURNS = 1000
@@ -144,7 +144,7 @@ def workload_problems(name: str, workload: Workload) -> Iterator[tuple[str, obje
     rules = [
         (0 <= seconds <= MOST_THINK_SECONDS, f"think_seconds from 0 to {MOST_THINK_SECONDS:g}", seconds),
         (limits(workload.turns)[1] <= MOST_TURNS, f"turns: at most {MOST_TURNS}", limits(workload.turns)[1]),
-        (0 <= workload.shared_prefix_tokens < 1 << 31, "shared_prefix_tokens >= 0", workload.shared_prefix_tokens),
+        (0 <= workload.shared_prefix_tokens < MOST_TOKENS, "shared_prefix_tokens >= 0", workload.shared_prefix_tokens),
         (1 <= workload.shared_prefixes <= 1 << 20, "shared_prefixes >= 1", workload.shared_prefixes),
         (0 <= workload.shared_prefix_share <= 1, "shared_prefix_share from 0 to 1", workload.shared_prefix_share),
     ]
