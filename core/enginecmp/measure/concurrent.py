@@ -221,9 +221,7 @@ def _sample(
     if row[Field.STATE] == State.FAILED:
         said = answer.get("errors", {}).get(str(number), "failed; its reason went with the worker")
         error = f"{label}: {plain(said, TEXT_CHARACTERS)}"
-    short_or_long = []
-    if error is None and output_tokens != asked.output_tokens:
-        short_or_long.append(Flag.SHORT_OUTPUT if output_tokens < asked.output_tokens else Flag.LONG_OUTPUT)
+    of_length = asked.length_flags(output_tokens) if error is None else []
     # A request that was refused before the clock started has no start of its own.
     start_ns = start_ns or end_ns
     return at.sample(
@@ -236,7 +234,7 @@ def _sample(
         output_tokens=output_tokens,
         status="ok" if error is None else "error",
         error=error,
-        flags=[*flags, *short_or_long, *task.conditions(start_ns, end_ns)],
+        flags=[*flags, *of_length, *task.conditions(start_ns, end_ns)],
         metrics=metrics,
     )
 

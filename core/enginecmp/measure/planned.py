@@ -7,6 +7,7 @@ from itertools import accumulate, islice
 from operator import add
 from typing import NamedTuple
 
+from enginecmp.format.flags import Flag
 from enginecmp.format.records import Asked
 from enginecmp.measure.task import Task
 from enginecmp.prompts.lengths import draw, draw_seconds
@@ -32,6 +33,12 @@ class Planned(NamedTuple):
     measured: bool = True
     after: int | None = None
     think_seconds: float = 0.0
+
+    def length_flags(self, output_tokens: int) -> list[str]:
+        """Return the flag of an answer of so many ids where others were asked for."""
+        if output_tokens == self.output_tokens:
+            return []
+        return [Flag.SHORT_OUTPUT if output_tokens < self.output_tokens else Flag.LONG_OUTPUT]
 
 
 def whole_plan(task: Task, warmups: int, measured: int) -> list[Planned]:

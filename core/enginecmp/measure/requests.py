@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from enginecmp import clock
-from enginecmp.format.flags import DISTURBED, Flag
+from enginecmp.format.flags import DISTURBED
 from enginecmp.format.records import Sample
 from enginecmp.launch.launch import LaunchFailure
 from enginecmp.measure.planned import Planned, again, planned
@@ -91,8 +91,8 @@ def request(task: Task, asked: Planned) -> Sample:
     wall_seconds = (answer["end_ns"] - answer["start_ns"]) / 1e9
     flags = scenario.validity.flags(metrics, wall_seconds)
     flags += task.conditions(answer["start_ns"], answer["end_ns"])
-    if error is None and answer["output_tokens"] != asked.output_tokens:
-        flags.append(Flag.SHORT_OUTPUT if answer["output_tokens"] < asked.output_tokens else Flag.LONG_OUTPUT)
+    if error is None:
+        flags += asked.length_flags(answer["output_tokens"])
     return at.sample(
         start_ns=answer["start_ns"],
         end_ns=answer["end_ns"],
