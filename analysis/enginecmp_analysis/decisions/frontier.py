@@ -15,13 +15,10 @@ from enginecmp.format.records import Cell
 from enginecmp_analysis.data.cells import cell_order
 from enginecmp_analysis.data.group import GroupResult
 from enginecmp_analysis.data.metrics import metric_of
-from enginecmp_analysis.decisions.pareto import MEMORY, QUALITY, Advantage
+from enginecmp_analysis.decisions.pareto import MEMORY, NORMAL_DF, QUALITY, Advantage, dominated
 from enginecmp_analysis.decisions.quality import quality_rows, worse_than_reference
 from enginecmp_analysis.judge.judge import least_requests
-from enginecmp_analysis.statistics.multiplicity import holm
 from enginecmp_analysis.statistics.student import t_quantile
-
-_MANY = 1e6
 
 
 class Value(msgspec.Struct, frozen=True):
@@ -150,30 +147,16 @@ def _value(logs: _Logs) -> Value:
 
 def _judge(points: Sequence[_Point], margin: float, alpha: float) -> None:
     """Write into the rows who is shown to dominate them."""
-    pairs = list(permutations(range(len(points)), 2))
-    p_values: list[float] = []
-    better: list[list[str]] = []
-    for a, b in pairs:
-        advantages = _advantages(points[a], points[b])
-        if len(advantages) < 2 or advantages[0].objective != points[a].row.metric:
-            p_values.append(1.0)
-            better.append([])
-            continue
-        no_worse = max(advantage.p_above(-math.log1p(margin)) for advantage in advantages)
-        above = [advantage.p_above(0.0) for advantage in advantages]
-        p_values.append(max(no_worse, min(1.0, len(above) * min(above))))
-        better.append([x.objective for x, p in zip(advantages, above, strict=True) if p * len(above) < alpha])
-    adjusted = holm(p_values)
-    for number, point in enumerate(points):
-        over = [i for i, (_, b) in enumerate(pairs) if b == number]
-        best = min(over, key=lambda i: p_values[i])
-        if adjusted[best] < alpha:
-            winner = points[pairs[best][0]].row
-            point.row.dominated_by, point.row.better_in = f"{winner.model}, {winner.engine}", better[best]
-            point.row.p_adjusted = float(adjusted[best])
+    pairs = permutations(range(len(points)), 2)
+    found = dominated({(a, b): _advantages(points[a], points[b]) for a, b in pairs}, margin, alpha)
+    for number, (by, better_in, p_adjusted) in found.items():
+        row, winner = points[number].row, points[by].row
+        row.dominated_by, row.better_in = f"{winner.model}, {winner.engine}", better_in
+        row.p_adjusted = p_adjusted
 
 
 def _advantages(a: _Point, b: _Point) -> list[Advantage]:
+    """Return how much better A is than B in what both have; nothing where speed or everything else is missing."""
     found = []
     for name in a.values:
         mine, other = a.values[name], b.values.get(name)
@@ -181,13 +164,13 @@ def _advantages(a: _Point, b: _Point) -> list[Advantage]:
             continue
         se = math.hypot(mine.se, other.se)
         if name == QUALITY:
-            found.append(Advantage(name, other.mean - mine.mean, se, _MANY))
+            found.append(Advantage(name, other.mean - mine.mean, se, NORMAL_DF))
             continue
         if min(mine.n, other.n) < LAUNCHES_NEEDED:
             continue
         sign = 1 if metric_of(name).higher_is_better else -1
         # Welch 1947, Satterthwaite 1946: degrees of freedom of a difference of means with unlike variances.
         spread = mine.se**4 / (mine.n - 1) + other.se**4 / (other.n - 1)
-        df = se**4 / spread if spread > 0 else _MANY
+        df = se**4 / spread if spread > 0 else NORMAL_DF
         found.append(Advantage(name, sign * (mine.mean - other.mean), se, df))
-    return found
+    return found if len(found) > 1 and found[0].objective == a.row.metric else []

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import permutations
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from enginecmp.format.enough import LAUNCHES_NEEDED
 from enginecmp_analysis.data.group import GroupResult
@@ -20,10 +20,12 @@ from enginecmp_analysis.schema.decisions import ParetoRow, QualityRow
 from enginecmp_analysis.statistics.multiplicity import holm
 from enginecmp_analysis.statistics.student import t_upper_tail
 
+Who = TypeVar("Who", bound=Hashable)
+
 MEMORY = "peak_rss_above_empty_bytes"
 QUALITY = "quality"
 
-_MANY = 1e6
+NORMAL_DF = 1e6
 """Degrees of freedom at which Student's t is the normal distribution."""
 
 
@@ -68,23 +70,42 @@ def pareto(group: GroupResult, options: Options, prices: Prices | None) -> list[
     kinds = list(dict.fromkeys(x.objective for some in found.values() for x in some if x.objective in shared))
     if len(kinds) < 2 or group.context.primary_metric not in kinds or options.include_flagged:
         return []
-    room = -math.log1p(options.margin)
+    weighed = {pair: [x for x in some if x.objective in shared] for pair, some in found.items()}
+    answers = [ParetoRow(scenario=group.context.scenario, engine=label, objectives=kinds) for label in labels]
+    dominations = dominated(weighed, options.margin, options.alpha)
+    for row in answers:
+        if row.engine in dominations:
+            row.dominated_by, row.better_in, row.p_adjusted = dominations[row.engine]
+    return answers
+
+
+def dominated(
+    found: Mapping[tuple[Who, Who], Sequence[Advantage]], margin: float, alpha: float
+) -> dict[Who, tuple[Who, list[str], float]]:
+    """Return who is shown to be dominated, and by whom: by the rule of `pareto`, over all ordered pairs given.
+
+    Args:
+        found: (A, B) → advantages of A over B; a pair without any is not shown to differ, and counts all the same.
+        margin: what counts as no worse.
+        alpha: level of the whole family.
+
+    Returns:
+        Dominated → who dominates it, the objectives in which that was shown to be better, and the corrected p.
+    """
     pairs, p_values, better = list(found), [], []
-    for pair in pairs:
-        advantages = [x for x in found[pair] if x.objective in shared]
-        no_worse = max(x.p_above(room) for x in advantages)
+    for advantages in found.values():
         above = [x.p_above(0.0) for x in advantages]
-        p_values.append(max(no_worse, min(1.0, len(above) * min(above))))
-        names = [x.objective for x, p in zip(advantages, above, strict=True) if p * len(above) < options.alpha]
+        no_worse = max((x.p_above(-math.log1p(margin)) for x in advantages), default=1.0)
+        p_values.append(max(no_worse, min(1.0, len(above) * min(above, default=1.0))))
+        names = [x.objective for x, p in zip(advantages, above, strict=True) if p * len(above) < alpha]
         better.append(list(dict.fromkeys(names)))
     adjusted = holm(p_values)
-    answers = [ParetoRow(scenario=group.context.scenario, engine=label, objectives=kinds) for label in labels]
-    for row in answers:
-        over = [i for i, (_, b) in enumerate(pairs) if b == row.engine]
+    answers: dict[Who, tuple[Who, list[str], float]] = {}
+    for who in dict.fromkeys(b for _, b in pairs):
+        over = [i for i, (_, b) in enumerate(pairs) if b == who]
         best = min(over, key=lambda i: p_values[i])
-        if adjusted[best] < options.alpha:
-            row.dominated_by, row.better_in = pairs[best][0], better[best]
-            row.p_adjusted = float(adjusted[best])
+        if adjusted[best] < alpha:
+            answers[who] = (pairs[best][0], better[best], float(adjusted[best]))
     return answers
 
 
@@ -118,4 +139,4 @@ def _advantages(objectives: Sequence[_Objective], rows: Sequence[QualityRow], a:
     mine, other = worse_than_reference(rows, a), worse_than_reference(rows, b)
     if mine is not None and other is not None:
         lost = difference(mine, other)
-        yield Advantage(QUALITY, -lost.nats, lost.se, _MANY)
+        yield Advantage(QUALITY, -lost.nats, lost.se, NORMAL_DF)

@@ -9,9 +9,8 @@ import plotly.graph_objects as go
 from enginecmp.format.records import Cell
 from enginecmp_analysis.data.cells import short_name
 from enginecmp_analysis.decisions.frontier import FrontierRow, Value
+from enginecmp_analysis.decisions.pareto import MEMORY
 from enginecmp_analysis.render.pictures.picture import Picture, View, marker_of, plain, scale_for
-
-MEMORY = "peak_rss_above_empty_bytes"
 
 
 def frontier_picture(rows: Sequence[FrontierRow]) -> Picture | None:
