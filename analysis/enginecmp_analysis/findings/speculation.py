@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from enginecmp.format.records import DIFFERENT, NOT_CHECKED
+from enginecmp.format.records import NOT_CHECKED
 from enginecmp_analysis.data.group import GroupResult
 from enginecmp_analysis.schema.stats import Finding
 from enginecmp_analysis.statistics.student import mean_interval
@@ -39,7 +39,7 @@ def guesses(group: GroupResult) -> Iterator[Finding]:
             topic="speculation",
             engine=engine,
             cell=None,
-            verdict="different" if entry.verdict == DIFFERENT else entry.verdict,
+            verdict=entry.verdict,
             value=mean,
             ci_low=low,
             ci_high=high,
