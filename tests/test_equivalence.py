@@ -6,7 +6,7 @@ import pytest
 from scipy.special import rel_entr, softmax
 
 from enginecmp.errors import CmpError
-from enginecmp.gate.equivalence import divergence, exact_threshold
+from enginecmp.gate.divergence import divergence, exact_threshold
 from enginecmp.types import ModelInfo
 
 RNG = np.random.default_rng(11)

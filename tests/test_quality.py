@@ -12,7 +12,8 @@ from scipy import stats
 from scipy.special import log_softmax as scipy_log_softmax
 
 from enginecmp.format.records import Equivalence
-from enginecmp.gate.equivalence import run_gate, score
+from enginecmp.gate.answers import score
+from enginecmp.gate.equivalence import run_gate
 from enginecmp.gate.gate import Gate
 from enginecmp.gate.quality import agreement_tokens, negative_log_likelihoods, quality
 from enginecmp.launch.engine_config import EngineConfig

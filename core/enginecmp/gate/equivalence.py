@@ -9,9 +9,8 @@ perplexity (`enginecmp.gate.quality`). Greedy text decides nothing: two right en
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 import msgspec
 
@@ -22,135 +21,28 @@ from enginecmp.format.records import (
     NOT_COMPARABLE,
     NOT_PROVEN,
     REFERENCE,
-    TIMED_ONLY,
     Equivalence,
 )
+from enginecmp.gate.answers import ask
+from enginecmp.gate.divergence import divergence, exact_threshold
 from enginecmp.gate.gate import Gate
 from enginecmp.gate.kept import Kept
-from enginecmp.gate.quality import agreement_tokens, log_softmax, negative_log_likelihoods, quality
+from enginecmp.gate.quality import agreement_tokens, negative_log_likelihoods, quality
+from enginecmp.gate.questions import Question, graded, questions
 from enginecmp.launch.engine_config import EngineConfig
-from enginecmp.launch.launch import Launch, LaunchFailure
+from enginecmp.launch.launch import LaunchFailure
 from enginecmp.plugins.plugin import Plugin
-from enginecmp.types import LoadOptions, ModelInfo
+from enginecmp.types import LoadOptions
 from enginecmp.wire.answers import MAX_MESSAGE_BYTES
-from enginecmp.wire.deadlines import Deadlines
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-EXACT_THRESHOLD = 1e-8
-EXACT_THRESHOLDS = {"gpt2": 1e-6}
-"""Where a family's kernels round on purpose: GGML takes GELU from a float16 table, which alone costs 2e-7 nats."""
-
 GREEDY_TOKENS = 32
 """Longest prompt, and most greedy tokens, of the comparison that is information only."""
 
 REFERENCE_ENGINE = "pytorch_baseline"
-
-
-class Divergence(msgspec.Struct, frozen=True):
-    """How far one engine's distributions are from the reference's.
-
-    Attributes:
-        mean_kl: mean over positions of KL(reference || engine), nats.
-        max_kl: the largest of them, nats.
-        top1: share of positions with the same most likely token.
-        positions: how many.
-    """
-
-    mean_kl: float
-    max_kl: float
-    top1: float
-    positions: int
-
-
-def exact_threshold(model: ModelInfo) -> float:
-    """Return the largest mean KL, in nats, that passes on the float32 file."""
-    return EXACT_THRESHOLDS.get(model.architecture, EXACT_THRESHOLD)
-
-
-def divergence(reference: NDArray[np.floating], engine: NDArray[np.floating]) -> Divergence:
-    """Compare teacher-forced logits position by position.
-
-    Args:
-        reference: raw logits, shape (T, vocabulary).
-        engine: raw logits or log-probabilities, same shape.
-
-    Raises:
-        CmpError: the shapes differ, or a value is not finite.
-    """
-    import numpy as np
-
-    if reference.shape != engine.shape:
-        msg = f"expected logits of shape {reference.shape}, got {engine.shape}"
-        raise CmpError(msg)
-    if np.isnan(engine).any() or not np.isfinite(engine.max(axis=1)).all():
-        bad = int(np.argmax(np.isnan(engine).any(axis=1) | ~np.isfinite(engine.max(axis=1))))
-        msg = f"expected finite logits, got NaN or infinity at position {bad}"
-        raise CmpError(msg)
-    kl = np.empty(len(reference))
-    for row in range(len(reference)):  # row by row: float64 of a whole prompt would be four times its size
-        p = log_softmax(reference[row].astype(np.float64))
-        q = log_softmax(engine[row].astype(np.float64))
-        possible = p > -np.inf  # 0 log 0 = 0; impossible for the engine alone is infinitely far
-        terms = np.exp(p[possible]) * (p[possible] - q[possible])
-        # Rounding can leave a difference of nothing a hair below zero.
-        kl[row] = np.maximum(0.0, terms.sum())
-    top1 = float(np.mean(reference.argmax(axis=1) == engine.argmax(axis=1)))
-    return Divergence(float(kl.mean()), float(kl.max()), top1, len(kl))
-
-
-class Answers(NamedTuple):
-    """What one launch said of the text.
-
-    Attributes:
-        logits: teacher-forced, shape (T, vocabulary), float32; None where the engine has no `cmp_score`.
-        greedy: ids of an ordinary request for the text's beginning; None where it was not asked or failed.
-    """
-
-    logits: NDArray[np.float32] | None
-    greedy: list[int] | None
-
-
-def score(
-    config: EngineConfig, model: ModelInfo, token_ids: Sequence[int], log: Path, deadlines: Deadlines
-) -> NDArray[np.float32] | None:
-    """Launch an engine, return its logits at every position; None where it has no `cmp_score`.
-
-    Raises:
-        LaunchFailure: it crashed, hung or refused.
-    """
-    return _ask(config, model, token_ids, log, deadlines, 0, None).logits
-
-
-def _ask(
-    config: EngineConfig,
-    model: ModelInfo,
-    token_ids: Sequence[int],
-    log: Path,
-    deadlines: Deadlines,
-    greedy_tokens: int,
-    loaded: Callable[[str, Mapping[str, Any]], None] | None,
-) -> Answers:
-    import numpy as np
-
-    with Launch(config.label, config.plugin, log=log, options=config.options) as launch:
-        told = launch.load(model, deadlines.load_seconds)
-        if loaded is not None:
-            loaded(config.label, told)
-        answer = launch.call("score", deadlines.score_seconds, token_ids=list(token_ids))
-        if answer["shape"] is None:
-            return Answers(None, None)
-        logits = np.frombuffer(answer["data"], dtype=np.float32).reshape(answer["shape"])
-        greedy: list[int] | None = None
-        if greedy_tokens:
-            try:
-                said = launch.request(tuple(token_ids[:greedy_tokens]), greedy_tokens, deadlines)
-                greedy = None if said["error"] else said["ids"]
-            except LaunchFailure:
-                greedy = None  # information only: what matters will fail again where it is measured
-    return Answers(logits, greedy)
 
 
 class _Reference(NamedTuple):
@@ -166,7 +58,7 @@ def _ask_reference(gate: Gate, options: LoadOptions, file: BinaryIO) -> _Referen
 
     config = EngineConfig("reference", gate.reference, options)
     log = gate.logs / "gate-reference.log"
-    answers = _ask(config, gate.exact, gate.token_ids, log, gate.deadlines, _greedy_tokens(gate), None)
+    answers = ask(config, gate.exact, gate.token_ids, log, gate.deadlines, _greedy_tokens(gate), None)
     if answers.logits is None:
         msg = f"{gate.reference.name}: has no cmp_score, so it cannot be the reference; choose another with --reference"
         raise CmpError(msg)
@@ -214,10 +106,9 @@ def run_gate(
         device=_default_device(gate.reference),
     )
     where = f"in float32 on {gate.exact.quantization}, {len(gate.token_ids)} positions"
-    questions = _questions(configs, gate, exact_options)
     kept = Kept(gate, exact_options, fresh=fresh)
     entries: list[Equivalence]
-    found = [(question, kept.find(*question.subject)) for question in questions]
+    found = [(question, kept.find(*question.subject)) for question in questions(configs, gate, exact_options)]
     if all(known for _, known in found):
         say(f"gate: reference {gate.reference.name} {where}: proven earlier; --fresh-gate asks again")
         entries = []
@@ -248,70 +139,17 @@ def run_gate(
                 continue
             entry = _check(config, gate, wanted, exact=question.kind == "exact")
             kept.keep(*question.subject, entry)
-            entries.append(_graded(question, entry, entries, gate))
+            entries.append(graded(question, entry, entries, gate))
             asked[key] = entries[-1]
             say(describe(entries[-1], config.options.device))
     return entries
 
 
-class _Question(NamedTuple):
-    """One engine, as it is loaded for one of the questions, and the file that it is asked about."""
-
-    config: EngineConfig
-    model: ModelInfo
-    kind: Literal["reference", "exact", "timed"]
-
-    @property
-    def subject(self) -> tuple[Plugin, LoadOptions, ModelInfo, str]:
-        return self.config.plugin, self.config.options, self.model, self.kind
-
-
-def _questions(configs: Sequence[EngineConfig], gate: Gate, exact_options: LoadOptions) -> list[_Question]:
-    """Return what is asked of which engine, in order."""
-    questions: list[_Question] = []
-    for config in configs:
-        assert config.plugin.info is not None
-        plain = msgspec.structs.replace(config.options, context_tokens=exact_options.context_tokens, max_sequences=1)
-        careful = msgspec.structs.replace(plain, numerics="exact")
-        if not gate.timed_only:
-            exact = msgspec.structs.replace(config, options=careful)
-            if config.plugin.origin == gate.reference.origin and careful == exact_options:
-                questions.append(_Question(exact, gate.exact, "reference"))
-            elif _can_be_asked(config, gate):
-                questions.append(_Question(exact, gate.exact, "exact"))
-        questions.append(_Question(msgspec.structs.replace(config, options=plain), gate.timed, "timed"))
-    return questions
-
-
-def _can_be_asked(config: EngineConfig, gate: Gate) -> bool:
-    """Say whether an engine can be given the exact file at all: one that runs already serves the timed one."""
-    assert config.plugin.info is not None
-    if config.probed.running and gate.exact.sha256 != gate.timed.sha256:
-        return False
-    return gate.exact.quantization in config.plugin.info.quantizations
-
-
-def _graded(question: _Question, entry: Equivalence, before: Sequence[Equivalence], gate: Gate) -> Equivalence:
-    """Return the entry of a timed file as the answer to the exact question, which came before it, lets it stand."""
-    if gate.timed_only or question.kind != "timed" or entry.verdict != EQUIVALENT:
-        return entry
-    exact = [other for other in before if other.engine == entry.engine]
-    if exact and exact[-1].verdict != NOT_PROVEN:
-        return entry
-    if exact:
-        why = f"the {gate.exact.quantization} file has no answer"
-    elif question.config.probed.running:
-        why = f"it runs already, so it cannot be asked on the {gate.exact.quantization} file"
-    else:
-        why = f"it does not load {gate.exact.quantization}"
-    return msgspec.structs.replace(entry, verdict=TIMED_ONLY, note=f"exactness unproven: {why}")
-
-
 def _told(
-    question: _Question, known: Equivalence, before: Sequence[Equivalence], gate: Gate, say: Callable[[str], None]
+    question: Question, known: Equivalence, before: Sequence[Equivalence], gate: Gate, say: Callable[[str], None]
 ) -> Equivalence:
     """Return what an earlier gate found, under the label of today."""
-    entry = _graded(question, msgspec.structs.replace(known, engine=question.config.label), before, gate)
+    entry = graded(question, msgspec.structs.replace(known, engine=question.config.label), before, gate)
     if question.kind != "reference":
         say(describe(entry, question.config.options.device))
     return entry
@@ -364,7 +202,7 @@ def _check(config: EngineConfig, gate: Gate, wanted: _Reference, *, exact: bool)
     )
     log = gate.logs / f"gate-{config.label}-{'exact' if exact else 'timed'}.log"
     try:
-        answers = _ask(config, model, gate.token_ids, log, gate.deadlines, _greedy_tokens(gate), gate.loaded)
+        answers = ask(config, model, gate.token_ids, log, gate.deadlines, _greedy_tokens(gate), gate.loaded)
         if answers.logits is None:
             entry.note = "it has no cmp_score, so nothing can be proven"
             return entry

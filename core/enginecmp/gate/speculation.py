@@ -19,6 +19,7 @@ import numpy as np
 from enginecmp.errors import CmpError
 from enginecmp.format.records import DIFFERENT, IDENTICAL, IDENTICAL_TO_TIES, NOT_CHECKED, SpeculationCheck
 from enginecmp.format.text import plain
+from enginecmp.gate.answers import logits_of
 from enginecmp.launch.engine_config import EngineConfig
 from enginecmp.launch.launch import Launch
 from enginecmp.types import NO_ID, ModelInfo
@@ -146,10 +147,10 @@ def _gap(launch: Launch, token_ids: Sequence[int], other: Sequence[int], deadlin
     """Return by how many nats the likeliest id after some ids is likelier than another one; infinity where unknown."""
     if not other:
         return float("inf")
-    answer = launch.call("score", deadlines.score_seconds, token_ids=list(token_ids))
-    if answer["shape"] is None:
+    logits = logits_of(launch, token_ids, deadlines)
+    if logits is None:
         return float("inf")
-    last = np.frombuffer(answer["data"], dtype=np.float32).reshape(answer["shape"])[-1].astype(np.float64)
+    last = logits[-1].astype(np.float64)
     return float(last.max() - last[other[0]])
 
 

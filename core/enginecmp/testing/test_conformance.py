@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from enginecmp.gate.equivalence import REFERENCE_ENGINE, divergence, exact_threshold, score
+from enginecmp.gate import answers
+from enginecmp.gate.divergence import divergence, exact_threshold
+from enginecmp.gate.equivalence import REFERENCE_ENGINE
 from enginecmp.launch.engine_config import EngineConfig
 from enginecmp.launch.launch import Launch, LaunchFailure
 from enginecmp.models.synth import write_synth
@@ -46,10 +48,7 @@ for name, module in sorted(sys.modules.items()):
 
 
 def logits_of(launch: Launch, token_ids: Sequence[int]) -> NDArray[np.float32] | None:
-    answer = launch.call("score", DEADLINES.score_seconds, token_ids=list(token_ids))
-    if answer["shape"] is None:
-        return None
-    return np.frombuffer(answer["data"], dtype=np.float32).reshape(answer["shape"])
+    return answers.logits_of(launch, token_ids, DEADLINES)
 
 
 def generate(launch: Launch, token_ids: tuple[int, ...], output_tokens: int) -> Answered:
@@ -242,7 +241,7 @@ def test_it_computes_what_the_reference_computes(
     if subject.model.quantization != "F32":
         pytest.skip("the engine cannot load a float32 file, so exactness cannot be shown")
     options = msgspec.structs.replace(subject.options, device="cpu", extra={})
-    wanted = score(
+    wanted = answers.score(
         EngineConfig("reference", reference, options), subject.model, prompts[2], tmp_path / "reference.log", DEADLINES
     )
     got = logits_of(launch, prompts[2])

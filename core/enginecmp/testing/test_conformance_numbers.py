@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from enginecmp.gate.equivalence import divergence, exact_threshold
+from enginecmp.gate.divergence import divergence, exact_threshold
 from enginecmp.launch.launch import Launch
 from enginecmp.models.synth_shapes import LLAMA32_ROPE, SHAPES
 from enginecmp.plugins.plugin import Plugin

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from enginecmp import EngineError, GGUFFile, LoadOptions, ModelError, ModelInfo, UnsupportedModel, read_gguf
-from enginecmp.gate.equivalence import divergence
+from enginecmp.gate.divergence import divergence
 from enginecmp.testing import float64
 from enginecmp.testing.tiny_models import QUANTIZATIONS, TOKEN_IDS, Fields, changed_model
 from enginecmp_burn import cmp_engine, cmp_metrics, cmp_score

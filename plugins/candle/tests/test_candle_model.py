@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from enginecmp import ModelInfo, UnsupportedModel, read_gguf
-from enginecmp.gate.equivalence import divergence
+from enginecmp.gate.divergence import divergence
 from enginecmp.testing import float64
 from enginecmp.testing.tiny_models import TOKEN_IDS, Fields, changed_model
 from enginecmp_candle import cmp_engine, cmp_metrics, cmp_score

@@ -12,7 +12,7 @@ import pytest
 
 import enginecmp_custom_cpu
 from enginecmp import ContextOverflow, EngineError, LoadOptions, ModelInfo, UnknownOption, UnsupportedModel, read_gguf
-from enginecmp.gate.equivalence import divergence
+from enginecmp.gate.divergence import divergence
 from enginecmp.testing import float64
 from enginecmp.testing.sessions import require_engine
 from enginecmp.testing.tiny_models import ARCHITECTURES, TOKEN_IDS, Fields, changed_model

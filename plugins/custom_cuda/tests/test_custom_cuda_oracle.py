@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from enginecmp import LoadOptions, ModelInfo, read_gguf
-from enginecmp.gate.equivalence import divergence
+from enginecmp.gate.divergence import divergence
 from enginecmp.launch.launch import Launch
 from enginecmp.models.decoder import RopeConfig
 from enginecmp.plugins.discovery import discover, find

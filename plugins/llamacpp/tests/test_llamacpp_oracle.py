@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from enginecmp import ModelInfo
-from enginecmp.gate.equivalence import divergence
+from enginecmp.gate.divergence import divergence
 from enginecmp.testing import float64
 from enginecmp_llamacpp import cmp_prefill, cmp_reset, cmp_score
 

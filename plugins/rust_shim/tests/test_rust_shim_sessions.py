@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from enginecmp import ContextOverflow, EngineError, ModelInfo, read_gguf
-from enginecmp.gate.equivalence import divergence
+from enginecmp.gate.divergence import divergence
 from enginecmp.testing import float64
 from enginecmp.testing.tiny_models import TOKEN_IDS, changed_model
 
