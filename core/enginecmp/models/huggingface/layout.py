@@ -157,21 +157,22 @@ def to_gguf_order(weights: NDArray[np.generic], change: Change, heads: int, kv_h
 
     A rotary pair lies half a head apart in transformers and side by side in GGUF's llama.
     """
-    if change == "transposed":
-        return weights.T
-    if change == "same":
-        return weights
-    count = heads if change == "query" else kv_heads
-    half = weights.shape[0] // count // 2
-    return weights.reshape(count, 2, half, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
+    return _reordered(weights, change, heads, kv_heads, (2, -1))
 
 
 def to_hf_order(weights: NDArray[np.generic], change: Change, heads: int, kv_heads: int) -> NDArray[np.generic]:
     """Return weights in transformers' order of rows: the inverse of `to_gguf_order`."""
+    return _reordered(weights, change, heads, kv_heads, (-1, 2))
+
+
+def _reordered(
+    weights: NDArray[np.generic], change: Change, heads: int, kv_heads: int, pairs: tuple[int, int]
+) -> NDArray[np.generic]:
+    """Return weights with the two axes exchanged that the rows of each head fall into: halves of it, or pairs."""
     if change == "transposed":
         return weights.T
     if change == "same":
         return weights
     count = heads if change == "query" else kv_heads
-    half = weights.shape[0] // count // 2
-    return weights.reshape(count, half, 2, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)
+    columns = weights.shape[1:]
+    return weights.reshape(count, *pairs, *columns).swapaxes(1, 2).reshape(weights.shape)
