@@ -102,6 +102,11 @@ class Weight(msgspec.Struct, frozen=True, kw_only=True):
     shape: tuple[int, ...]
     change: Change
 
+    @property
+    def hf_shape(self) -> tuple[int, ...]:
+        """Shape as transformers stores it."""
+        return self.shape[::-1] if self.change == "transposed" else self.shape
+
 
 def weights_of(shape: HFShape, vocabulary: int, biases: Collection[str], tied: bool) -> Iterator[Weight]:
     """Yield every tensor of a model.

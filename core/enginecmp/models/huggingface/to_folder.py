@@ -83,7 +83,7 @@ def write_folder_of(file: GGUFFile, sha256: str, target: Path) -> None:
                 TensorToWrite(
                     name=weight.hf,
                     dtype=_dtype(file, weight),
-                    shape=weight.shape[::-1] if weight.change == "transposed" else weight.shape,
+                    shape=weight.hf_shape,
                     content=lambda weight=weight: _pieces(file, weight, shape),  # type: ignore[misc]
                 )
                 for weight in weights

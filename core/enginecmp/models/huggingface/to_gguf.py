@@ -91,9 +91,8 @@ def matched(folder: HFFolder, shape: HFShape) -> tuple[dict[str, SafeTensor], li
         tensor = given.get(weight.hf)
         if tensor is None:
             refuse(folder.path, f"a tensor '{weight.hf}'", "none; fetch the whole folder again")
-        wanted = weight.shape[::-1] if weight.change == "transposed" else weight.shape
-        if tensor.shape != wanted:
-            refuse(folder.path, f"'{weight.hf}' of shape {wanted} by config.json", f"{tensor.shape}")
+        if tensor.shape != weight.hf_shape:
+            refuse(folder.path, f"'{weight.hf}' of shape {weight.hf_shape} by config.json", f"{tensor.shape}")
         if tensor.dtype not in DTYPES:
             refuse(folder.path, f"'{weight.hf}' in {', '.join(DTYPES)}", tensor.dtype)
     known = {weight.hf for weight in weights}
