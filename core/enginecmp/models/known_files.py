@@ -116,8 +116,6 @@ def _stamps(paths: Sequence[str]) -> tuple[tuple[int, int], ...]:
 
 def remember(info: ModelInfo, source: str, *, required: bool = True) -> None:
     """Write a file's sidecar, whole or not at all."""
-    from enginecmp.models.gguf_write import whole_file
-
     path = Path(info.path)
     status = path.stat()
     sidecar = Sidecar(
@@ -129,9 +127,25 @@ def remember(info: ModelInfo, source: str, *, required: bool = True) -> None:
         others=_stamps(info.parts[1:]),
     )
     encoded = msgspec.json.format(msgspec.json.encode(sidecar), indent=1)
+    write_known(_sidecar_path(path), encoded, required=required)
+
+
+def write_known(place: Path, content: bytes, *, required: bool = True) -> None:
+    """Write what is known of a file, whole or not at all.
+
+    Args:
+        place: of the sidecar.
+        content: of it.
+        required: else a cache that cannot be written to is passed over: it costs a hash at the next run.
+
+    Raises:
+        ModelError: it cannot be written.
+    """
+    from enginecmp.models.gguf_write import whole_file
+
     try:
-        with whole_file(_sidecar_path(path), len(encoded)) as file:
-            file.write(encoded)
+        with whole_file(place, len(content)) as file:
+            file.write(content)
     except ModelError:
         if required:
             raise

@@ -16,9 +16,8 @@ from enginecmp.errors import ModelError, ResultsError
 from enginecmp.format.documents import read_json
 from enginecmp.format.text import plain
 from enginecmp.models.gguf_file import read_gguf
-from enginecmp.models.gguf_write import whole_file
 from enginecmp.models.huggingface.folder import folder_sha256, hashed_files, read_folder
-from enginecmp.models.known_files import cache_dir, known_place, remember, remembered
+from enginecmp.models.known_files import cache_dir, known_place, remember, remembered, write_known
 from enginecmp.models.paths import named_in_utf8
 from enginecmp.types import ModelInfo
 
@@ -133,12 +132,7 @@ def _remember_folder(path: Path, place: Path) -> str:
     """
     stamps = _stamps(path)
     sidecar = FolderSidecar(path=str(path), sha256=folder_sha256(path), files=stamps)
-    encoded = msgspec.json.encode(sidecar)
-    try:
-        with whole_file(place, len(encoded)) as file:
-            file.write(encoded)
-    except ModelError:
-        pass  # an unwritable cache costs a hash at the next run, nothing else
+    write_known(place, msgspec.json.encode(sidecar), required=False)
     return sidecar.sha256
 
 
