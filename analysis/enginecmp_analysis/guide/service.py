@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 
 from enginecmp_analysis.data.cells import short_name
 from enginecmp_analysis.data.group import Analysis
 from enginecmp_analysis.decisions.capacity import shape_name
 from enginecmp_analysis.decisions.money import PRIMARY_COST
-from enginecmp_analysis.guide.words import run_names
+from enginecmp_analysis.guide.words import run_names, with_limits
 from enginecmp_analysis.render.decision_markdown import LIMIT_TITLES, TARGET_TITLES, limit_row, target_row
 from enginecmp_analysis.render.decision_table import cost_words
-from enginecmp_analysis.render.layout import listed, three_digits
+from enginecmp_analysis.render.layout import listed
 from enginecmp_analysis.schema.guide import Section, Table
 
 
@@ -70,8 +69,7 @@ def cost(analysis: Analysis) -> Section | None:
         [
             row.engine,
             f"{row.scenario}, {short_name(row.cell)}",
-            three_digits(row.mean)
-            + (f" [{three_digits(row.ci_low)}, {three_digits(row.ci_high)}]" if math.isfinite(row.ci_low) else ""),
+            with_limits(row.mean, row.ci_low, row.ci_high),
             words.get((row.scenario, row.cell, row.engine), "–"),
             runs[row.scenario],
         ]

@@ -9,7 +9,7 @@ from enginecmp.format.enough import LAUNCHES_NEEDED
 from enginecmp.format.text import command_line
 from enginecmp_analysis.data.asked import kept_command
 from enginecmp_analysis.data.group import Analysis, GroupResult
-from enginecmp_analysis.render.layout import three_digits, unit_for
+from enginecmp_analysis.render.layout import show_count, show_interval, three_digits, unit_for
 from enginecmp_analysis.render.needed import MOST_MORE
 from enginecmp_analysis.render.ranking_rows import heading
 from enginecmp_analysis.schema.stats import Comparison, Summary
@@ -18,11 +18,14 @@ from enginecmp_analysis.schema.stats import Comparison, Summary
 def value_words(summary: Summary) -> str:
     """Return a mean with its unit and 95 % limits: "47.7 [42.7, 52.7] tokens/s"."""
     scale, unit = unit_for(summary.metric, abs(summary.mean))
-    limits = ""
-    if math.isfinite(summary.ci_low):
-        limits = f" [{three_digits(summary.ci_low / scale)}, {three_digits(summary.ci_high / scale)}]"
     name = heading(summary.metric, unit)
-    return f"{three_digits(summary.mean / scale)}{limits}{'' if name == 'value' else f' {name}'}"
+    told = with_limits(summary.mean / scale, summary.ci_low / scale, summary.ci_high / scale)
+    return told if name == "value" else f"{told} {name}"
+
+
+def with_limits(mean: float, low: float, high: float) -> str:
+    """Return a mean with its limits, where it has any: "47.7 [42.7, 52.7]"."""
+    return three_digits(mean) + (f" {show_interval(low, high)}" if math.isfinite(low) else "")
 
 
 def settings(group: GroupResult, engine: str) -> str:
@@ -31,7 +34,7 @@ def settings(group: GroupResult, engine: str) -> str:
     options = made.options
     parts = [made.device]
     if threads := options.get("threads"):
-        parts.append(f"{threads} thread{'' if threads == 1 else 's'}")
+        parts.append(show_count(threads, "thread"))
     batching = {"continuous": "continuous batching", "queue": "one request after the other"}
     if told := batching.get(str(options.get("batching"))):
         parts.append(told)
