@@ -34,7 +34,7 @@ from enginecmp_analysis.data.windows import (
     split,
     tokens_inside,
 )
-from enginecmp_analysis.statistics.variance import group_means
+from enginecmp_analysis.statistics.variance import replicates
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -69,8 +69,7 @@ class LaunchMeans:
 
     def replicates(self) -> Floats:
         """Return what an interval rests on: the means of launches, or of several runs or nodes."""
-        runs = np.array([run for run, _ in self.blocks])
-        return group_means(self.means, runs) if len(np.unique(runs)) > 1 else self.means
+        return replicates(self.means, [run for run, _ in self.blocks])
 
     def per_launch(self) -> list[Floats]:
         """Return the single values of each launch."""

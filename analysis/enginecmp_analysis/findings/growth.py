@@ -15,7 +15,7 @@ from enginecmp_analysis.data.launches import Block, LaunchMeans
 from enginecmp_analysis.judge.compare import by_block
 from enginecmp_analysis.schema.stats import Finding
 from enginecmp_analysis.statistics.student import mean_interval
-from enginecmp_analysis.statistics.variance import group_means
+from enginecmp_analysis.statistics.variance import replicates
 
 Floats = NDArray[np.float64]
 
@@ -108,4 +108,4 @@ def _slopes(cells: Mapping[Cell, LaunchMeans], x_of: Callable[[Cell], float], y_
         if np.isfinite(y).all():
             slopes.append(float((x * y).sum() / (x * x).sum()))
             runs.append(block[0])
-    return group_means(slopes, runs) if len(set(runs)) > 1 else np.array(slopes)
+    return replicates(slopes, runs)

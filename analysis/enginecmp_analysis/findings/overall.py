@@ -17,7 +17,7 @@ from enginecmp_analysis.findings.profile import profiled
 from enginecmp_analysis.judge.compare import by_block
 from enginecmp_analysis.schema.stats import Finding
 from enginecmp_analysis.statistics.student import mean_interval
-from enginecmp_analysis.statistics.variance import group_means
+from enginecmp_analysis.statistics.variance import replicates
 
 OFFERED = frozenset(
     {"throughput_tokens_per_second", "requests_per_second", "goodput_requests_per_second", "goodput_tokens_per_second"}
@@ -63,8 +63,7 @@ def geometric_means(group: GroupResult) -> Iterator[Finding]:
             )
         if len(logs) < 2 or not np.isfinite(logs).all():
             continue
-        runs = [run for run, _ in blocks]
-        over = group_means(logs, runs) if len(set(runs)) > 1 else logs
+        over = replicates(logs, [run for run, _ in blocks])
         mean, low, high = (math.exp(x) for x in mean_interval(over))
         yield Finding(
             scenario=group.context.scenario,

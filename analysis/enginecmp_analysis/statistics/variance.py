@@ -26,6 +26,16 @@ def group_means(values: ArrayLike, groups: ArrayLike) -> Floats:
         return np.stack([data[..., codes == code].mean(axis=-1) for code in np.unique(codes)], axis=-1)
 
 
+def replicates(values: ArrayLike, groups: ArrayLike) -> Floats:
+    """Return what an interval rests on: the mean of each group where there are several, else the values.
+
+    Args:
+        values: (n,).
+        groups: (n,) number of the group (run or node) of each value.
+    """
+    return group_means(values, groups) if len(np.unique(groups)) > 1 else np.asarray(values, dtype=np.float64)
+
+
 def same_level_p(values: ArrayLike, groups: ArrayLike) -> float:
     """Return the p of "all groups have one mean": the F test of the one-way analysis of variance.
 
