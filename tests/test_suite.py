@@ -244,3 +244,17 @@ def test_a_suite_that_was_cut_off_goes_on_in_the_part_under_way(
     assert states(suite) == {"plain": "complete", "slow": "complete"}
     assert read_manifest(begun.parent).status == "complete"
     assert len(list(suite.glob("*/manifest.json"))) == 2
+
+
+def test_a_suite_goes_on_from_inside_its_folder(folder: Path, tiny: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = folder / "results" / "suite"
+    suite.mkdir(parents=True)
+    scenario = str(folder / "mini.toml")
+    asked = RunOptions(scenario=scenario, model=tiny.path, engines="fake", no_gate=True, no_sensors=True, blocks=1)
+    state = {"name": "night", "parts": [{"name": "plain", "options": asked.given()}]}
+    (suite / "suite.json").write_text(json.dumps(state))
+    monkeypatch.setenv("CMP_PLUGINS", FAKE_MODULE)
+    monkeypatch.chdir(suite)
+    assert resume_suite(RunOptions(), Path(), command) == 0
+    assert states(suite) == {"plain": "complete"}
+    assert (folder / "results" / ".lock").exists()

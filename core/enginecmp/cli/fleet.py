@@ -16,7 +16,7 @@ from enginecmp.cli.console import say
 from enginecmp.cli.fleet_table import showing
 from enginecmp.cli.matrix import model_of, names_of
 from enginecmp.cli.measure import resume_command
-from enginecmp.cli.several import keep, require_inside, tell
+from enginecmp.cli.several import hold, keep, require_inside, tell, tell_left
 from enginecmp.errors import ResultsError, UsageError
 from enginecmp.format.documents import MOST_BYTES, named_by_user, read_json
 from enginecmp.format.streams import open_regular
@@ -107,10 +107,10 @@ def resume_fleet(options: RunOptions, folder: Path) -> int:
         for run in job.runs:
             require_inside(path, f"job {job.name}", run)
     left = [f"{job.part}{f' on {job.node}' if job.node else ''}" for job in state.jobs if job.status != "complete"]
-    say(f"{folder}: {'resuming: ' + ', '.join(left) if left else 'is complete, nothing to resume'}")
+    tell_left(folder, left)
     if options.dry_run:
         return 0
-    with ResultsFolder(folder.resolve().parent):
+    with hold(folder):
         if not left:
             return _tell(folder, state, options)
         state.on = options.on or state.on

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from enginecmp.cli.console import echo, print_json, show
+from enginecmp.cli.console import echo, print_json, say, show
 from enginecmp.cli.measure import resume_command
 from enginecmp.errors import ResultsError
 from enginecmp.format.text import command_line, operand, to_json
 from enginecmp.results.files import write_atomically
+from enginecmp.results.writer import ResultsFolder
 
 REPORT = "report.html"
 
@@ -34,6 +35,21 @@ def require_inside(path: Path, what: str, folder: str) -> None:
     if folder in (".", "..") or "\0" in folder or Path(folder).name != folder:
         msg = f"{path}: {what}: expected the name of a run beside it, got '{folder}'"
         raise ResultsError(msg)
+
+
+def tell_left(folder: Path, left: Sequence[str]) -> None:
+    """Say what a suite or fleet will go on with."""
+    say(f"{folder}: {'resuming: ' + ', '.join(left) if left else 'is complete, nothing to resume'}")
+
+
+def hold(folder: Path) -> ResultsFolder:
+    """Hold the folder of runs that a suite or fleet lies in; "." is inside that too, and is not held itself.
+
+    Raises:
+        FolderHeld: another run is writing into it.
+        ResultsError: it cannot be written.
+    """
+    return ResultsFolder(folder.resolve().parent)
 
 
 def tell(

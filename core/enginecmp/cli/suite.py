@@ -17,7 +17,7 @@ import msgspec
 from enginecmp.cli.conflicts import check_run
 from enginecmp.cli.console import say
 from enginecmp.cli.measure import Prepared, measure, prepare, resume_command
-from enginecmp.cli.several import keep, require_inside, tell
+from enginecmp.cli.several import hold, keep, require_inside, tell, tell_left
 from enginecmp.errors import CmpError, ResultsError, UsageError
 from enginecmp.format.documents import read_json
 from enginecmp.format.files import MANIFEST
@@ -119,10 +119,10 @@ def resume_suite(options: RunOptions, folder: Path, command: click.Command) -> i
         if part.status != "complete":
             _require_takeable(Part(part.name, _options_of(part, path)), command)
     left = [part.name for part in state.parts if part.status != "complete"]
-    say(f"{folder}: {'resuming: ' + ', '.join(left) if left else 'is complete, nothing to resume'}")
+    tell_left(folder, left)
     if options.dry_run:
         return 0
-    with ResultsFolder(folder.parent):
+    with hold(folder):
         return _run(folder, state, options)
 
 
