@@ -52,6 +52,6 @@ def tell(folder: Path) -> None:
     from enginecmp_analysis.data.load import load_run
     from enginecmp_analysis.decisions.limit_search import limits
 
-    run = load_run(folder)
+    run = load_run(folder, sensors=False)
     for row in limits(str(run.manifest.scenario.get("name", "")), run):
         say(row.text)
