@@ -31,7 +31,7 @@ def test_resources_become_labels() -> None:
         "node:1.2.3.4": 1.0,
         "nvme": 3.0,
     }
-    assert labels_of({**resources, "nvme": 3.0}, {"zone": "b"}) == {
+    assert labels_of(resources, {"zone": "b"}) == {
         **{"cpus": 16.0, "gpu": "H200", "gpus": 2.0, "memory_gib": 2.0},
         **{"nvme": 3.0, "zone": "b"},
     }
