@@ -19,6 +19,22 @@ output_tokens = 6
 """
 """Head of a scenario file: a name, a metric and one small cell; profiles and the rest follow."""
 
+SCENARIO = """
+name = "mini"
+primary_metric = "throughput_tokens_per_second"
+[[cells]]
+prompt_tokens = 8
+output_tokens = 4
+[profile.full]
+blocks = 2
+requests = 2
+[validity]
+floor_seconds = 1000
+late_dispatch_seconds = 1000
+late_dispatch_share = 1e9
+"""
+"""A scenario file of two short blocks, whose requests count however busy the machine is."""
+
 
 def read_samples(folder: Path) -> list[Sample]:
     """Return every line of a run's samples.jsonl."""

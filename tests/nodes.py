@@ -14,21 +14,6 @@ from enginecmp.placement.pipes import CommandChannel
 
 CMP = os.path.join(os.path.dirname(sys.executable), "cmp")
 
-SCENARIO = """
-name = "mini"
-primary_metric = "throughput_tokens_per_second"
-[[cells]]
-prompt_tokens = 8
-output_tokens = 4
-[profile.full]
-blocks = 2
-requests = 2
-[validity]
-floor_seconds = 1000
-late_dispatch_seconds = 1000
-late_dispatch_share = 1e9
-"""
-
 WORDS = ("--engines", "a=fake,b=fake", "--baseline", "a", "--no-gate", "--no-sensors", "--max-extra", "0")
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from nodes import SCENARIO, WORDS, LocalNodes
+from helpers import SCENARIO
+from nodes import WORDS, LocalNodes
 
 from enginecmp import __version__
 from enginecmp.errors import CmpError, ResultsError, UsageError

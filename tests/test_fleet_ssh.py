@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from conftest import CommandLine
-from nodes import CMP, SCENARIO, WORDS, variables
+from helpers import SCENARIO
+from nodes import CMP, WORDS, variables
 
 from enginecmp.errors import UsageError
 from enginecmp.format.readers import read_manifest

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FAKE_MODULE, CommandLine
+from helpers import SCENARIO
 
 from enginecmp.cli.run import command
 from enginecmp.cli.suite import resume_suite, start_suite
@@ -21,21 +22,6 @@ from enginecmp.plugins.plugin import Plugin
 from enginecmp.run.options import RunOptions
 from enginecmp.run.suite import read_suite
 from enginecmp.types import ModelInfo, Probe
-
-SCENARIO = """
-name = "mini"
-primary_metric = "throughput_tokens_per_second"
-[[cells]]
-prompt_tokens = 8
-output_tokens = 4
-[profile.full]
-blocks = 2
-requests = 2
-[validity]
-floor_seconds = 1000
-late_dispatch_seconds = 1000
-late_dispatch_share = 1e9
-"""
 
 SUITE = """
 name = "night"

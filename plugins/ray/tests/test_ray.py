@@ -11,7 +11,8 @@ import pytest
 ray = pytest.importorskip("ray", reason="Ray is not installed here; make ray runs these tests")
 
 from conftest import CommandLine, command_line  # noqa: E402
-from nodes import SCENARIO, WORDS, variables  # noqa: E402
+from helpers import SCENARIO  # noqa: E402
+from nodes import WORDS, variables  # noqa: E402
 
 from enginecmp.format.readers import read_manifest  # noqa: E402
 from enginecmp.models.synth import write_synth  # noqa: E402
