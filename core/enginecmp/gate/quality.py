@@ -107,9 +107,14 @@ def agreement_tokens(reference: Sequence[int] | None, engine: Sequence[int] | No
     """Return how many greedy tokens two engines share before they first part; None where ids are not known."""
     if reference is None or engine is None or NO_ID in engine or NO_ID in reference:
         return None
+    return common_beginning(reference, engine)
+
+
+def common_beginning(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many ids two texts share before they first part, or one of them ends."""
     agreed = 0
-    for wanted, got in zip(reference, engine, strict=False):
-        if wanted != got:
+    for mine, others in zip(one, other, strict=False):
+        if mine != others:
             break
         agreed += 1
     return agreed

@@ -20,6 +20,7 @@ from enginecmp.errors import CmpError
 from enginecmp.format.records import DIFFERENT, IDENTICAL, IDENTICAL_TO_TIES, NOT_CHECKED, SpeculationCheck
 from enginecmp.format.text import plain
 from enginecmp.gate.answers import logits_of
+from enginecmp.gate.quality import common_beginning
 from enginecmp.launch.engine_config import EngineConfig
 from enginecmp.launch.launch import Launch
 from enginecmp.types import NO_ID, ModelInfo
@@ -97,11 +98,10 @@ def _compare(
             return entry
         entry.verdict = IDENTICAL
         for number, (ids, others) in enumerate(zip(mine, wanted, strict=True)):
-            place = next((n for n, (one, other) in enumerate(zip(ids, others, strict=False)) if one != other), None)
-            if place is None and len(ids) == len(others):
+            if ids == others:
                 entry.identical += 1
                 continue
-            place = min(len(ids), len(others)) if place is None else place
+            place = common_beginning(ids, others)
             prompt = prompts[number % len(prompts)]
             gap = _gap(launch, [*prompt, *others[:place]], ids[place : place + 1], deadlines)
             if gap < TIE_NATS:
