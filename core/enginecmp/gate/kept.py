@@ -102,10 +102,9 @@ class Kept:
         keep(own_folder(FOLDER), key, msgspec.json.encode(entry), MOST_ENTRIES)
 
     def _key(self, plugin: Plugin, options: LoadOptions, model: ModelInfo, question: str) -> str | None:
-        build = None if self._common is None else self._build(plugin)
-        if build is None:
+        if self._common is None or (build := self._build(plugin)) is None:
             return None
-        asked = [*(self._common or ()), build, msgspec.to_builtins(options), model.sha256, question]
+        asked = [*self._common, build, msgspec.to_builtins(options), model.sha256, question]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     def _build(self, plugin: Plugin) -> str | None:
