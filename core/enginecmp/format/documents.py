@@ -99,3 +99,23 @@ def require_known(keys: Iterable[str], known: Collection[str], where: str) -> No
         if key not in known:
             msg = f"{where}: unknown key '{key}'{did_you_mean(key, known)}"
             raise UsageError(msg)
+
+
+def converted(table: Any, kind: Any, where: str) -> Any:
+    """Return a table of a file, or what stands in its place, as a type that msgspec knows.
+
+    Args:
+        table: as it was read.
+        kind: of a struct only its own keys are taken, whatever it says of others itself.
+        where: it stands.
+
+    Raises:
+        UsageError: a key that the struct does not have, or another type.
+    """
+    if isinstance(table, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        require_known(table, kind.__struct_fields__, where)
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        msg = f"{where}: {error}"
+        raise UsageError(msg) from error

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from enginecmp.errors import UsageError, did_you_mean, meant
-from enginecmp.format.documents import named_by_user, read_text, read_toml, require_known
+from enginecmp.format.documents import converted, named_by_user, read_text, read_toml, require_known
 from enginecmp.format.records import Cell
 from enginecmp.format.text import plain
 from enginecmp.scenarios.check import check, claim_problems
@@ -277,10 +277,4 @@ def change_deadlines(deadlines: Deadlines, items: Iterable[str]) -> Deadlines:
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:
-    if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        require_known(value, kind.__struct_fields__, f"scenario {where}")
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        msg = f"scenario {where}: {error}"
-        raise UsageError(msg) from error
+    return converted(value, kind, f"scenario {where}")

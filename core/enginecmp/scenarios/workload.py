@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from enginecmp.errors import UsageError
-from enginecmp.format.documents import named_by_user, read_text, require_known
+from enginecmp.format.documents import converted, named_by_user, read_text
 from enginecmp.prompts.lengths import MOST_TOKENS, MOST_VALUES, Exponential, Lengths, Seconds, limits, mean, problems
 from enginecmp.scenarios.traces import Trace, TraceFile, read_trace_file
 
@@ -90,14 +90,7 @@ def read_workload(raw: Any, folder: Path, where: str) -> Any:
         return raw
     read = {key: _with_lengths(value, folder, f"{where}.{key}") for key, value in raw.items()}
     if isinstance(raw.get("trace"), dict):
-        table = raw["trace"]
-        require_known(table, TraceFile.__struct_fields__, f"{where}.trace")
-        try:
-            how = msgspec.convert(table, TraceFile)
-        except msgspec.ValidationError as error:
-            msg = f"{where}.trace: {error}"
-            raise UsageError(msg) from error
-        read["trace"] = read_trace_file(how, folder)
+        read["trace"] = read_trace_file(converted(raw["trace"], TraceFile, f"{where}.trace"), folder)
     return read
 
 
