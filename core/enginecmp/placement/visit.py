@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -19,6 +20,8 @@ from enginecmp.placement.folders import pieces, receive_folder
 from enginecmp.placement.messages import ConnectionLost, Known, Message, Reader, encoded
 from enginecmp.placement.node import Node
 from enginecmp.placement.placement import Channel, Placement
+
+_Answer = TypeVar("_Answer", bound=Message)
 
 
 class Needed(msgspec.Struct, frozen=True):
@@ -50,9 +53,7 @@ class Visit:
         self._reader = Reader(channel.read)
         self._writing = threading.Lock()
         self._running = False
-        hello = self._receive()
-        if not isinstance(hello, messages.Hello):
-            raise self._lost(what=f"expected a greeting, got {type(hello).__name__}")
+        hello = self._require(messages.Hello, self._receive(), "a greeting")
         if hello.version != __version__:
             msg = (
                 f"{node.name}: expected enginecmp {__version__}, got {plain(hello.version, 40)}; install that one there"
@@ -72,9 +73,7 @@ class Visit:
         except OSError as error:
             msg = f"{path}: cannot be read ({error.strerror or error})"
             raise ResultsError(msg) from error
-        if not isinstance(answer, messages.At):
-            raise self._lost(what=f"expected the path of {path.name}, got {type(answer).__name__}")
-        return answer.path
+        return self._require(messages.At, answer, f"the path of {path.name}").path
 
     def run(
         self, job: str, words: Sequence[str], files: Sequence[Needed], said: Callable[[str], None]
@@ -96,9 +95,7 @@ class Visit:
                 said(plain(answer.text, 500))
         finally:
             self._running = False
-        if not isinstance(answer, messages.Ended):
-            raise self._lost(what=f"expected the end of a run, got {type(answer).__name__}")
-        return answer
+        return self._require(messages.Ended, answer, "the end of a run")
 
     def collect(self, job: str, run: str, into: Path, sha256: str) -> None:
         """Bring a run of a job; what is of that name already is replaced.
@@ -128,8 +125,7 @@ class Visit:
     def drop(self, job: str) -> None:
         """Let the node forget a job, whose runs are here now."""
         self._send(messages.Drop(job))
-        if not isinstance(answer := self._receive(), messages.Done):
-            raise self._lost(what=f"expected that a job is dropped, got {type(answer).__name__}")
+        self._require(messages.Done, self._receive(), "that a job is dropped")
 
     def stop(self) -> None:
         """End the run that is under way as Ctrl-C would, and let go where none is; any thread may call it."""
@@ -161,6 +157,11 @@ class Visit:
             msg = f"{self.node.name}: {plain(message.error, 1000)}"
             raise CmpError(msg)
         return message
+
+    def _require(self, kind: type[_Answer], answer: Known, what: str) -> _Answer:
+        if not isinstance(answer, kind):
+            raise self._lost(what=f"expected {what}, got {type(answer).__name__}")
+        return answer
 
     def _lost(self, what: str) -> ConnectionLost:
         why = plain(self._channel.why(), 500)
