@@ -7,6 +7,7 @@ lacks (RAPL, NVML) are stood in for by scripted ones at the same pace.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -119,5 +120,6 @@ def _cpu_seconds(pid: int) -> float:
     """Return the CPU time of all threads of a process, which the kernel counts in nanoseconds here."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
-        total += int((task / "schedstat").read_text().split()[0])
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended since it was listed
+            total += int((task / "schedstat").read_text().split()[0])
     return total / 1e9

@@ -7,6 +7,7 @@ worker does.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -188,7 +189,11 @@ def two_kv_types(model: ModelInfo) -> Any:
 def thread_names(model: ModelInfo, token_ids: list[int]) -> Any:
     """Names of the process' threads after a request (Linux)."""
     generate(load(model, threads=int(os.environ["CANDLE_NUM_THREADS"])), token_ids, 4)
-    return sorted(path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm"))
+    names = []
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that ended since it was listed
+            names.append(path.read_text().strip())
+    return sorted(names)
 
 
 def discovery() -> Any:
