@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from enginecmp.types import ModelInfo
 FAKE_MODULE = "enginecmp.testing.fake_engine"
 os.environ["ENGINECMP_TESTS"] = str(time.time_ns())
 """Part of the question that a gate asks, like every variable: no test is answered by what an earlier one proved."""
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background: what the tests start must hear Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 
