@@ -15,8 +15,12 @@ EMULATE = "pass --device emulated to prove it on the CPU"
 LEAST_CAPABILITY = (7, 5)
 """The oldest architecture that the compiler of CUDA 13 has code for."""
 
-LEAST_DRIVER = (13, 0)
-"""Machine code of CUDA 13 needs a driver that knows CUDA 13 (CUDA Compatibility, "minor version compatibility")."""
+NVRTC = {13: "nvidia-cuda-nvrtc", 12: "nvidia-cuda-nvrtc-cu12"}
+"""By the major number of cuda-bindings: the compiler of that CUDA, whose machine code needs a driver that knows a CUDA
+of the same major number (CUDA Compatibility, "minor version compatibility")."""
+
+LEAST_RELEASE = {13: "580", 12: "525"}
+"""Of the NVIDIA driver, by the major number of the CUDA that it knows."""
 
 NO_DEVICE = 100
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
@@ -34,7 +38,7 @@ def probe(options: LoadOptions) -> Probe:
     if (missing := missing_package(options.device)) is not None:
         return Probe(ok=False, reason=f"the Python package {missing} is not installed", fix=INSTALL)
     if options.device == "cuda":
-        return probe_driver("libcuda.so.1")
+        return probe_driver("libcuda.so.1", bindings_major())
     if shutil.which("g++") is None:
         reason = "the emulated device compiles the kernels for the CPU and there is no g++"
         return Probe(ok=False, reason=reason, fix="apt-get install g++")
@@ -43,20 +47,32 @@ def probe(options: LoadOptions) -> Probe:
 
 def missing_package(device: str) -> str | None:
     """Return the first distribution that is needed for a device and not here."""
-    needed = ("cuda-bindings", "cuda-core", "nvidia-cuda-nvrtc") if device == "cuda" else ("cuda-bindings",)
-    for distribution in needed:
-        try:
+    needed = ["cuda-bindings"]
+    try:
+        if device == "cuda":
+            needed.append(NVRTC[bindings_major()])
+        for distribution in needed:
             metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            return distribution
+    except metadata.PackageNotFoundError as error:
+        return str(error.name)
     return None
 
 
-def probe_driver(library: str) -> Probe:
+def bindings_major() -> int:
+    """Return the major number of the CUDA that cuda-bindings is of: 13, or 12 with the extra cu12.
+
+    Raises:
+        PackageNotFoundError: it is not installed.
+    """
+    return 12 if metadata.version("cuda-bindings").startswith("12.") else 13
+
+
+def probe_driver(library: str, major: int = 13) -> Probe:
     """Return whether a driver's library finds a GPU that the kernels can be compiled for.
 
     Args:
         library: name or path of libcuda.so.1.
+        major: of the CUDA that the compiler is of.
     """
     try:
         cuda = ctypes.CDLL(library)
@@ -65,9 +81,12 @@ def probe_driver(library: str) -> Probe:
     version = ctypes.c_int()
     cuda.cuDriverGetVersion(ctypes.byref(version))
     known = (version.value // 1000, version.value % 1000 // 10)
-    if known < LEAST_DRIVER:
-        reason = f"the NVIDIA driver knows CUDA {dotted(known)}, the kernels need {dotted(LEAST_DRIVER)}"
-        return Probe(ok=False, reason=reason, fix="update the NVIDIA driver to release 580 or newer")
+    if known < (major, 0):
+        reason = f"the NVIDIA driver knows CUDA {dotted(known)}, the kernels need {major}.0"
+        fix = f"update the NVIDIA driver to release {LEAST_RELEASE[major]} or newer"
+        if major > 12 <= known[0]:
+            fix += ", or pip install 'enginecmp-custom-cuda[cu12]'"
+        return Probe(ok=False, reason=reason, fix=fix)
     count = ctypes.c_int()
     status = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
     if status == NO_DEVICE or (status == 0 and count.value == 0):

@@ -29,7 +29,7 @@ WHOLE_CORE = {"test_custom_cuda_conformance.py"}
 """Files whose tests go through the host and its workers, too."""
 
 DISTRIBUTIONS = (
-    *("numpy", "hypothesis", "gguf", "cuda-bindings", "cuda-core", "nvidia-cuda-nvrtc", "nvidia-cublas"),
+    *("numpy", "hypothesis", "gguf", "cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cublas"),
     *("nvidia-cuda-cuobjdump", "nvidia-cuda-nvdisasm"),
 )
 

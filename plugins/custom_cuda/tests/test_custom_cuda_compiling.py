@@ -10,7 +10,7 @@ import pytest
 from enginecmp import EngineError
 from enginecmp_custom_cuda.compiling import compile_cubin, nvrtc, sources
 
-pytest.importorskip("cuda.core", reason="NVRTC comes with cuda-core and nvidia-cuda-nvrtc")
+pytest.importorskip("cuda.bindings", reason="NVRTC comes with cuda-bindings and nvidia-cuda-nvrtc")
 
 KERNEL = """#include "step.h"
 extern "C" __global__ void add(int *out) {

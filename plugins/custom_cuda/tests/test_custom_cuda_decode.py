@@ -276,7 +276,7 @@ def test_activations_beyond_shared_memory_are_refused(llama: Running, monkeypatc
     ids=lambda choice: "-".join(map(str, choice)),
 )
 def test_weights_are_asked_for_before_the_launch_in_front_is_waited_for_and_nothing_of_the_step(choice: Choice) -> None:
-    pytest.importorskip("cuda.core", reason="NVRTC comes with cuda-core and nvidia-cuda-nvrtc")
+    pytest.importorskip("cuda.bindings", reason="NVRTC comes with cuda-bindings and nvidia-cuda-nvrtc")
     usages = sass.read(compile_cubin("decode", decode.defines(*choice), "sm_90a"))
     for name in (*gates.MATVECS, "attention", "next"):
         first = list(usages[name].opcodes)  # in the order of their first occurrence

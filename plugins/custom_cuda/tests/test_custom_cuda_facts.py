@@ -51,7 +51,11 @@ def test_a_gpu_that_the_compiler_has_code_for_is_enough(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answers", "reason", "fix"),
     [
-        ({"version": 12090}, "the NVIDIA driver knows CUDA 12.9, the kernels need 13.0", "update the NVIDIA driver"),
+        (
+            {"version": 12090},
+            "the NVIDIA driver knows CUDA 12.9, the kernels need 13.0",
+            "update the NVIDIA driver to release 580 or newer, or pip install 'enginecmp-custom-cuda[cu12]'",
+        ),
         ({"init": 100}, "the NVIDIA driver sees no GPU", "CUDA_VISIBLE_DEVICES"),
         ({"count": 0}, "the NVIDIA driver sees no GPU", "CUDA_VISIBLE_DEVICES"),
         (
@@ -72,6 +76,15 @@ def test_what_is_missing_is_named_with_what_mends_it(
     assert fix in found.fix
 
 
+@pytest.mark.parametrize(("version", "ok"), [(12000, True), (13000, True), (11080, False)])
+def test_the_compiler_of_cuda_12_takes_drivers_that_know_cuda_12(tmp_path: Path, version: int, ok: bool) -> None:
+    found = facts.probe_driver(driver(tmp_path, version=version), major=12)
+    assert found.ok == ok
+    if not ok:
+        assert found.reason == "the NVIDIA driver knows CUDA 11.8, the kernels need 12.0"
+        assert found.fix == "update the NVIDIA driver to release 525 or newer"
+
+
 def test_no_driver_is_a_reason(tmp_path: Path) -> None:
     found = facts.probe_driver(str(tmp_path / "libcuda.so.1"))
     assert not found.ok
@@ -89,13 +102,19 @@ def test_the_emulated_device_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("device", "missing"), [("cuda", "nvidia-cuda-nvrtc"), ("cuda", "cuda-core"), ("emulated", "cuda-bindings")]
+    ("device", "bindings", "missing"),
+    [
+        ("cuda", "13.5.0", "nvidia-cuda-nvrtc"),
+        ("cuda", "12.9.10", "nvidia-cuda-nvrtc-cu12"),
+        ("cuda", "13.5.0", "cuda-bindings"),
+        ("emulated", "13.5.0", "cuda-bindings"),
+    ],
 )
-def test_a_missing_package_is_named(device: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(device: str, bindings: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         if name == missing:
             raise metadata.PackageNotFoundError(name)
-        return "13.0"
+        return bindings
 
     monkeypatch.setattr(metadata, "version", version)
     found = cmp_probe(LoadOptions(device=device))

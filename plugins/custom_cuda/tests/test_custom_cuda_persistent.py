@@ -283,7 +283,7 @@ def test_abort_diagnostics_name_the_first_three_of_those_that_gave_up(rigs: dict
     ],
 )
 def test_a_ring_that_an_architecture_has_not_does_not_compile(ring: str | None, architecture: str, words: str) -> None:
-    pytest.importorskip("cuda.core", reason="NVRTC comes with cuda-core and nvidia-cuda-nvrtc")
+    pytest.importorskip("cuda.bindings", reason="NVRTC comes with cuda-bindings and nvidia-cuda-nvrtc")
     names = defines("Q8_0", False, "f16", 64, 1) | ({"RING": ring} if ring else {})
     with pytest.raises(EngineError, match=f"persistent.cu to compile for {architecture}, got:(.|\n)+{words}"):
         compile_now(KERNELS / "persistent.cu", names, architecture)

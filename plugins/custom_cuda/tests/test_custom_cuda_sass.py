@@ -15,7 +15,7 @@ from custom_cuda_gates import ARCHITECTURES, GATES, Gate
 from enginecmp import EngineError
 from enginecmp_custom_cuda.compiling import compile_cubin, sources
 
-pytest.importorskip("cuda.core", reason="NVRTC comes with cuda-core and nvidia-cuda-nvrtc")
+pytest.importorskip("cuda.bindings", reason="NVRTC comes with cuda-bindings and nvidia-cuda-nvrtc")
 
 JOBS = {
     f"{gate.file}-{'-'.join(gate.defines.values()) or 'plain'}-{architecture}": (gate, architecture)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from enginecmp import EngineError
 
 from .sources import INCLUDE_FOLDERS, Defines, macros
 
-FLAGS = ("std=c++17", "fmad")
+FLAGS = ("--std=c++17", "--fmad=true")
 """What every file is compiled with, as part of the cache's key."""
 
 INSTALL = "pip install -U nvidia-cuda-nvrtc"
@@ -31,30 +32,24 @@ def compile(source: Path, defines: Defines, architecture: str) -> bytes:
     Raises:
         EngineError: NVRTC is missing, does not know the architecture, or refuses the source (with its log).
     """
-    core = _core()
+    nvrtc = _nvrtc()
     check_architecture(architecture)
-    options = core.ProgramOptions(
-        name=str(source),
-        arch=architecture,
-        std="c++17",
-        fma=True,
-        include_path=[str(folder) for folder in (source.parent, *INCLUDE_FOLDERS)],
-        define_macro=macros(defines) or None,
-    )
-    program = core.Program(source.read_text(encoding="utf-8"), "c++", options)
+    options = [f"--gpu-architecture={architecture}", *FLAGS]
+    options += [f"--include-path={folder}" for folder in (source.parent, *INCLUDE_FOLDERS)]
+    options += [f"--define-macro={name}={value}" for name, value in macros(defines)]
+    text = source.read_text(encoding="utf-8").encode()
+    program = _checked(nvrtc.nvrtcCreateProgram(text, str(source).encode(), 0, [], []), "a program")
     try:
-        return bytes(program.compile("cubin").code)
-    except Exception as error:
-        # cuda.core's class for this is private; the log is how it differs from a mistake of ours.
-        _, found, log = str(error).partition("compilation log:")
-        if not found:
-            raise
-        expected = f"custom_cuda: expected {source.name} to compile for {architecture}"
-        text = log.strip("\0\n ")
-        msg = f"{expected}, got:\n{text}\ncorrect the source"
-        raise EngineError(msg) from error
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [each.encode() for each in options])
+        if int(status):
+            log = _buffer(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
+            words = log.decode(errors="replace").strip("\0\n ") or _name(status)
+            expected = f"custom_cuda: expected {source.name} to compile for {architecture}"
+            msg = f"{expected}, got:\n{words}\ncorrect the source"
+            raise EngineError(msg)
+        return _buffer(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, program)
     finally:
-        program.close()
+        nvrtc.nvrtcDestroyProgram(program)
 
 
 def check_architecture(architecture: str) -> None:
@@ -104,24 +99,38 @@ def version() -> tuple[int, int]:
 
 
 def fingerprint() -> str:
-    """Return what besides source, defines and architecture the code depends on."""
-    # The builtins' file is named after the full version; two releases of 13.2 may differ in code.
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
+    """Return what besides source, defines and architecture the code depends on.
 
-    try:
-        release = installed("nvidia-cuda-nvrtc")
-    except PackageNotFoundError:
-        release = "?"
-    return f"nvrtc {version()} {release} {' '.join(FLAGS)}"
+    The compiler's own version, not that of the package it came in: a cache that is carried to a machine where NVRTC is
+    part of a toolkit, or of another wheel, is a hit there.
+    """
+    return f"nvrtc {'.'.join(map(str, version()))} {' '.join(FLAGS)}"
 
 
-def _core() -> Any:
-    """Return cuda.core; NVRTC itself is loaded by its first use, so it is tried here."""
-    _nvrtc()
-    from cuda import core
+def _buffer(size: Callable[..., Any], read: Callable[..., Any], program: Any) -> bytes:
+    """Return what NVRTC made, by its function that tells how long it is and the one that copies it."""
+    content = b" " * int(_checked(size(program), "the size of what was compiled"))
+    _checked(read(program, content), "what was compiled")
+    return content
 
-    return core
+
+def _checked(answer: tuple[Any, ...], expected: str) -> Any:
+    """Return what a call of NVRTC returns beside its status.
+
+    Raises:
+        EngineError: the status is not success.
+    """
+    status, *values = answer
+    if int(status):
+        msg = f"custom_cuda: expected {expected} from NVRTC, got {_name(status)}; {INSTALL}"
+        raise EngineError(msg)
+    return values[0] if values else None
+
+
+def _name(status: Any) -> str:
+    """Return NVRTC's name of a status."""
+    failed, text = _nvrtc().nvrtcGetErrorString(status)
+    return f"NVRTC error {int(status)}" if int(failed) else bytes(text).decode()
 
 
 @functools.cache
