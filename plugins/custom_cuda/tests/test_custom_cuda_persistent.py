@@ -86,6 +86,14 @@ def test_logits_and_ids_are_the_oracles(
     decoder.close()
 
 
+def test_more_blocks_than_run_at_once_are_refused_with_another_way(rigs: dict[str, PersistentModel]) -> None:
+    rig = rigs["F32"]
+    with pytest.raises(
+        EngineError, match=r"expected at most \d+ blocks of decode_persistent at once .*, got \d+; .*decoder=graph"
+    ):
+        rig.decoder(multiprocessors=4 * rig.device.multiprocessors)
+
+
 def test_seventy_tokens_in_three_launches_are_the_oracles_across_a_page(rigs: dict[str, PersistentModel]) -> None:
     rig = rigs["F32"]
     decoder = rig.decoder(multiprocessors=2, splits=2, slots=4)

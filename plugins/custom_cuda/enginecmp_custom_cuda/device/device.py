@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 from types import TracebackType
 from typing import Any, Literal
 
@@ -217,12 +218,27 @@ class Device:
                 itself waits). Without effect on devices that cannot.
 
         Raises:
-            EngineError: the size of `params` is not the kernel's, or the shared memory is more than a block can have.
+            EngineError: the size of `params` is not the kernel's, the shared memory is more than a block can have, or
+                blocks that may wait for each other do not fit at once.
         """
         overlap = overlap and self._overlap
+        if cooperative:
+            self._check_fit(kernel, grid, block, shared_bytes)
         return Launch(
             self._context, kernel, grid, block, shared_bytes, params, cooperative=cooperative, overlap=overlap
         )
+
+    def _check_fit(self, kernel: Kernel, grid: Grid, block: int, shared_bytes: int) -> None:
+        """Refuse blocks that would wait for others that never begin."""
+        wanted = grid if isinstance(grid, int) else math.prod(grid)
+        fit = kernel.blocks_per_multiprocessor(block, shared_bytes)
+        if wanted > fit * self.multiprocessors:
+            msg = (
+                f"{ENGINE}: expected at most {fit * self.multiprocessors} blocks of {kernel.name} at once ({fit} on "
+                f"each of {self.multiprocessors} multiprocessors, {block} threads, {kernel.registers} registers, "
+                f"{kernel.static_shared_bytes + shared_bytes} bytes of shared memory), got {wanted}; launch fewer"
+            )
+            raise EngineError(msg)
 
     def launch(
         self,

@@ -64,7 +64,8 @@ class PersistentDecoder:
         buffers: what both work on.
 
     Raises:
-        EngineError: the model and the device do not go together; `plan.misfit` says why beforehand.
+        EngineError: the model and the device do not go together; `plan.misfit` says why beforehand. Or one block for
+            each multiprocessor is more than run at once.
     """
 
     def __init__(
@@ -112,14 +113,18 @@ class PersistentDecoder:
         self.module = module
         if patience is None:
             patience = EMULATED_PATIENCE if device.architecture == EMULATED else PATIENCE
-        self._launch = device.prepare(
-            module.kernel("decode_persistent"),
-            self.schedule.multiprocessors,
-            THREADS,
-            self.schedule.layout.total,
-            self._params(cache, patience, result_tiles),
-            cooperative=True,
-        )
+        try:
+            self._launch = device.prepare(
+                module.kernel("decode_persistent"),
+                self.schedule.multiprocessors,
+                THREADS,
+                self.schedule.layout.total,
+                self._params(cache, patience, result_tiles),
+                cooperative=True,
+            )
+        except EngineError as error:  # its blocks do not fit at once
+            msg = f"{error}, or pass -o custom_cuda.decoder=graph"
+            raise EngineError(msg) from error
 
     # A sequence
 
