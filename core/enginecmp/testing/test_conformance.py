@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -110,14 +111,17 @@ def test_stamps_rise_inside_the_request(launch: Launch, prompts: Prompts) -> Non
 
 
 def test_metrics_of_a_request_have_units_and_seconds_of_its_own(launch: Launch, prompts: Prompts) -> None:
+    asked = time.monotonic_ns()
     answer = generate(launch, prompts[1], 8)
+    waited = (time.monotonic_ns() - asked) / 1e9
     assert [name for name in answer["metrics"] if not name.endswith(UNITS)] == []
     assert np.isfinite(list(answer["metrics"].values())).all()
-    # What the engine says of prefill and decode, by its own clock or the device's, lies inside what was measured.
+    # What the engine says of prefill and decode, by its own clock or the device's, lies inside the wait for the answer.
+    # (The last token's stamp is no bound on a busy machine: a device's last event can come behind it.)
     parts = [f"{clock}_{part}_seconds" for clock in ("engine", "device") for part in ("prefill", "decode")]
     seconds = [answer["metrics"].get(name, 0.0) for name in parts]
     assert min(seconds) >= 0
-    assert max(sum(seconds[:2]), sum(seconds[2:])) <= (answer["end_ns"] - answer["start_ns"]) / 1e9 + 1e-3
+    assert max(sum(seconds[:2]), sum(seconds[2:])) <= waited
 
 
 def test_decoded_tokens_are_the_most_likely_ones(launch: Launch, prompts: Prompts) -> None:
