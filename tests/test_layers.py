@@ -42,6 +42,7 @@ CORE = (
     "hookspecs",
     "wire",
     "operands",
+    "denoising",
     "types",
     "format",
     "errors",

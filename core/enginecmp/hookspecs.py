@@ -158,6 +158,35 @@ def cmp_step(session: Session, wake: int) -> Sequence[tuple[str, int]] | None:
 
 
 @hookspec(firstresult=True)
+def cmp_denoise(
+    session: Session, token_ids: Sequence[Sequence[int]], output_tokens: int, steps: int, block_tokens: int
+) -> Iterator[Sequence[tuple[int, int, int]]] | None:
+    """Yield what each denoising step of a diffusion model commits. Optional; for models of masked diffusion.
+
+    Timed: the worker reads the clock at every yield, so yield a step when its forward pass is done. The output begins
+    as mask tokens behind each prompt, and exactly `steps` steps make ids of all of them, block after block from left to
+    right. A step commits the masked positions of the block that are predicted with the most confidence, as evenly over
+    the block's steps as can be, the first steps one more; the others stay masked. Likeliest ids, no draws; of equal
+    confidences the first position; the mask's own id counts as impossible. `enginecmp.denoising` does all
+    of this for an engine that can run a forward pass.
+
+    Args:
+        session: from `cmp_load`; `cmp_reset` came before.
+        token_ids: B >= 1 prompts of T >= 1 ids each, (B, T), denoised together.
+        output_tokens: masked positions behind each prompt.
+        steps: forward passes in all, a multiple of the number of blocks.
+        block_tokens: positions of a block; divides `output_tokens`.
+
+    Yields:
+        (sequence, position, id) of everything that the step committed; positions count from the prompt's beginning.
+
+    Raises:
+        ContextOverflow: T + output_tokens does not fit the session's context, in tokens.
+        EngineError: the model is none of diffusion, or steps and blocks do not share out the output.
+    """
+
+
+@hookspec(firstresult=True)
 def cmp_score(session: Session, token_ids: Sequence[int]) -> NDArray[np.float32] | None:
     """Return the next-token logits at every position of a prompt.
 
@@ -169,7 +198,8 @@ def cmp_score(session: Session, token_ids: Sequence[int]) -> NDArray[np.float32]
 
     Returns:
         Raw logits or log-probabilities (a constant per row does not matter), shape (T, vocabulary), float32,
-        host memory. Row t is the distribution after token_ids[: t + 1].
+        host memory. Row t is the distribution after token_ids[: t + 1]; of a diffusion model, the distribution *at*
+        position t given all of token_ids, mask tokens among them.
 
     Raises:
         ContextOverflow: T is larger than the session's context, in tokens.

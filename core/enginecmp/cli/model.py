@@ -187,8 +187,8 @@ def synth_command(like: str, quantization: str, seed: int, layers: int | None, o
     """Write a model with seeded random weights in a known shape.
 
     It says nothing sensible, but costs an engine what the real one costs. Shapes: llama-3.2-1b, llama-3.2-3b,
-    qwen2.5-0.5b, phi-3-mini, gpt-2-small, mistral-7b; tiny-llama, tiny-qwen2, tiny-phi3 and tiny-gpt2 are under
-    1 MB and need no download.
+    qwen2.5-0.5b, phi-3-mini, gpt-2-small, mistral-7b; of diffusion models llada-8b, dream-7b and llada-135m;
+    tiny-llama, tiny-qwen2, tiny-phi3, tiny-gpt2, tiny-llada and tiny-dream are under 1 MB and need no download.
     """
     from enginecmp.models.synth import write_synth
 

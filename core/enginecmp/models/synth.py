@@ -72,11 +72,11 @@ def write_synth(
         raise UsageError(msg)
     shape = SHAPES[like] if layers is None else msgspec.structs.replace(SHAPES[like], layers=layers)
     if shape.tiny:
-        vocabulary, size = tiny_fields(shape.pre)
+        vocabulary, size = tiny_fields(shape.pre, masked=shape.mask is not None)
         shape = msgspec.structs.replace(shape, vocabulary=size)
         whose = "a small self-made vocabulary"
     else:
-        vocabulary = borrowed_fields(tokenizer or _embedded_tokenizer(), shape.vocabulary)
+        vocabulary = borrowed_fields(tokenizer or _embedded_tokenizer(), shape.vocabulary, shape.mask_id)
         whose = f"the embedded model's vocabulary cut or padded to {shape.vocabulary} tokens"
     name = f"synth-{like}-seed{seed}" + ("" if layers is None else f"-{layers}layers")
     description = f"Random weights (seed {seed}) in the shape of {like}, {shape.layers} layers, with {whose}."

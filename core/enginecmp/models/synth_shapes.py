@@ -10,10 +10,13 @@ from typing import Literal
 
 import msgspec
 
+from enginecmp.models.diffusion import AUTOREGRESSIVE
 from enginecmp.models.gguf_write import field
 from enginecmp.models.huggingface.rope import Llama3
 
 Role = Literal["embedding", "position", "query", "in", "residual_out", "head", "norm", "bias", "rope_factors"]
+
+Architecture = Literal["llama", "qwen2", "phi3", "gpt2", "llada", "dream"]
 
 LLAMA32_ROPE = Llama3(32.0, 1.0, 4.0, 8192)
 """Llama 3.2's published scaling."""
@@ -33,9 +36,10 @@ class SynthShape(msgspec.Struct, frozen=True, kw_only=True):
         llama3_rope: `rope_freqs.weight` with Llama 3.2's scaling.
         tiny: small self-made vocabulary instead of the embedded model's.
         pre: name of the pre-tokenizer of a tiny shape.
+        mask: id of the mask token of a diffusion model; -1 is the vocabulary's last, None for no diffusion model.
     """
 
-    architecture: Literal["llama", "qwen2", "phi3", "gpt2"]
+    architecture: Architecture
     layers: int
     hidden: int
     heads: int
@@ -50,13 +54,25 @@ class SynthShape(msgspec.Struct, frozen=True, kw_only=True):
     llama3_rope: bool = False
     tiny: bool = False
     pre: str = "gpt-2"
+    mask: int | None = None
+
+    @property
+    def family(self) -> str:
+        """Architecture whose tensors it has."""
+        return AUTOREGRESSIVE.get(self.architecture, self.architecture)
+
+    @property
+    def mask_id(self) -> int | None:
+        """Id of the mask token, None where there is none."""
+        return None if self.mask is None else self.mask % self.vocabulary
 
 
-def _tiny(architecture: Literal["llama", "qwen2", "phi3", "gpt2"], pre: str, kv_heads: int, tied: bool) -> SynthShape:
+def _tiny(architecture: Architecture, pre: str, kv_heads: int, tied: bool) -> SynthShape:
     """Return a shape that every engine loads in a blink."""
     return SynthShape(
         architecture=architecture, layers=2, hidden=64, heads=4, kv_heads=kv_heads, head_dim=16,
         feed_forward=128, context=512, tied=tied, tiny=True, pre=pre,
+        mask=-1 if architecture in AUTOREGRESSIVE else None,
     )  # fmt: skip
 
 
@@ -65,6 +81,8 @@ SHAPES = {
     "tiny-qwen2": _tiny("qwen2", "qwen2", 2, True),
     "tiny-phi3": _tiny("phi3", "gpt-2", 2, False),
     "tiny-gpt2": _tiny("gpt2", "gpt-2", 4, True),
+    "tiny-llada": _tiny("llada", "gpt-2", 4, False),
+    "tiny-dream": _tiny("dream", "qwen2", 2, True),
     "llama-3.2-1b": SynthShape(
         architecture="llama", layers=16, hidden=2048, heads=32, kv_heads=8, head_dim=64, feed_forward=8192,
         vocabulary=128_256, context=131_072, rope_base=500_000.0, tied=True, llama3_rope=True,
@@ -88,6 +106,19 @@ SHAPES = {
     "mistral-7b": SynthShape(
         architecture="llama", layers=32, hidden=4096, heads=32, kv_heads=8, head_dim=128, feed_forward=14_336,
         vocabulary=32_000, context=32_768, rope_base=1_000_000.0,
+    ),
+    "llada-8b": SynthShape(
+        architecture="llada", layers=32, hidden=4096, heads=32, kv_heads=32, head_dim=128, feed_forward=12_288,
+        vocabulary=126_464, context=4096, rope_base=500_000.0, mask=126_336,
+    ),
+    "dream-7b": SynthShape(
+        architecture="dream", layers=28, hidden=3584, heads=28, kv_heads=4, head_dim=128, feed_forward=18_944,
+        vocabulary=152_064, context=131_072, rope_base=1_000_000.0, epsilon=1e-6, mask=151_666,
+    ),
+    # The embedded model's shape, with a token more for the mask.
+    "llada-135m": SynthShape(
+        architecture="llada", layers=30, hidden=576, heads=9, kv_heads=3, head_dim=64, feed_forward=1536,
+        vocabulary=49_153, context=8192, rope_base=100_000.0, tied=True, mask=-1,
     ),
 }  # fmt: skip
 
@@ -113,8 +144,8 @@ def tensors_of(shape: SynthShape) -> Iterator[SynthTensor]:
     for layer in range(shape.layers):
         block = f"blk.{layer}"
         yield from _norm(f"{block}.attn_norm", hidden, biased)
-        if shape.architecture in ("llama", "qwen2"):
-            bias = shape.architecture == "qwen2"
+        if shape.family in ("llama", "qwen2"):
+            bias = shape.family == "qwen2"
             yield from _linear(f"{block}.attn_q", "query", width, hidden, bias)
             yield from _linear(f"{block}.attn_k", "in", kv_width, hidden, bias)
             yield from _linear(f"{block}.attn_v", "in", kv_width, hidden, bias)
@@ -122,7 +153,7 @@ def tensors_of(shape: SynthShape) -> Iterator[SynthTensor]:
             yield from _linear(f"{block}.attn_qkv", "in", width + 2 * kv_width, hidden, biased)
         yield from _linear(f"{block}.attn_output", "residual_out", hidden, width, biased)
         yield from _norm(f"{block}.ffn_norm", hidden, biased)
-        if shape.architecture in ("llama", "qwen2"):
+        if shape.family in ("llama", "qwen2"):
             yield from _linear(f"{block}.ffn_gate", "in", inner, hidden, False)
         # phi3 keeps gate and up in one matrix, gate first.
         rows = 2 * inner if shape.architecture == "phi3" else inner
@@ -162,6 +193,13 @@ def fields_of(shape: SynthShape, description: str, name: str, file_type: int) ->
         fields += [
             field(f"{arch}.attention.key_length", "UINT32", shape.head_dim),
             field(f"{arch}.attention.value_length", "UINT32", shape.head_dim),
+        ]
+    if shape.mask_id is not None:
+        fields += [
+            field(f"{arch}.attention.causal", "BOOL", False),
+            field("tokenizer.ggml.mask_token_id", "UINT32", shape.mask_id),
+            # Dream was made from an autoregressive model: what is at a position is told one position before.
+            field("diffusion.shift_logits", "BOOL", arch == "dream"),
         ]
     if arch == "phi3":
         fields.append(field("phi3.rope.scaling.original_context_length", "UINT32", shape.context))

@@ -9,6 +9,7 @@ from enginecmp.models.gguf_write import field
 
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # token types of GGUF
 END = "<|endoftext|>"
+MASK = "<|mask|>"
 
 # A few merges of frequent English and code pairs, in the order in which they apply; Ġ is a space, Ċ a new line.
 # Every part is a byte or the result of an earlier merge.
@@ -43,17 +44,20 @@ def tiny_vocabulary() -> tuple[list[str], list[int], list[str]]:
     return [*tokens, END], types, merges
 
 
-def tiny_fields(pre: str) -> tuple[list[bytes], int]:
-    """Return the tokenizer's metadata fields for a tiny model, and the vocabulary's size."""
+def tiny_fields(pre: str, *, masked: bool = False) -> tuple[list[bytes], int]:
+    """Return the tokenizer's metadata fields for a tiny model, and the vocabulary's size; a mask token is its last."""
     tokens, types, merges = tiny_vocabulary()
+    if masked:
+        tokens, types = [*tokens, MASK], [*types, CONTROL]
     end = tokens.index(END)
     return _fields(pre, tokens, types, merges, {"bos": end, "eos": end}), len(tokens)
 
 
-def borrowed_fields(source: GGUFFile, size: int) -> list[bytes]:
+def borrowed_fields(source: GGUFFile, size: int, mask_id: int | None = None) -> list[bytes]:
     """Return the tokenizer's metadata fields of another model, cut or padded to `size` tokens.
 
-    Merges that would make a token that was cut off go with it; padding tokens are marked unused.
+    Merges that would make a token that was cut off go with it; padding tokens are marked unused. The token `mask_id`,
+    one of the padding, is the mask.
     """
     metadata = source.metadata
     tokens: list[str] = metadata["tokenizer.ggml.tokens"][:size]
@@ -68,8 +72,8 @@ def borrowed_fields(source: GGUFFile, size: int) -> list[bytes]:
     }
     return _fields(
         str(metadata["tokenizer.ggml.pre"]),
-        [*tokens, *(f"[PAD{index}]" for index in padding)],
-        [*types, *(UNUSED for _ in padding)],
+        [*tokens, *(MASK if index == mask_id else f"[PAD{index}]" for index in padding)],
+        [*types, *(CONTROL if index == mask_id else UNUSED for index in padding)],
         merges,
         special,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from enginecmp.denoising import require_shares
 from enginecmp.errors import ContextOverflow, EngineError
 from enginecmp.hookspecs import hookimpl
 
@@ -84,6 +85,28 @@ def check_prompt(
             f"{limit}; {fix.format(needed=needed)}"
         )
         raise ContextOverflow(msg)
+
+
+def check_denoising(
+    engine: str,
+    token_ids: Sequence[Sequence[int]],
+    output_tokens: int,
+    steps: int,
+    block_tokens: int,
+    *,
+    vocabulary: int,
+    limit: int,
+    fix: str = PASS_CONTEXT,
+) -> None:
+    """Refuse what cannot be denoised: arguments as of `cmp_denoise` and `check_prompt`.
+
+    Raises:
+        ContextOverflow: a prompt and its output are more than the limit.
+        EngineError: see `enginecmp.denoising.require_shares` and `check_prompt`.
+    """
+    require_shares(engine, token_ids, output_tokens, steps, block_tokens)
+    for prompt in token_ids:
+        check_prompt(engine, prompt, len(prompt) + output_tokens, vocabulary=vocabulary, limit=limit, fix=fix)
 
 
 def check_step(engine: str, *, prefilled: bool, past: int, limit: int, fix: str = PASS_CONTEXT) -> None:

@@ -47,6 +47,7 @@ from typing import TYPE_CHECKING, Any
 from enginecmp import clock
 from enginecmp.hookspecs import hookimpl
 from enginecmp.testing.fake_batching import step, submit
+from enginecmp.testing.fake_diffusion import denoised
 from enginecmp.testing.fake_operations import SHARES, operation
 from enginecmp.testing.fake_session import DEFAULTS, GEARS, FakeSession, Fault
 from enginecmp.types import EngineInfo, LoadOptions, ModelInfo, Probe, Request
@@ -64,7 +65,7 @@ def cmp_engine() -> EngineInfo:
         version="1.0",
         licence="Apache-2.0",
         devices=("cpu", "emulated"),
-        architectures=("llama", "qwen2", "phi3", "gpt2"),
+        architectures=("llama", "qwen2", "phi3", "gpt2", "llada"),
         quantizations=("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"),
         max_concurrency=64,
         environment={"FAKE_THREADS": "{threads}"},
@@ -150,7 +151,17 @@ def cmp_score(session: FakeSession, token_ids: Sequence[int]) -> NDArray[np.floa
 
     session.require(token_ids, 1)
     session.fault.maybe("score")
+    if session.diffuses:
+        return np.stack([session.logits_among(position, token_ids) for position in range(len(token_ids))])
     return np.stack([session.logits(position, token) for position, token in enumerate(token_ids)])
+
+
+@hookimpl
+def cmp_denoise(
+    session: FakeSession, token_ids: Sequence[Sequence[int]], output_tokens: int, steps: int, block_tokens: int
+) -> Iterator[list[tuple[int, int, int]]]:
+    """Hash all ids at every step, `decode_us` a step; `short` and `long` change how many steps there are."""
+    return denoised(session, token_ids, output_tokens, steps, block_tokens)
 
 
 @hookimpl

@@ -16,6 +16,7 @@ import msgspec
 
 from enginecmp import clock
 from enginecmp.errors import ContextOverflow, EngineError, UnknownOption, UnsupportedModel, did_you_mean
+from enginecmp.models.diffusion import AUTOREGRESSIVE
 from enginecmp.types import LoadOptions, ModelInfo, Request
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class FakeSession:
             raise UnsupportedModel(msg)
         self.path = model.path
         self.vocabulary = model.vocabulary
+        self.diffuses = model.architecture in AUTOREGRESSIVE
         self.context_tokens = options.context_tokens
         self.max_sequences = options.max_sequences
         self.settings = settings
@@ -192,6 +194,10 @@ class FakeSession:
         if position == int(self.settings["nan"]):
             row[0] = np.nan
         return (8 * row).astype(np.float32)
+
+    def logits_among(self, position: int, token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """Return the logits of what is at a position, which depend on every id of the text."""
+        return self.logits(position, number_of(*token_ids))
 
     def next_token(self, prefix: Sequence[int]) -> int:
         """Return the greedy continuation of a prefix, unless told to guess wrong."""

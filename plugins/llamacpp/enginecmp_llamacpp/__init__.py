@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from enginecmp import EngineInfo, LoadOptions, ModelInfo, Probe, Request, hookimpl
+from enginecmp import EngineError, EngineInfo, LoadOptions, ModelInfo, Probe, Request, hookimpl
 
 from .library import library_folder
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .session import Session
+    from .diffusion import DiffusionSession
+    from .session import Session as CausalSession
+
+    Session: TypeAlias = CausalSession | DiffusionSession
 
 INSTALL = "pip install llama-cpp-python"
 INSTALL_CUDA = (
@@ -34,6 +37,7 @@ ARCHITECTURES = (
     "starcoder2", "baichuan", "internlm2", "minicpm", "minicpm3", "command-r", "cohere2", "dbrx", "olmo", "olmo2",
     "olmoe", "openelm", "deepseek", "deepseek2", "chatglm", "glm4", "glm4moe", "bitnet", "nemotron", "exaone",
     "exaone4", "granite", "granitemoe", "arcee", "ernie4_5", "smollm3", "gpt-oss", "seed_oss", "apertus",
+    "llada", "dream",
 )  # fmt: skip
 QUANTIZATIONS = (
     "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
@@ -108,9 +112,11 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
 
     # Before the import below: a misspelt option costs nothing.
     settings = read_settings(options)
-    from .session import Session
+    from . import diffusion, session
 
-    return Session(model, options, settings)
+    if model.architecture in diffusion.ARCHITECTURES:
+        return diffusion.DiffusionSession(model, options, settings)
+    return session.Session(model, options, settings)
 
 
 @hookimpl
@@ -123,6 +129,19 @@ def cmp_prefill(session: Session, token_ids: Sequence[int], output_tokens: int) 
 def cmp_decode(session: Session, n_tokens: int) -> Iterator[int]:
     """Yield greedy ids, each after llama.cpp is done and its logits are on the host."""
     return session.decode(n_tokens)
+
+
+@hookimpl
+def cmp_denoise(
+    session: DiffusionSession, token_ids: Sequence[Sequence[int]], output_tokens: int, steps: int, block_tokens: int
+) -> Iterator[Sequence[tuple[int, int, int]]]:
+    """Yield what each denoising step commits; all sequences are one batch of llama.cpp's."""
+    if not hasattr(session, "denoise"):
+        msg = (
+            "llamacpp: expected a diffusion model (llada, dream) to denoise with, got one that predicts the next token"
+        )
+        raise EngineError(msg)
+    return session.denoise(token_ids, output_tokens, steps, block_tokens)
 
 
 @hookimpl
@@ -148,7 +167,9 @@ def cmp_operation(session: Session, kind: str, parameters: Mapping[str, Any]) ->
     """Return llama.cpp's tokenizer, a chain of its samplers, or ggml's product of two matrices."""
     from .operations import operation
 
-    return operation(session, kind, parameters)
+    # A diffusion model's weights as an autoregressive one have the same vocabulary and shapes.
+    causal: Any = getattr(session, "causal", session)
+    return operation(causal, kind, parameters)
 
 
 @hookimpl

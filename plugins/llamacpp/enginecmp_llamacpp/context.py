@@ -47,7 +47,7 @@ class Context:
         self._options, self._settings = options, settings
         try:
             begun = time.perf_counter()
-            self._model = _load_model(model, options, settings)
+            self._model = load_model(model, options, settings)
             mapped = time.perf_counter()
             # Learned positions end where training ended: past that llama.cpp aborts the process.
             self.context_tokens = min(options.context_tokens, lib.llama_model_n_ctx_train(self._model))
@@ -55,7 +55,7 @@ class Context:
             if 0 < (window := _ignored_window(self._model)) < self.context_tokens:
                 self.context_tokens = window
                 self._limit = "llama.cpp leaves out Phi-3's sliding window beyond that, so use a shorter prompt"
-            self._context = _make_context(self._model, self.context_tokens, options, settings)
+            self._context = make_context(self._model, self.context_tokens, options, settings)
             self.memory = lib.llama_get_memory(self._context)
             if self.memory is None or lib.llama_model_has_encoder(self._model):
                 msg = f"llamacpp: expected a decoder-only model, {model.name} is '{model.architecture}'"
@@ -248,7 +248,7 @@ class Context:
 
     def observed(self, observer: Any) -> Any:
         """Return a second llama_context of the same model, whose graph `observer` watches; the caller frees it."""
-        return _make_context(self._model, self.context_tokens, self._options, self._settings, observer)
+        return make_context(self._model, self.context_tokens, self._options, self._settings, observer)
 
     def close(self) -> None:
         """Free the context, then the model it points into. Safe to call twice."""
@@ -267,7 +267,7 @@ def _ignored_window(model: Any) -> int:
     return int(text.value) if length > 0 else 0
 
 
-def _load_model(model: ModelInfo, options: LoadOptions, settings: Settings) -> Any:
+def load_model(model: ModelInfo, options: LoadOptions, settings: Settings) -> Any:
     """Return a llama_model.
 
     Raises:
@@ -291,7 +291,7 @@ def _load_model(model: ModelInfo, options: LoadOptions, settings: Settings) -> A
     return loaded
 
 
-def _make_context(
+def make_context(
     model: Any, context_tokens: int, options: LoadOptions, settings: Settings, observer: Any = None
 ) -> Any:
     """Return a llama_context for `options.max_sequences` sequences of `context_tokens` each.

@@ -13,7 +13,10 @@ from enginecmp import GGUFFile, GGUFKeys
 
 ENGINE = "pytorch_baseline"
 
-ARCHITECTURES = ("llama", "qwen2", "phi3", "gpt2")
+ARCHITECTURES = ("llama", "qwen2", "phi3", "gpt2", "llada", "dream")
+
+DIFFUSION = ("llada", "dream")
+"""Masked diffusion: the tensors of llama and qwen2, attention in both directions (arXiv:2502.09992, 2508.15487)."""
 
 # Everything that gguf-py can dequantize.
 QUANTIZATIONS = (
@@ -30,6 +33,8 @@ ROPE_TENSORS: Mapping[str, tuple[str, ...]] = {
     "qwen2": (),
     "phi3": (ROPE_LONG, ROPE_SHORT),
     "gpt2": (),
+    "llada": (),
+    "dream": (),
 }
 """Tensors with factors for the rotary embedding's frequencies, by the architectures that may carry them."""
 
@@ -70,7 +75,7 @@ class RopeConfig:
     Attributes:
         base: theta of dimension 0.
         dimensions: how many of a head's dimensions turn; the rest pass.
-        interleaved: pairs are (2i, 2i + 1), because converters permute the rows of q and k for `llama`;
+        interleaved: pairs are (2i, 2i + 1), because converters permute the rows of q and k for `llama` and `llada`;
             otherwise they are (i, i + dimensions / 2), the layout of GPT-NeoX.
         position_scale: positions are multiplied by this (linear interpolation, Chen et al. 2023,
             arXiv:2306.15595).
@@ -84,6 +89,20 @@ class RopeConfig:
     position_scale: float
     magnitude: float
     factors: str | None
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """What a diffusion model says of its masks.
+
+    Attributes:
+        mask: id of the mask token.
+        shifted: what is at a position is told by the logits one position before, as in the autoregressive model that
+            Dream was made from; the first position's by its own.
+    """
+
+    mask: int
+    shifted: bool
 
 
 @dataclass(frozen=True)
@@ -103,6 +122,7 @@ class ModelConfig:
         context_length: positions that the model was trained on.
         sliding_window: positions that a token may look back on, itself included; 0 means all of them.
         rope: rotary embedding, or None where positions are learned.
+        diffusion: of a model that predicts masks and attends in both directions, else None.
     """
 
     architecture: str
@@ -117,6 +137,7 @@ class ModelConfig:
     context_length: int
     sliding_window: int
     rope: RopeConfig | None
+    diffusion: DiffusionConfig | None = None
 
     def position_limit(self, context_tokens: int) -> tuple[int, str]:
         """Return how many tokens a session may hold, and what to do when that is not enough.
@@ -150,8 +171,12 @@ def read_config(file: GGUFFile, context_tokens: int) -> ModelConfig:
         if tensor.type not in QUANTIZATIONS:
             keys.refuse("a tensor type that gguf can dequantize", f"{tensor.type} ({tensor.name})")
     keys.refuse_unknown(_KNOWN_KEYS)
-    if not keys.flag("attention.causal", True):
-        keys.refuse("causal attention", f"{architecture}.attention.causal = false")
+    causal = architecture not in DIFFUSION
+    if keys.flag("attention.causal", causal) != causal:
+        keys.refuse(
+            "causal attention" if causal else "attention in both directions",
+            f"{architecture}.attention.causal = {str(not causal).lower()}",
+        )
     if "token_embd.weight" not in file.tensors:
         keys.refuse("a tensor token_embd.weight", "none")
 
@@ -174,7 +199,18 @@ def read_config(file: GGUFFile, context_tokens: int) -> ModelConfig:
         context_length=context_length,
         sliding_window=keys.integer("attention.sliding_window", 0, least=0),
         rope=None if architecture == "gpt2" else _read_rope(file, keys, head_dim, context_length, context_tokens),
+        diffusion=None if causal else _read_diffusion(file, keys),
     )
+
+
+def _read_diffusion(file: GGUFFile, keys: GGUFKeys) -> DiffusionConfig:
+    mask, shifted = file.metadata.get("tokenizer.ggml.mask_token_id"), file.metadata.get("diffusion.shift_logits", True)
+    vocabulary = file.tensors["token_embd.weight"].shape[0]
+    if not isinstance(mask, int) or not 0 <= mask < vocabulary:
+        keys.refuse(f"tokenizer.ggml.mask_token_id in [0, {vocabulary})", f"{mask!r:.40}")
+    if not isinstance(shifted, bool):
+        keys.refuse("true or false in diffusion.shift_logits", f"{shifted!r:.40}")
+    return DiffusionConfig(mask, shifted)
 
 
 def _read_rope(file: GGUFFile, keys: GGUFKeys, head_dim: int, context_length: int, context_tokens: int) -> RopeConfig:
@@ -199,7 +235,7 @@ def _read_rope(file: GGUFFile, keys: GGUFKeys, head_dim: int, context_length: in
     return RopeConfig(
         base=keys.number("rope.freq_base", 10000.0, above=0),
         dimensions=dimensions,
-        interleaved=keys.architecture == "llama",
+        interleaved=keys.architecture in ("llama", "llada"),
         position_scale=1.0 / factor if scaling == "linear" else 1.0,
         magnitude=keys.number("rope.scaling.attn_factor", 1.0),
         factors=factors,

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import importlib.util
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +127,14 @@ def cmp_operation(session: Session, kind: str, parameters: Mapping[str, Any]) ->
     from .operations import operation
 
     return operation(session, kind, parameters)
+
+
+@hookimpl
+def cmp_denoise(
+    session: Session, token_ids: Sequence[Sequence[int]], output_tokens: int, steps: int, block_tokens: int
+) -> Iterator[Sequence[tuple[int, int, int]]]:
+    """Yield what each denoising step commits: one forward pass over all sequences a step, no cache."""
+    return session.denoise(token_ids, output_tokens, steps, block_tokens)
 
 
 @hookimpl

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from .config import ModelConfig, RopeConfig
 
 KVCache = list[tuple[Tensor, Tensor] | None]
-"""Keys and values of every layer, each (1, kv_heads, S, head_dim); None before the first token."""
+"""Keys and values of every layer, each (B, kv_heads, S, head_dim); None before the first token."""
 
 
 def gguf_name(parameter: str) -> str:
@@ -34,7 +34,7 @@ class RMSNorm(nn.Module):  # type: ignore[misc] # torch is untyped here
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x, (1, T, width), over its root mean square."""
+        """Return x, (B, T, width), over its root mean square."""
         y = x.float()
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.epsilon)
         return self.weight * y.to(x.dtype)
@@ -64,7 +64,7 @@ class Rope(nn.Module):  # type: ignore[misc] # torch is untyped here
         self.register_buffer("sin", (angles.sin() * config.magnitude).float(), persistent=False)
 
     def forward(self, x: Tensor, past: int) -> Tensor:
-        """Return x, (1, heads, T, head_dim), turned by its positions past .. past + T - 1."""
+        """Return x, (B, heads, T, head_dim), turned by its positions past .. past + T - 1."""
         cos = self.cos[past : past + x.shape[2]].to(x.dtype)  # (T, d / 2)
         sin = self.sin[past : past + x.shape[2]].to(x.dtype)
         turned, passed = x[..., : self.dimensions], x[..., self.dimensions :]
@@ -74,7 +74,7 @@ class Rope(nn.Module):  # type: ignore[misc] # torch is untyped here
         else:
             a, b = turned.chunk(2, dim=-1)
             turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-        return torch.cat((turned, passed), dim=-1)  # (1, heads, T, head_dim)
+        return torch.cat((turned, passed), dim=-1)  # (B, heads, T, head_dim)
 
 
 class Attention(nn.Module):  # type: ignore[misc] # torch is untyped here
@@ -97,31 +97,35 @@ class Attention(nn.Module):  # type: ignore[misc] # torch is untyped here
             self.attn_v = _linear(config.width, kv, f"{prefix}.attn_v", tensors)
         self.attn_output = _linear(q, config.width, f"{prefix}.attn_output", tensors)
 
-    def forward(self, x: Tensor, cache: KVCache, past: int) -> Tensor:
-        """Attend from x, (1, T, width), to itself and the cache; the cache grows by T positions."""
-        tokens = x.shape[1]
+    def forward(self, x: Tensor, cache: KVCache | None, past: int) -> Tensor:
+        """Attend from x, (B, T, width), to the cache and what is behind; the cache grows by T positions.
+
+        Without a cache every position attends to all of x.
+        """
+        batch, tokens = x.shape[:2]
         if self.fused:
             q, k, v = self.attn_qkv(x).split(self.split, dim=-1)
         else:
             q, k, v = self.attn_q(x), self.attn_k(x), self.attn_v(x)
-        q = q.view(1, tokens, self.heads, self.head_dim).transpose(1, 2)  # (1, heads, T, head_dim)
-        k = k.view(1, tokens, self.kv_heads, self.head_dim).transpose(1, 2)  # (1, kv_heads, T, head_dim)
-        v = v.view(1, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
+        q = q.view(batch, tokens, self.heads, self.head_dim).transpose(1, 2)  # (B, heads, T, head_dim)
+        k = k.view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)  # (B, kv_heads, T, head_dim)
+        v = v.view(batch, tokens, self.kv_heads, self.head_dim).transpose(1, 2)
         if self.rope is not None:
             q, k = self.rope(q, past), self.rope(k, past)
-        before = cache[self.layer]
-        if before is not None:
-            k, v = torch.cat((before[0], k), dim=2), torch.cat((before[1], v), dim=2)  # (1, kv_heads, S, head_dim)
-        cache[self.layer] = (k, v)
+        if cache is not None:
+            before = cache[self.layer]
+            if before is not None:
+                k, v = torch.cat((before[0], k), dim=2), torch.cat((before[1], v), dim=2)  # (B, kv_heads, S, head_dim)
+            cache[self.layer] = (k, v)
 
-        k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)  # (1, heads, S, head_dim)
+        k = k.repeat_interleave(self.heads // self.kv_heads, dim=1)  # (B, heads, S, head_dim)
         v = v.repeat_interleave(self.heads // self.kv_heads, dim=1)
-        scores = q @ k.transpose(2, 3) / math.sqrt(self.head_dim)  # (1, heads, T, S)
-        if tokens > 1:
+        scores = q @ k.transpose(2, 3) / math.sqrt(self.head_dim)  # (B, heads, T, S)
+        if cache is not None and tokens > 1:
             mask = torch.full(scores.shape[2:], -math.inf, device=x.device, dtype=x.dtype).triu(past + 1)
             scores = scores + mask
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(x.dtype)
-        out = (weights @ v).transpose(1, 2).reshape(1, tokens, -1)  # (1, T, heads * head_dim)
+        out = (weights @ v).transpose(1, 2).reshape(batch, tokens, -1)  # (B, T, heads * head_dim)
         return self.attn_output(out)
 
 
@@ -139,7 +143,7 @@ class FeedForward(nn.Module):  # type: ignore[misc] # torch is untyped here
         self.ffn_down = _linear(inner, config.width, f"{prefix}.ffn_down", tensors)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the network's answer to x, both (1, T, width)."""
+        """Return the network's answer to x, both (B, T, width)."""
         if not self.gated:
             # The tanh form is the one GPT-2 was trained with (Hendrycks & Gimpel 2016, arXiv:1606.08415).
             return self.ffn_down(F.gelu(self.ffn_up(x), approximate="tanh"))
@@ -157,8 +161,8 @@ class Block(nn.Module):  # type: ignore[misc] # torch is untyped here
         self.ffn_norm = _norm(config)
         self.ffn = FeedForward(config, layer, tensors)
 
-    def forward(self, x: Tensor, cache: KVCache, past: int) -> Tensor:
-        """Return the next hidden states from x, both (1, T, width)."""
+    def forward(self, x: Tensor, cache: KVCache | None, past: int) -> Tensor:
+        """Return the next hidden states from x, both (B, T, width)."""
         x = x + self.attention(self.attn_norm(x), cache, past)
         return x + self.ffn(self.ffn_norm(x))
 
@@ -199,14 +203,35 @@ class Transformer(nn.Module):  # type: ignore[misc] # torch is untyped here
         Returns:
             Logits, (1, T or 1, vocabulary).
         """
-        x = self.token_embd(ids)  # (1, T, width)
+        x = self._hidden(ids, cache, past)
+        if last_only:
+            x = x[:, -1:]  # (1, 1, width)
+        return self.output(self.output_norm(x))
+
+    def predict(self, ids: Tensor, sequences: Tensor, positions: Tensor) -> Tensor:
+        """Run whole sequences in which every position sees all others, and return the logits of some positions.
+
+        Args:
+            ids: (B, T) token ids, masks among them.
+            sequences: (M,) rows of `ids`.
+            positions: (M,) columns of it; of a model with shifted logits, each is told one position before.
+
+        Returns:
+            Logits, (M, vocabulary).
+        """
+        assert self.config.diffusion is not None
+        if self.config.diffusion.shifted:
+            positions = (positions - 1).clamp(min=0)
+        x = self._hidden(ids, None, 0)[sequences, positions]  # (M, width)
+        return self.output(self.output_norm(x))
+
+    def _hidden(self, ids: Tensor, cache: KVCache | None, past: int) -> Tensor:
+        x = self.token_embd(ids)  # (B, T, width)
         if self.learned_positions:
             x = x + self.position_embd(torch.arange(past, past + ids.shape[1], device=ids.device))
         for block in self.blk:
             x = block(x, cache, past)
-        if last_only:
-            x = x[:, -1:]  # (1, 1, width)
-        return self.output(self.output_norm(x))
+        return x
 
 
 def _linear(inputs: int, outputs: int, name: str, tensors: Collection[str]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from enginecmp.plugin_tools.python_plugin import check_prompt, check_step
+from enginecmp import EngineError
+from enginecmp.denoising import Committed, denoise
+from enginecmp.plugin_tools.python_plugin import check_denoising, check_prompt, check_step
 
 from .config import ENGINE
 from .model import KVCache, Transformer
@@ -37,6 +39,7 @@ class Session:
         self._fix = fix
         self._vocabulary = model.config.vocabulary
         self._layers = model.config.layers
+        self._diffusion = model.config.diffusion
         self.load_phases: dict[str, float] = {}
         # Tied weights are one tensor under two names: `parameters` names it once.
         self._weights_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -92,10 +95,47 @@ class Session:
     def score(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Return logits at every position of a prompt, (T, vocabulary), and leave the cache empty."""
         self.reset()
-        logits = self.forward(torch.tensor([token_ids], device=self.device), last_only=False)
+        ids = torch.tensor([token_ids], device=self.device)
+        if self._diffusion is None:
+            logits = self.forward(ids, last_only=False)[0]
+        else:
+            logits = self._predict(ids, torch.zeros_like(ids[0]), torch.arange(len(token_ids), device=self.device))
         self.reset()
-        scores: NDArray[np.float32] = logits[0].float().cpu().numpy()
+        scores: NDArray[np.float32] = logits.float().cpu().numpy()
         return scores
+
+    def denoise(
+        self, token_ids: Sequence[Sequence[int]], output_tokens: int, steps: int, block_tokens: int
+    ) -> Iterator[Committed]:
+        """Yield what each denoising step commits, the device done.
+
+        Raises:
+            EngineError: the model is none of diffusion, or what is asked for cannot be denoised.
+            ContextOverflow: it does not fit.
+        """
+        if self._diffusion is None:
+            msg = f"{ENGINE}: expected a diffusion model to denoise with (llada, dream), got one that predicts the next"
+            raise EngineError(msg)
+        check_denoising(
+            ENGINE, token_ids, output_tokens, steps, block_tokens,
+            vocabulary=self._vocabulary, limit=self.limit, fix=self._fix,
+        )  # fmt: skip
+        mask = self._diffusion.mask
+
+        def predict(ids: Any, sequences: Any, positions: Any) -> tuple[Any, Any]:
+            on_device = (torch.from_numpy(each).to(self.device) for each in (ids, sequences, positions))
+            with torch.inference_mode():
+                logits = self._predict(*on_device).float()  # (M, vocabulary)
+                logits[:, mask] = -torch.inf
+                confidence, best = logits.log_softmax(dim=-1).max(dim=-1)
+            return best.cpu().numpy(), confidence.cpu().numpy()  # waits for the device
+
+        return denoise(predict, token_ids, output_tokens, steps, block_tokens, mask)
+
+    def _predict(self, ids: Tensor, sequences: Tensor, positions: Tensor) -> Tensor:
+        assert self.model is not None
+        with torch.inference_mode():
+            return self.model.predict(ids, sequences, positions)
 
     def metrics(self) -> dict[str, float]:
         """Return bytes of weights and cache, measured from the tensors; on CUDA the allocator's and event times too."""
