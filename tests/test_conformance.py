@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import unchanged
 from conftest import FAKE_MODULE
 
 from enginecmp.plugin_tools import new as scaffold
+
+pytestmark = unchanged.left_out_with("plugins/pytorch_baseline", "plugins/llamacpp", "plugins/mistralrs")
 
 SUITE = [sys.executable, "-m", "pytest", "--pyargs", "enginecmp.testing", "-q", "-p", "no:cacheprovider", "-rs"]
 

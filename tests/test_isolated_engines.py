@@ -11,6 +11,7 @@ from types import ModuleType
 
 import msgspec
 import pytest
+import unchanged
 
 from enginecmp.errors import EngineError, UnknownOption
 from enginecmp.plugins.catalog import KNOWN, KnownEngine
@@ -18,6 +19,8 @@ from enginecmp.plugins.discovery import discover
 from enginecmp.plugins.facts import wrong_info
 from enginecmp.testing.tiny_models import tiny_model
 from enginecmp.types import LoadOptions
+
+pytestmark = unchanged.left_out_with("plugins/transformers", "plugins/openvino")
 
 ROOT = Path(__file__).parent.parent
 ISOLATED = [engine for engine in KNOWN if engine.how == "isolated plugin"]

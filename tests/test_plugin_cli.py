@@ -10,9 +10,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import unchanged
 from conftest import CommandLine
 
 from enginecmp.types import ModelInfo
+
+pytestmark = unchanged.left_out_with()
 
 
 @pytest.fixture

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import unchanged
 from conftest import CommandLine
 from helpers import only_run, read_samples
 
 import enginecmp.scenarios
 from enginecmp.scenarios import available, load_scenario
 from enginecmp.types import ModelInfo
+
+pytestmark = unchanged.left_out_with()
 
 SHIPPED = Path(enginecmp.scenarios.__file__).parent
 NEVER_FLAGGED = "\n[validity]\nfloor_seconds = 1000\nlate_dispatch_seconds = 1000\nlate_dispatch_share = 1e9\n"

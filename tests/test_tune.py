@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+import unchanged
 from conftest import FAKE_MODULE, CommandLine
 from helpers import ONE_CELL
 
@@ -25,6 +26,8 @@ from enginecmp.tune.candidates import candidate
 from enginecmp.tune.race import Judge, Rules, race
 from enginecmp.types import ModelInfo
 from enginecmp_analysis.judge.race import Race
+
+pytestmark = unchanged.left_out_with()
 
 SCENARIO = f"""{ONE_CELL}[profile.quick]
 blocks = 3

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+import unchanged
 
 from enginecmp import LoadOptions, ModelInfo
 from enginecmp.testing.tiny_models import tiny_model
@@ -28,10 +29,7 @@ import custom_cuda_stamps  # noqa: E402
 ON_GPU = os.environ.get("ENGINECMP_TEST_DEVICE") == "cuda"
 NO_GPU = "needs a CUDA device and ENGINECMP_TEST_DEVICE=cuda"
 
-
-UNCHANGED = "unchanged since they last passed; ENGINECMP_TEST_ALL=1 runs them"
-
-passes = custom_cuda_stamps.Passes()
+passes = unchanged.Passes()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -41,15 +39,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Files that passed as they are are left out, unless somebody asks for one of them, or for all.
     """
     items.sort(key=lambda item: HERE in item.path.parents)
-    named = [Path(argument.partition("::")[0]).name for argument in config.args]
     if ON_GPU or any("::" in argument for argument in config.args):
         return
-    everything = os.environ.get("ENGINECMP_TEST_ALL") or os.environ.get("CI")
     for item in items:
         if HERE not in item.path.parents:
             continue
-        if not everything and item.path.name not in named and custom_cuda_stamps.stamped(item.path):
-            item.add_marker(pytest.mark.skip(reason=UNCHANGED))
+        asked = unchanged.everything() or unchanged.named(config, item)
+        if not asked and custom_cuda_stamps.stamped(item.path):
+            item.add_marker(pytest.mark.skip(reason=unchanged.REASON))
         else:
             passes.expect(item.path, item.nodeid)
 

@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-import pytest
-
 import enginecmp
 from enginecmp_custom_cuda.compiling import cache
 
@@ -32,30 +30,6 @@ DISTRIBUTIONS = (
     *("numpy", "hypothesis", "gguf", "cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cublas"),
     *("nvidia-cuda-cuobjdump", "nvidia-cuda-nvdisasm"),
 )
-
-
-class Passes:
-    """Which files passed as a whole: a test that was left out by a choice of names is never seen to end."""
-
-    def __init__(self) -> None:
-        self._left: dict[Path, set[str]] = {}
-        self._failed: set[str] = set()
-
-    def expect(self, file: Path, test: str) -> None:
-        """Take a test of a file in, by its node id."""
-        self._left.setdefault(file, set()).add(test)
-
-    def saw(self, report: pytest.TestReport) -> None:
-        """Strike a test that ended without a failure off the list; one that was skipped has said why."""
-        if report.failed:
-            self._failed.add(report.nodeid)
-        elif report.when == "teardown" and report.nodeid not in self._failed:
-            for left in self._left.values():
-                left.discard(report.nodeid)
-
-    def whole(self) -> list[Path]:
-        """Return the files of which nothing is left."""
-        return [file for file, left in self._left.items() if not left]
 
 
 def stamped(file: Path) -> bool:

@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import unchanged
 
 from enginecmp import ModelInfo
+
+pytestmark = unchanged.left_out_with("plugins/mistralrs")
 
 Run = Callable[..., Any]
 Tiny = Callable[..., ModelInfo]

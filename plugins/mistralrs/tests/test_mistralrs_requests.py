@@ -6,9 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import unchanged
 
 from enginecmp import NO_ID, ModelInfo
 from enginecmp.models.synth_vocab import END, byte_alphabet
+
+pytestmark = unchanged.left_out_with("plugins/mistralrs")
 
 Run = Callable[..., Any]
 Tiny = Callable[..., ModelInfo]

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import unchanged
 
 from enginecmp import NO_ID, EngineError, Request
+
+pytestmark = unchanged.left_out_with("plugins/openai_server")
 
 PROMPT = [11, 12, 13, 14, 15]
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import unchanged
 
 from enginecmp import NO_ID, EngineError, LoadOptions, ModelInfo, Request
 from enginecmp.models.store import resolve
 from enginecmp.prompts import PromptSet
+
+pytestmark = unchanged.left_out_with("plugins/openai_server", "plugins/llamacpp")
 
 NEEDED = ("fastapi", "uvicorn", "sse_starlette", "starlette_context", "pydantic_settings")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]

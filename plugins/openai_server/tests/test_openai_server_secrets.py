@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import unchanged
 from openai_leaks import CASES, FORMS, KEY, RARE_FORMS, given_away, install
 
 from enginecmp import CmpError, EngineError, LoadOptions, ModelInfo
 from enginecmp_openai_server.facts import cmp_probe
 from enginecmp_openai_server.options import require_no_secrets
 from enginecmp_openai_server.redaction import Redaction
+
+pytestmark = unchanged.left_out_with("plugins/openai_server")
 
 VARIABLE = "LEAKY_SERVER_KEY"
 SCENARIO = """

@@ -11,11 +11,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import unchanged
 
 from enginecmp import EngineError, LoadOptions, UnknownOption
 from enginecmp.plugin_tools import rust_plugin
 from enginecmp.plugin_tools.engine_options import check_thread_variables
 from enginecmp.testing.sessions import require_engine
+
+pytestmark = unchanged.left_out_with("plugins/rust_shim", "plugins/candle", "plugins/burn", "plugins/custom_cpu")
 
 CPU = "processor\t: 0\nflags\t\t: fpu sse4_2 {flags}\nbugs\t\t: spectre_v1\n"
 V3 = ["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"]

@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import unchanged
 
 from enginecmp import ContextOverflow, EngineError, ModelInfo, read_gguf
 from enginecmp.gate.divergence import divergence
 from enginecmp.testing import float64
 from enginecmp.testing.tiny_models import TOKEN_IDS, changed_model
+
+pytestmark = unchanged.left_out_with("plugins/rust_shim", "plugins/candle", "plugins/burn", "plugins/custom_cpu")
 
 Tiny = Callable[..., ModelInfo]
 PROMPT = list(TOKEN_IDS)

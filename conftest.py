@@ -1,0 +1,45 @@
+"""What concerns every test file of the repository: costly ones that need not run again are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import platformdirs
+import pytest
+import unchanged
+
+STAMPS = Path(platformdirs.user_cache_dir("enginecmp")) / "stamps"
+"""Found before any test changes where caches are."""
+
+passes = unchanged.Passes()
+stamps: dict[Path, Path] = {}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    """Leave out what passed as it is, unless somebody asks for one of the files, or for all."""
+    chosen = any("::" in argument for argument in config.args) or config.getoption("keyword")
+    for item in items:
+        mark = item.get_closest_marker("unchanged")
+        if mark is None or chosen:
+            continue
+        file = item.path
+        if file not in stamps:
+            stamps[file] = unchanged.stamp_of(STAMPS, file, *mark.args)
+        if not (unchanged.everything() or unchanged.named(config, item)) and stamps[file].is_file():
+            item.add_marker(pytest.mark.skip(reason=unchanged.REASON))
+        else:
+            passes.expect(file, item.nodeid)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """See how a test ended."""
+    passes.saw(report)
+
+
+def pytest_sessionfinish() -> None:
+    """Note which files passed as a whole."""
+    for file in passes.whole():
+        if file in stamps:
+            STAMPS.mkdir(parents=True, exist_ok=True)
+            stamps[file].touch()
