@@ -9,6 +9,7 @@ import pytest
 from conftest import CommandLine
 
 from enginecmp.cli import is_posix_call
+from enginecmp.plugins.brought import brought
 from enginecmp.scenarios.loader import available, load_scenario, profiles_of
 
 MINI = """
@@ -29,8 +30,9 @@ requests = 1
 
 def test_list_names_every_shipped_scenario_with_its_profiles(cmp: CommandLine) -> None:
     rows = json.loads(cmp("scenario", "list", "--json").stdout)["scenarios"]
-    assert [row["name"] for row in rows] == sorted(available())
-    assert all(row["profiles"] == profiles_of(row["name"]) and row["description"] for row in rows)
+    brings = brought().scenarios
+    assert [row["name"] for row in rows] == sorted(available(brings))
+    assert all(row["profiles"] == profiles_of(row["name"], brings) and row["description"] for row in rows)
     told = cmp("scenario", "list").stdout
     assert all(f"\n{row['name']}: {row['description']}\n" in told for row in rows)
 

@@ -174,7 +174,7 @@ def test_no_block_is_begun_when_the_time_is_over(
     asked = RunOptions(
         engines="fake", scenario=str(tmp_path / "mini.toml"), profile="quick", blocks=30, no_gate=True, no_sensors=True
     )
-    request = make_request(asked, make_scenario(asked, plugins), tiny, 4, plugins, print)
+    request = make_request(asked, make_scenario(asked), tiny, 4, plugins, print)
     clock = itertools.count(0, 300)
     judge = Judge(
         state=Race(["default", "gear=4"], alpha=0.0),

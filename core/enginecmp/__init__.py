@@ -17,6 +17,8 @@ _HOMES = {
         "ENDED",
         "NO_ID",
         "EngineInfo",
+        "Given",
+        "Judge",
         "LoadOptions",
         "ModelInfo",
         "Preset",
@@ -36,6 +38,7 @@ _HOMES = {
         "UnsupportedModel",
         "did_you_mean",
     ),
+    "enginecmp.format.measures": ("Measure", "MeasuredMetric"),
     "enginecmp.format.text": ("plain",),
     "enginecmp.models.gguf_file": ("GGUFFile", "TensorInfo", "read_gguf"),
     "enginecmp.models.gguf_keys": ("GGUFKeys",),
@@ -57,13 +60,26 @@ if TYPE_CHECKING:
         UnsupportedModel,
         did_you_mean,
     )
+    from enginecmp.format.measures import Measure, MeasuredMetric
     from enginecmp.format.text import plain
     from enginecmp.hookspecs import Session, hookimpl
     from enginecmp.models.gguf_file import GGUFFile, TensorInfo, read_gguf
     from enginecmp.models.gguf_keys import GGUFKeys
     from enginecmp.models.tokenizer import load_tokenizer
     from enginecmp.operands import layer_shapes, layer_tensor, matrices, vectors
-    from enginecmp.types import ENDED, NO_ID, EngineInfo, LoadOptions, ModelInfo, Preset, Probe, Request, Sensor
+    from enginecmp.types import (
+        ENDED,
+        NO_ID,
+        EngineInfo,
+        Given,
+        Judge,
+        LoadOptions,
+        ModelInfo,
+        Preset,
+        Probe,
+        Request,
+        Sensor,
+    )
 
 __all__ = [
     "ENDED",
@@ -74,7 +90,11 @@ __all__ = [
     "EngineInfo",
     "GGUFFile",
     "GGUFKeys",
+    "Given",
+    "Judge",
     "LoadOptions",
+    "Measure",
+    "MeasuredMetric",
     "ModelError",
     "ModelInfo",
     "Preset",

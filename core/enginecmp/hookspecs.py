@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from enginecmp.format.measures import Measure
     from enginecmp.types import EngineInfo, LoadOptions, ModelInfo, Probe, Request, Sensor
 
 PROJECT = "enginecmp"
@@ -257,7 +258,9 @@ def cmp_operation(session: Session, kind: str, parameters: Mapping[str, Any]) ->
             call of either gives the same answer.
 
     Returns:
-        A callable without arguments, or None where the engine does not offer this operation.
+        A callable without arguments, or None where the engine does not offer this operation. It may return an iterator:
+        the worker stamps each thing that it yields. A mapping `metrics` on the callable, numbers with their units in
+        the names, is read after every sample.
     """
 
 
@@ -276,6 +279,26 @@ def cmp_scenarios() -> Sequence[str]:  # type: ignore[empty-body]
     """Return paths of scenario files (TOML) that the plugin brings; called and kept together with `cmp_engine`.
 
     A file's name is the scenario's; one that `cmp` brings itself keeps its name.
+    """
+
+
+@hookspec
+def cmp_measures() -> Sequence[Measure]:  # type: ignore[empty-body]
+    """Return kinds of measurement that the plugin brings; called and kept together with `cmp_engine`.
+
+    A scenario runs one with `kind = "operation"` and its name as `operation`; docs/measures.md says how. A plugin
+    may bring no engine. A name that `cmp` has keeps its meaning; of two plugins with one
+    name the first by distribution counts.
+    """
+
+
+@hookspec
+def cmp_models() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Return synthetic models that the plugin brings, for `cmp model synth --like NAME`; kept as `cmp_measures`.
+
+    Returns:
+        Name → "package.module:function". The function is called in a process of its own as `function(path=str,
+        quantization=str, seed=int, layers=int or None)` and writes a GGUF file, the same bytes for the same arguments.
     """
 
 

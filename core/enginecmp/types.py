@@ -7,7 +7,7 @@ the standard library and msgspec, so an engine's worker process stays small.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -188,6 +188,55 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     token_ids: Sequence[int]
     output_tokens: int
+
+
+class Given(msgspec.Struct, frozen=True, kw_only=True):
+    """What a judge is told of one cell of a run beside the variant's own parameters.
+
+    Attributes:
+        seed: of the run; everything random comes from it.
+        token_ids: a prompt of the cell's `prompt_tokens`, the same for every engine; empty before a run.
+        output_tokens: of the cell.
+        model: that is loaded; None before a run, and where the measurement needs none.
+    """
+
+    seed: int = 0
+    token_ids: tuple[int, ...] = ()
+    output_tokens: int = 0
+    model: ModelInfo | None = None
+
+
+class Judge(Protocol):
+    """What asks the question of one cell and judges every answer to it. Lives in a process of its own, not in a worker.
+
+    Args:
+        parameters: a variant as the scenario file has it.
+        given: see `Given`.
+
+    Raises:
+        ValueError: a parameter is wrong; the message says what was expected and what it got. Raised before a run, so
+            whatever takes long belongs into `question`.
+    """
+
+    def __init__(self, parameters: Mapping[str, Any], given: Given) -> None: ...
+
+    def question(self) -> tuple[Mapping[str, Any], int]:
+        """Return what engine or driver is given (numbers, text, bytes, lists, dicts), and tokens or rows of a call."""
+        ...
+
+    def judge(self, answer: Any, seconds: float, marks: Sequence[float]) -> Mapping[str, float]:
+        """Return the metrics of one sample, by their names in `Measure.metrics`. Called after every sample.
+
+        Args:
+            answer: of the last call: an int, text, a list of ints, or of lists of ints; a float32 matrix where the
+                engine returned one. Of an operation that yields, the list of what it yielded.
+            seconds: of one call.
+            marks: seconds from the call's start to each thing that it yielded; empty where it returned.
+
+        Raises:
+            ValueError: the answer is wrong: the launch ends in an error with this message.
+        """
+        ...
 
 
 class Sensor(Protocol):

@@ -158,9 +158,14 @@ _CHUNK = 8192
 
 
 class ColumnBuilder:
-    """Collects samples one by one; `build` freezes them."""
+    """Collects samples one by one; `build` freezes them.
 
-    def __init__(self) -> None:
+    Args:
+        brought: names in `Sample.metrics` that are kept beside `KNOWN_METRICS`.
+    """
+
+    def __init__(self, brought: Iterable[str] = ()) -> None:
+        self._known = KNOWN_METRICS.union(brought)
         self._engines: dict[str, int] = {}
         self._launches: dict[str, int] = {}
         self._cells: dict[Cell, int] = {}
@@ -225,7 +230,7 @@ class ColumnBuilder:
     def _add_metrics(self, metrics: Mapping[str, float]) -> None:
         """Append to the columns of the names known; a name that comes up late is absent before."""
         number = len(self._counts) - 2
-        for name in KNOWN_METRICS.intersection(metrics):
+        for name in self._known.intersection(metrics):
             column = self._metrics.setdefault(name, array("d"))
             if len(column) < number:
                 column.extend(array("d", [math.nan]) * (number - len(column)))

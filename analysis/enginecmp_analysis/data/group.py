@@ -15,8 +15,11 @@ from enginecmp_analysis.data.fingerprint import Group
 from enginecmp_analysis.data.launches import Key, LaunchMeans
 from enginecmp_analysis.data.levels import Levels, levels_of
 from enginecmp_analysis.data.load import Run
-from enginecmp_analysis.data.metrics import METRICS
+from enginecmp_analysis.data.metrics import METRICS, measure_of
 from enginecmp_analysis.schema.stats import StatsReport
+
+JUDGED = "answers judged"
+"""What stands in the gate's place where no model is computed: the measurement itself says how good each answer is."""
 
 
 @dataclass(slots=True)
@@ -140,7 +143,7 @@ def describe_group(group: Group, scenario: str, baseline: str | None) -> Context
                 not_comparable.append(engine.name)
             if engine.name not in engines or NOT_COMPARABLE in verdicts or TIMED_ONLY in verdicts:
                 engines[engine.name] = ", ".join(_description(engine, run, verdicts))
-                gates[engine.name] = _gate(verdicts)
+                gates[engine.name] = _gate(verdicts, run)
     context = Context(
         scenario=scenario,
         model=f"{first.model.name} ({first.model.quantization})" if first.model.quantization else first.model.name,
@@ -175,7 +178,7 @@ def _description(engine: RunEngine, run: Run, verdicts: set[str]) -> Iterator[st
         yield "not timed"
     proven = {e.proven_utc for e in run.manifest.equivalence if e.engine == engine.name}
     dates = sorted(when[:10] for when in proven if isinstance(when, str))
-    yield _gate(verdicts) + (f" (proven on {dates[0]})" if dates else "")
+    yield _gate(verdicts, run) + (f" (proven on {dates[0]})" if dates else "")
 
 
 def _warn(context: Context, baselines: set[str]) -> None:
@@ -195,7 +198,7 @@ def _warn(context: Context, baselines: set[str]) -> None:
     if len(baselines) > 1:
         others = ", ".join(sorted(baselines - {context.baseline}))
         context.warnings.append(f"runs name different baselines: {context.baseline} is taken, not {others}")
-    unchecked = ", ".join(label for label, text in context.engines.items() if "not checked" in text)
+    unchecked = ", ".join(label for label, text in context.gates.items() if "not checked" in text)
     if unchecked:
         context.warnings.append(f"not checked for equivalence: {unchecked}; the engines may not compute the same thing")
     if context.primary_metric not in METRICS:
@@ -204,9 +207,12 @@ def _warn(context: Context, baselines: set[str]) -> None:
         context.primary_metric = ""
 
 
-def _gate(verdicts: set[str]) -> str:
+def _gate(verdicts: set[str], run: Run) -> str:
     if NOT_COMPARABLE in verdicts:
         return NOT_COMPARABLE
+    measure = measure_of(run.manifest.scenario)
+    if measure is not None and not measure.needs_model:
+        return JUDGED
     if not verdicts or "not checked" in verdicts:
         return "equivalence not checked"
     if TIMED_ONLY in verdicts:

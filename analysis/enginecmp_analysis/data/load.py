@@ -20,7 +20,7 @@ from enginecmp.format.text import command_line, plain
 from enginecmp_analysis.data.checks import flag_other_lengths, without_contradictions
 from enginecmp_analysis.data.columns import ColumnBuilder, Columns
 from enginecmp_analysis.data.equal_work import unshared_note
-from enginecmp_analysis.data.metrics import METRICS
+from enginecmp_analysis.data.metrics import METRICS, learn, measure_of
 from enginecmp_analysis.data.repeated import not_begun, without_repeated
 from enginecmp_analysis.data.telemetry import Telemetry, read_telemetry
 from enginecmp_analysis.data.told import Told, read_told
@@ -150,7 +150,9 @@ def load_run(folder: Path, *, sensors: bool = True) -> Run:
         warnings.append(f"run {manifest.run_id} has no {SAMPLES}: nothing was measured")
         return Run(manifest, ColumnBuilder().build(), tuple(warnings), folder)
     labels = {engine.name for engine in manifest.engines}
-    columns, notes = read_samples(samples, labels)
+    measure = measure_of(manifest.scenario)
+    learn(measure)
+    columns, notes = read_samples(samples, labels, [metric.name for metric in measure.metrics] if measure else ())
     scenario = manifest.scenario
     # Files of other tools hold requests of many lengths, and their cell the typical one.
     ours = scenario.get("kind", "requests") == "requests" and scenario.get("source_tool") is None
@@ -188,12 +190,13 @@ def _check_goodput(path: Path, limits: object) -> None:
         raise ResultsError(msg)
 
 
-def read_samples(path: Path, engines: Iterable[str]) -> tuple[Columns, list[str]]:
+def read_samples(path: Path, engines: Iterable[str], brought: Iterable[str] = ()) -> tuple[Columns, list[str]]:
     """Read samples.jsonl, line by line, so that memory holds numbers and not objects.
 
     Args:
         path: the file.
         engines: labels that the manifest knows.
+        brought: names of the metrics that the measurement of a plugin has.
 
     Returns:
         The columns, and notes (a torn last line was dropped).
@@ -203,7 +206,7 @@ def read_samples(path: Path, engines: Iterable[str]) -> tuple[Columns, list[str]
     """
     known = set(engines)
     decode = msgspec.json.Decoder(_Line).decode
-    builder = ColumnBuilder()
+    builder = ColumnBuilder(brought)
     notes: list[str] = []
     try:
         for number, line in enumerate(read_lines(path), start=1):

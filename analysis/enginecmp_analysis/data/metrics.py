@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from enginecmp.errors import UsageError, did_you_mean, meant
+import msgspec
+
+from enginecmp.errors import ResultsError, UsageError, did_you_mean, meant
 from enginecmp.format.enough import REQUESTS_NEEDED
+from enginecmp.format.measures import Measure
 from enginecmp.format.records import PROFILED
 
 Kinds = frozenset[str]
@@ -43,6 +46,8 @@ class Metric:
             follows from the model alone has no spread.
         bytes_held: whether it is memory of the engine's own, which no flag of `SPOIL_TIMES` touches.
         words: for a verdict that says "faster", and for one that says "slower".
+        beside: stands beside the primary metric wherever engines are ranked.
+        brought: it came with the measurement of a plugin.
     """
 
     name: str
@@ -56,6 +61,8 @@ class Metric:
     compared: bool = True
     bytes_held: bool = False
     words: tuple[str, str] = FASTER
+    beside: bool = False
+    brought: bool = False
 
     def word(self, verdict: str) -> str:
         """Return a verdict in the words of this metric: "faster" is "less" for memory and energy."""
@@ -435,13 +442,51 @@ _RESOURCES = (
     ),
 )
 
-METRICS: Mapping[str, Metric] = {
+METRICS: dict[str, Metric] = {
     metric.name: metric for metric in (*_TIMES, *_TOLD, *_PREFIXES, *_RATES, *_STARTING, *_OPERATIONS, *_RESOURCES)
 }
-"""Every metric by name, in the order in which tables show them."""
+"""Every metric by name, in the order in which tables show them; those of plugins' measurements come with the runs that
+are read (`learn`)."""
 
 COMPONENT_OF: Mapping[str, str] = {f"{name}_seconds": name for name in PROFILED}
 """Metric → the component of a forward pass whose time it is."""
+
+
+def measure_of(scenario: Mapping[str, Any]) -> Measure | None:
+    """Return what a manifest's scenario tells of the measurement of a plugin; None in all other runs.
+
+    Raises:
+        ResultsError: it is not what it should be.
+    """
+    try:
+        return msgspec.convert(scenario.get("measure"), Measure | None)
+    except msgspec.ValidationError as error:
+        msg = f"manifest.json: scenario.measure: {error}"
+        raise ResultsError(msg) from error
+
+
+def learn(measure: Measure | None) -> None:
+    """Know the metrics of a plugin's measurement from here on, as the run that used it wrote them down.
+
+    Raises:
+        ResultsError: a name is a metric of ours, or one that another run describes otherwise.
+    """
+    for told in measure.metrics if measure is not None else ():
+        metric = Metric(
+            name=told.name,
+            higher_is_better=told.higher_is_better,
+            boundary=told.what,
+            kinds=frozenset({"operation"}),
+            compared=told.compared,
+            words=told.words,
+            beside=told.beside,
+            brought=True,
+        )
+        known = METRICS.setdefault(told.name, metric)
+        if known != metric:
+            whose = "another run's" if known.brought else "cmp's own"
+            msg = f"metric {told.name} of a plugin's measurement is not {whose} of that name; give it another"
+            raise ResultsError(msg)
 
 
 def metrics_of(kind: str) -> list[str]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from enginecmp_analysis.data.cells import is_concurrent
 from enginecmp_analysis.data.columns import KNOWN_METRICS, Columns
+from enginecmp_analysis.data.metrics import METRICS
 
 Floats = NDArray[np.float64]
 
@@ -90,7 +91,7 @@ def request_values(metric: str, columns: Columns, times: RequestTimes) -> Floats
                 return np.where(times.prefill > 0, columns.prompt_tokens / times.prefill, np.nan)
             case "decode_tokens_per_second":
                 return np.where((times.decode > 0) & (times.gaps > 0), times.gaps / times.decode, np.nan)
-    if metric not in KNOWN_METRICS:
+    if metric not in KNOWN_METRICS and not METRICS[metric].brought:
         msg = f"{metric} is not one value a request"
         raise ValueError(msg)
     return columns.metric(metric)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from enginecmp_analysis.data.cells import cell_name
-from enginecmp_analysis.data.group import Analysis, Context
+from enginecmp_analysis.data.group import JUDGED, Analysis, Context
 from enginecmp_analysis.data.metrics import METRICS
+from enginecmp_analysis.render.beside import beside
 from enginecmp_analysis.render.layout import WIDTH, Line, listed, shorten, show_count, wrap
 from enginecmp_analysis.render.ranking_rows import MOST_TABLES, footnote, overview_rows, ranking_rows
 from enginecmp_analysis.render.sentence import answers
@@ -14,7 +15,7 @@ from enginecmp_analysis.schema.stats import Ranking
 
 MOST_WARNINGS = 3
 LEAST_WIDTH = 40
-PASSED = ("equivalent", "reference")
+PASSED = ("equivalent", "reference", JUDGED)
 """What the gate says of an engine without any reservation."""
 
 
@@ -45,6 +46,7 @@ def first_screen(analysis: Analysis, shown: str, width: int = WIDTH) -> list[Lin
         else:
             for ranking in rankings:
                 lines += _table(ranking, context, several=len(rankings) > 1, columns=width)
+        lines += [(text, "") for told in beside(rankings, analysis.report) for text in wrap(told, "", width)]
         lines.append(("", ""))
     told = {text for text, _ in lines}
     lines += [line for line in _warnings(analysis, width) if line[0] not in told]

@@ -27,7 +27,7 @@ from enginecmp.placement.visit import Needed
 from enginecmp.results.writer import ResultsFolder
 from enginecmp.run.manifest import new_run_id
 from enginecmp.run.options import RunOptions
-from enginecmp.run.prepare import find_model
+from enginecmp.run.prepare import model_for
 from enginecmp.run.suite import Part, read_suite
 from enginecmp.types import ModelInfo
 
@@ -128,13 +128,13 @@ def _parts(options: RunOptions, given: RunOptions) -> list[tuple[Part, ModelInfo
         UsageError: a model cannot be sent: it is a folder, or several files.
     """
     if options.suite is not None:
-        found = [(part, find_model(part.options.model)) for part in read_suite(options.suite, given)[1]]
+        found = [(part, model_for(part.options)) for part in read_suite(options.suite, given)[1]]
     elif options.matrix is not None:
         one = msgspec.structs.replace(given, matrix=None)
         models = [model_of(name) for name in names_of(options.matrix)]
         found = [(Part(model.name, one), model) for model in models]
     else:
-        found = [(Part(Path(options.scenario).stem, given), find_model(options.model))]
+        found = [(Part(Path(options.scenario).stem, given), model_for(options))]
     for _, model in found:
         if model.parts or model.hf_folder:
             msg = f"--on: {model.name}: expected a model in one GGUF file, got a folder or several files; merge them"

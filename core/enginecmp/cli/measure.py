@@ -63,7 +63,7 @@ def prepare(options: RunOptions, model: ModelInfo, once: AskedOnce | None = None
     from enginecmp.run.estimate import expected_seconds
 
     plugins = once.plugins if once else discover()
-    scenario = make_scenario(options, plugins)
+    scenario = make_scenario(options)
     if options.find_max is not None:
         from enginecmp.cli.find_max import searching
 
@@ -95,9 +95,10 @@ def _check_claims(scenario: Scenario) -> None:
     """
     if not scenario.expect:
         return
-    from enginecmp_analysis.data.metrics import METRICS
+    from enginecmp_analysis.data.metrics import METRICS, learn
     from enginecmp_analysis.decisions.expect import RATIO
 
+    learn(scenario.measure)
     for claim in scenario.expect:
         if claim.metric not in (RATIO, *METRICS):
             hint = did_you_mean(claim.metric, [RATIO, *METRICS])

@@ -10,7 +10,7 @@ import click
 import msgspec
 
 from enginecmp.cli.console import echo, print_json, say, table
-from enginecmp.errors import UsageError
+from enginecmp.errors import UsageError, did_you_mean, meant
 from enginecmp.format.text import plain
 from enginecmp.types import ModelInfo
 
@@ -189,9 +189,21 @@ def synth_command(like: str, quantization: str, seed: int, layers: int | None, o
     It says nothing sensible, but costs an engine what the real one costs. Shapes: llama-3.2-1b, llama-3.2-3b,
     qwen2.5-0.5b, phi-3-mini, gpt-2-small, mistral-7b; of diffusion models llada-8b, dream-7b and llada-135m;
     tiny-llama, tiny-qwen2, tiny-phi3, tiny-gpt2, tiny-llada and tiny-dream are under 1 MB and need no download.
+    Plugins may bring others.
     """
     from enginecmp.models.synth import write_synth
+    from enginecmp.models.synth_shapes import SHAPES
 
+    if meant(like, SHAPES) not in SHAPES:
+        from enginecmp.plugins.brought import brought
+        from enginecmp.plugins.brought_model import write_brought
+
+        models = brought().models
+        if (name := meant(like, models)) in models:
+            _print_result(write_brought(name, models[name], output, quantization, seed, layers))
+            return
+        msg = f"synth: expected a known shape, got '{like}'{did_you_mean(like, {**SHAPES, **models})}"
+        raise UsageError(msg)
     _print_result(write_synth(output, like, quantization, seed, layers))
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
 from enginecmp.cli.console import echo, print_json, table
-from enginecmp.plugins.discovery import discover
-from enginecmp.run.prepare import plugin_scenarios
+from enginecmp.measure.judged import check_variants
+from enginecmp.plugins.brought import Brought, brought
 from enginecmp.run.summary import count
 from enginecmp.scenarios.fit import describe
 from enginecmp.scenarios.loader import available, load_scenario, profiles_of
@@ -27,9 +26,10 @@ def command() -> None:
 def list_scenarios(as_json: bool) -> None:
     """List the scenarios that come with `cmp` and with plugins, by the names that `cmp run --scenario` takes."""
     rows: list[dict[str, Any]] = []
-    for name, path in sorted(available(_brought()).items()):
+    found = brought()
+    for name, path in sorted(available(found.scenarios).items()):
         profiles = profiles_of(str(path))
-        scenario = load_scenario(str(path), profiles[0])
+        scenario = load_scenario(str(path), profiles[0], measures=found.measures)
         rows.append(
             {
                 "name": name,
@@ -79,16 +79,13 @@ def show(scenario: str, profile: str | None, as_json: bool) -> None:
 def check(scenario: str) -> None:
     """Read a scenario's file with every profile, and say what is wrong with it: exit code 2."""
     found = _profiles(scenario, None)
+    check_variants(found[0])
     cells = max(len(each.cells) for each in found)
     echo(f"{scenario}: fine: {', '.join(each.profile for each in found)}, {cells} cell{'' if cells == 1 else 's'}")
 
 
-def _brought() -> list[str]:
-    return plugin_scenarios(discover())
-
-
 def _profiles(name: str, profile: str | None) -> list[Scenario]:
     """Return a scenario resolved for one profile, or for all of them."""
-    brought = [] if Path(name).suffix == ".toml" else _brought()
-    chosen = [profile] if profile else profiles_of(name, brought)
-    return [load_scenario(name, each, brought) for each in chosen]
+    found: Brought = brought()
+    chosen = [profile] if profile else profiles_of(name, found.scenarios)
+    return [load_scenario(name, each, found.scenarios, measures=found.measures) for each in chosen]

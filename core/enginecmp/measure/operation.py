@@ -1,13 +1,14 @@
 """One operation of an engine by itself, from a tokenizer to a whole layer. Many calls between two clock readings.
 
 Every sample's answer is proven by the host: ids and text against the reference tokenizer, greedy choices against the
-engine's own first token, what is computed against numpy in float64.
+engine's own first token, what is computed against numpy in float64, and what a plugin brought by the judge that it
+brought.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -17,11 +18,12 @@ from enginecmp.format.phases import Phase
 from enginecmp.format.records import Sample
 from enginecmp.launch.launch import LaunchFailure
 from enginecmp.measure import exact
+from enginecmp.measure.judged import JudgeError
 from enginecmp.measure.operand_sizes import LEAST_NS, matrix_shape
 from enginecmp.operands import matrices
 from enginecmp.scenarios.variants import Elementwise, Matmul, Sampling, Tokenize, TransformerLayer
 from enginecmp.telemetry.contention import CellWindow
-from enginecmp.types import NO_ID
+from enginecmp.types import NO_ID, Given
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +45,26 @@ Prove = Callable[[Any], tuple[str, str]]
 without one it is an error."""
 
 
+class Found(NamedTuple):
+    """What came of proving an answer.
+
+    Attributes:
+        flag: see `Prove`.
+        wrong: likewise.
+        metrics: that a judge tells of the sample.
+        cpu_seconds: that the judge took.
+    """
+
+    flag: str
+    wrong: str
+    metrics: Mapping[str, float] = {}
+    cpu_seconds: float = 0.0
+
+
+Judging = Callable[[Mapping[str, Any], float], Found]
+"""Judges the worker's answer to `operation`, given the seconds of one call."""
+
+
 def measure(task: Task) -> None:
     """Prepare one variant of the operation, warm up, then measure it.
 
@@ -55,13 +77,14 @@ def measure(task: Task) -> None:
     at.enter(at.cell, "measure")
     at.start_ns = clock.now_ns()
     assert at.cell.variant
-    parameters, amount, prove = _PREPARERS[scenario.operation](task, scenario.variants[at.cell.variant])
+    parameters, amount, judging = _prepared(task, scenario.variants[at.cell.variant])
     prepared = launch.call(
         "prepare_operation",
         scenario.deadlines.prefill_seconds,
         kind=scenario.operation,
         parameters=parameters,
         least_ns=LEAST_NS,
+        driver=scenario.measure.driver if scenario.measure else "",
     )
     if prepared is None:
         msg = f"{launch.label}: does not offer {scenario.operation} by itself with {at.cell.variant}"
@@ -70,22 +93,26 @@ def measure(task: Task) -> None:
     calls = prepared["calls"]
     at.enter(at.cell, "warmup")
     for _ in range(scenario.warmup_requests):
-        task.keep(_sample(task, calls, amount, prove))
+        task.keep(_sample(task, calls, amount, judging)[0])
         at.index += 1
     at.enter(at.cell, "measure")
     began_ns, window = clock.now_ns(), CellWindow()
     samples: list[Sample] = []
+    judge_seconds = 0.0
     wanted, replacements = scenario.requests_in(at.cell), scenario.replacement_requests
     try:
         while at.index < wanted:
-            samples.append(_sample(task, calls, amount, prove))
+            sample, spent = _sample(task, calls, amount, judging)
+            samples.append(sample)
+            judge_seconds += spent
             at.index += 1
             if replacements and not set(DISTURBED).isdisjoint(samples[-1].flags):
                 replacements -= 1
                 wanted += 1
     finally:
         # A sample of a millisecond is too short for the counters: what disturbed the cell is told of all of it.
-        found = window.metrics(sum(sample.metrics.get("process_cpu_seconds", 0.0) for sample in samples))
+        own = judge_seconds + sum(sample.metrics.get("process_cpu_seconds", 0.0) for sample in samples)
+        found = window.metrics(own)
         flags = scenario.validity.flags(found, (clock.now_ns() - began_ns) / 1e9)
         for sample in samples:
             sample.flags = list(dict.fromkeys([*sample.flags, *flags]))
@@ -93,8 +120,8 @@ def measure(task: Task) -> None:
             task.keep(sample)
 
 
-def _sample(task: Task, calls: int, amount: int, prove: Prove) -> Sample:
-    """Measure once, prove the answer and return the sample.
+def _sample(task: Task, calls: int, amount: int, judging: Judging) -> tuple[Sample, float]:
+    """Measure once, prove the answer and return the sample, and the processor time that a judge took.
 
     Raises:
         LaunchFailure: the answer was wrong; every further one would be.
@@ -105,19 +132,56 @@ def _sample(task: Task, calls: int, amount: int, prove: Prove) -> Sample:
     start_ns, end_ns = answer["start_ns"], answer["end_ns"]
     metrics: dict[str, float] = answer["metrics"]
     flags = scenario.validity.flags(metrics, (end_ns - start_ns) / 1e9) + task.conditions(start_ns, end_ns)
-    flag, wrong = prove(answer["result"])
-    flags += [flag] if flag else []
-    if wrong and not flag:
-        msg = f"{launch.label}: {scenario.operation} ({at.cell.variant}): {wrong}"
+    seconds = (end_ns - start_ns) / 1e9 / calls
+    found = judging(answer, seconds)
+    flags += [found.flag] if found.flag else []
+    if found.wrong and not found.flag:
+        msg = f"{launch.label}: {scenario.operation} ({at.cell.variant}): {found.wrong}"
         raise LaunchFailure(msg, status="error", phase=Phase.DECODE)
-    return at.sample(
+    sample = at.sample(
         start_ns=start_ns,
         end_ns=end_ns,
         status="ok",
         prompt_tokens=amount,
         flags=flags,
-        metrics={"calls": float(calls), "operation_seconds": (end_ns - start_ns) / 1e9 / calls, **metrics},
+        metrics={"calls": float(calls), "operation_seconds": seconds, **metrics, **found.metrics},
     )
+    return sample, found.cpu_seconds
+
+
+def _prepared(task: Task, variant: Mapping[str, Any]) -> tuple[Mapping[str, Any], int, Judging]:
+    """Return the parameters, tokens or rows per call, and what judges an answer.
+
+    Raises:
+        LaunchFailure: a plugin's judge does not ask.
+    """
+    if task.judge is None:
+        parameters, amount, prove = _PREPARERS[task.scenario.operation](task, variant)
+        return parameters, amount, lambda answer, _seconds: Found(*prove(answer["result"]))
+    judge, cell = task.judge, task.at.cell
+    key = f"{task.scenario.cells.index(cell)}"
+    given = Given(
+        seed=task.seed,
+        token_ids=task.prompts.take(cell.prompt_tokens, key=task.scenario.cells.index(cell), seed=task.seed),
+        output_tokens=cell.output_tokens,
+        model=task.model if task.scenario.needs_model else None,
+    )
+
+    def judging(answer: Mapping[str, Any], seconds: float) -> Found:
+        start_ns = answer["start_ns"]
+        marks = [(mark - start_ns) / 1e9 for mark in answer.get("marks_ns", ())]
+        try:
+            judgement, cpu_seconds = judge.judge(key, answer["result"], seconds, marks)
+        except JudgeError as error:
+            return Found("", str(error))
+        return Found("", judgement.wrong, judgement.metrics, cpu_seconds)
+
+    try:
+        question = judge.question(key, variant, given)
+    except JudgeError as error:
+        msg = f"{task.launch.label}: {error}"
+        raise LaunchFailure(msg, status="error", phase=Phase.PREPARE) from error
+    return question.parameters, question.amount, judging
 
 
 def _tokenize(task: Task, variant: Mapping[str, Any]) -> tuple[dict[str, Any], int, Prove]:

@@ -9,6 +9,7 @@ import msgspec
 
 from enginecmp.format.records import Asked, Cell, Sample, SamplePhase, Status
 from enginecmp.launch.launch import Launch
+from enginecmp.measure.judged import JudgeProcess
 from enginecmp.prompts import PromptSet
 from enginecmp.scenarios import Scenario
 from enginecmp.scenarios.plan import PlannedLaunch, prompt_key
@@ -110,6 +111,7 @@ class Task:
         at: where the launch is; a kind enters phases and counts requests here.
         keep: called with each sample; what it raises (a full disk) ends the launch and passes through.
         sensed: (start_ns, end_ns) → flags of what the sensors saw in that time; wakes nobody.
+        judge: of a measurement that a plugin brought; None for those of `cmp`.
     """
 
     launch: Launch
@@ -120,6 +122,7 @@ class Task:
     at: Place
     keep: Callable[[Sample], None]
     sensed: Callable[[int, int], list[str]]
+    judge: JudgeProcess | None = None
 
     def conditions(self, start_ns: int, end_ns: int) -> list[str]:
         """Return the flags of what was the matter in a time; wakes nobody."""

@@ -31,7 +31,9 @@ def describe(module: str) -> bytes:
         implemented = tuple(sorted(name for name, caller in vars(hook).items() if caller.get_hookimpls()))
         info = _info(hook.cmp_engine()) if "cmp_engine" in implemented else None
         scenarios = tuple(os.fsdecode(path) for paths in hook.cmp_scenarios() for path in paths)
-        facts = Facts(hooks=implemented, info=info, scenarios=scenarios)
+        measures = tuple(measure for brought in hook.cmp_measures() for measure in brought)
+        models = {name: made for brought in hook.cmp_models() for name, made in brought.items()}
+        facts = Facts(hooks=implemented, info=info, scenarios=scenarios, measures=measures, models=models)
         return msgspec.msgpack.encode(Answer(facts=facts), enc_hook=_as_dict)
     except BaseException as error:  # a plugin may raise anything on import, SystemExit included
         return msgspec.msgpack.encode(Answer(error=told(error), name=usable_name(info.name if info else "")))

@@ -123,6 +123,8 @@ def _with(plugin: Plugin, answer: Answer) -> Plugin:
         sensors="cmp_telemetry" in facts.hooks,
         hooks=facts.hooks,
         scenarios=facts.scenarios,
+        measures=facts.measures,
+        models=tuple(facts.models.items()),
     )
 
 
@@ -135,6 +137,12 @@ def sensor_modules(used: Collection[str] | None = None) -> list[str]:
     found = _examined([*_installed(), *_under_development()])
     sensors = [plugin for plugin in found if plugin.sensors]
     return list(dict.fromkeys(p.module for p in sensors if used is None or p.info is None or p.module in used))
+
+
+def bringing() -> list[Plugin]:
+    """Return the working plugins of this environment and of `CMP_PLUGINS`, with engines or without, by origin."""
+    found = _examined([*_installed(), *_under_development()])
+    return sorted((plugin for plugin in found if plugin.error is None), key=lambda p: (p.distribution, p.module))
 
 
 def discover() -> list[Plugin]:

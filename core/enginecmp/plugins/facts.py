@@ -8,12 +8,14 @@ imported the plugin, an engines.toml, or the file of an isolated environment.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 
 import msgspec
 
+from enginecmp.format.measures import Measure
 from enginecmp.format.text import plain
 from enginecmp.types import EngineInfo, Preset
+from enginecmp.wire.answers import HOST_METRICS, WORKER_METRICS
 
 MAX_ANSWER_BYTES = 1 << 20
 
@@ -22,6 +24,9 @@ NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 PRESET_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 """Of a preset: it becomes a label."""
+
+PLACE = re.compile(r"[A-Za-z_][\w.]{0,199}:[A-Za-z_]\w{0,99}")
+"""Of a function or class in a module."""
 
 _TAKEN = ("all", "openai")
 """What `--engines` means by itself: every engine, and a server (`openai:URL`)."""
@@ -39,11 +44,15 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         hooks: names of the hooks that it implements.
         info: of its engine; None where it brings none.
         scenarios: paths of the scenario files that it brings.
+        measures: kinds of measurement that it brings.
+        models: synthetic models that it brings, and what writes each.
     """
 
     hooks: tuple[str, ...]
     info: EngineInfo | None = None
     scenarios: tuple[str, ...] = ()
+    measures: tuple[Measure, ...] = ()
+    models: Mapping[str, str] = {}
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,6 +108,34 @@ def wrong_facts(facts: Facts) -> Iterator[str]:
         yield from wrong_info(facts.info)
     yield from _wrong_words("hooks", facts.hooks, _WORD)
     yield from _wrong_texts("cmp_scenarios", facts.scenarios, _SENTENCE)
+    yield from _too_many("cmp_measures", facts.measures)
+    for measure in facts.measures:
+        yield from _wrong_measure(measure)
+    yield from _wrong_words("cmp_models", tuple(facts.models), _WORD)
+    yield from _wrong_places("cmp_models", facts.models.values())
+
+
+def _wrong_measure(measure: Measure) -> Iterator[str]:
+    """Yield what is wrong with a measurement whose types are right, in one line each."""
+    field = f"cmp_measures[{plain(measure.name, 40)!r}]"
+    if not NAME.fullmatch(measure.name):
+        yield f"{field}: expected a name of up to 64 lower case letters, digits and '_'"
+    yield from _wrong_places(field, filter(None, (measure.judge, measure.driver)))
+    names = [metric.name for metric in measure.metrics]
+    yield from _too_many(field, measure.metrics)
+    for metric in measure.metrics:
+        if not NAME.fullmatch(metric.name) or names.count(metric.name) > 1:
+            shown = plain(metric.name, 80)
+            yield f"{field}: expected metrics named once, by lower case letters, digits and '_', got '{shown}'"
+        elif metric.name in HOST_METRICS | WORKER_METRICS:
+            yield f"{field}: expected another name than {metric.name}, which the host writes itself"
+        yield from _wrong_texts(f"{field}.{metric.name}", (metric.what, *metric.words), _LINE)
+
+
+def _wrong_places(field: str, places: Iterable[str]) -> Iterator[str]:
+    for place in places:
+        if not PLACE.fullmatch(place):
+            yield f"{field}: expected 'package.module:name', got '{plain(place, 80)}'"
 
 
 def wrong_info(info: EngineInfo) -> Iterator[str]:
@@ -169,6 +206,6 @@ def _wrong_variables(field: str, values: Mapping[str, str]) -> Iterator[str]:
             yield f"EngineInfo.{field}[{name!r}]: expected printable text of at most {_VALUE} characters, got '{shown}'"
 
 
-def _too_many(field: str, values: tuple[str, ...] | Mapping[str, str]) -> Iterator[str]:
+def _too_many(field: str, values: Sized) -> Iterator[str]:
     if len(values) > _MOST:
         yield f"EngineInfo.{field}: expected at most {_MOST} entries, got {len(values)}"

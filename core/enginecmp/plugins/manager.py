@@ -12,13 +12,15 @@ from enginecmp import hookspecs
 from enginecmp.errors import CmpError, did_you_mean
 from enginecmp.plugins import trace
 
+_BRINGING = ("cmp_engine", "cmp_telemetry", "cmp_measures", "cmp_models", "cmp_scenarios")
+"""Hooks any of which makes an object a plugin."""
+
 
 def manager_with(plugin: object) -> pluggy.PluginManager:
     """Return a plugin manager that holds exactly this plugin.
 
     Raises:
-        CmpError: the plugin has a hook whose name or arguments do not exist, or neither
-            `cmp_engine` nor `cmp_telemetry`.
+        CmpError: the plugin has a hook whose name or arguments do not exist, or none that brings anything.
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
@@ -33,7 +35,7 @@ def manager_with(plugin: object) -> pluggy.PluginManager:
         raise CmpError(msg) from error
     if os.environ.get(trace.VARIABLE):
         trace.watch(manager)
-    if not manager.hook.cmp_engine.get_hookimpls() and not manager.hook.cmp_telemetry.get_hookimpls():
+    if not any(getattr(manager.hook, name).get_hookimpls() for name in _BRINGING):
         msg = "it has no cmp_engine hook; decorate one with @enginecmp.hookimpl"
         raise CmpError(msg)
     return manager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from enginecmp.format.measures import Measure
 from enginecmp.types import EngineInfo
 
 
@@ -23,6 +24,8 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
         sensors: whether it has `cmp_telemetry`.
         hooks: names of the hooks that it implements.
         scenarios: paths of the scenario files that it brings.
+        measures: kinds of measurement that it brings.
+        models: (name, what writes it) of the synthetic models that it brings.
     """
 
     name: str
@@ -37,6 +40,8 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True):
     sensors: bool = False
     hooks: tuple[str, ...] = ()
     scenarios: tuple[str, ...] = ()
+    measures: tuple[Measure, ...] = ()
+    models: tuple[tuple[str, str], ...] = ()
 
     @property
     def here(self) -> bool:

@@ -18,6 +18,7 @@ from enginecmp.format.text import plain
 from enginecmp.launch.engine_config import EngineConfig
 from enginecmp.launch.launch import Launch, LaunchFailure
 from enginecmp.launch.model_file import file_for, files_of
+from enginecmp.measure.judged import JudgeProcess
 from enginecmp.measure.repeat import check_repeated_prompt
 from enginecmp.measure.task import Place, Task
 from enginecmp.prompts import PromptSet
@@ -107,6 +108,7 @@ class Driver:
         self._logs = logs
         self._telemetry = telemetry
         self._loaded = loaded
+        self._judge = JudgeProcess(scenario.measure, logs / "judge.log") if scenario.measure else None
 
     def run(
         self,
@@ -194,6 +196,7 @@ class Driver:
                         at,
                         keep,
                         self._telemetry.flags,
+                        self._judge,
                     )
                     measure_of(scenario, cell)(task)
                 if scenario.kind == "requests":

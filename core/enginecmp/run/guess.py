@@ -17,6 +17,8 @@ _READ_BYTES_PER_SECOND = 4e9
 _START_SECONDS = 3.0
 _SERVER_START_SECONDS = 60.0
 """A server that is started for a launch brings its libraries and compiles: vLLM on CPUs took 65 s."""
+_MEASURE_SECONDS = 0.01
+"""What a sample of a plugin's measurement takes beside the model's work, its judge included: nobody knows."""
 _PREFILL_SPEEDUP = 8.0
 _PROBED_VALUES = 1 << 20
 
@@ -47,6 +49,9 @@ def request_seconds(scenario: Scenario, model: ModelInfo, cell: Cell) -> tuple[f
         return prompt + token_seconds * output_tokens, 0.0
     if scenario.operation == "sampling":
         return LEAST_NS / 1e9, prompt + token_seconds
+    if scenario.measure is not None:
+        computed = prompt + token_seconds * output_tokens if scenario.needs_model else 0.0
+        return _MEASURE_SECONDS + computed, _START_SECONDS
     try:
         values = operand_values(scenario, cell, model)
     except CmpError:  # a file that does not tell its shapes: the launch says so

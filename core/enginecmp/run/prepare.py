@@ -24,19 +24,22 @@ if TYPE_CHECKING:
 _WAIT_LIMIT_SECONDS = 600.0
 
 
-def make_scenario(options: RunOptions, plugins: list[Plugin]) -> Scenario:
+def make_scenario(options: RunOptions) -> Scenario:
     """Return the scenario that the options ask for, profile and overrides applied.
 
     Raises:
-        UsageError: unknown scenario or profile, or a wrong key in its file.
+        UsageError: unknown scenario or profile, or a wrong key in its file or in a variant that a plugin reads.
     """
+    from enginecmp.measure.judged import check_variants
+    from enginecmp.plugins.brought import brought
     from enginecmp.scenarios import change_deadlines, load_scenario
     from enginecmp.scenarios.check import check
 
-    scenario = load_scenario(
-        options.scenario, options.profile, plugin_scenarios(plugins), usual_profile=options.usual_profile
-    )
-    changes: dict[str, Any] = {"gate": not options.no_gate, "max_extra": options.max_extra}
+    found = brought()
+    scenario = load_scenario(options.scenario, options.profile, found.scenarios, options.usual_profile, found.measures)
+    check_variants(scenario)
+    gate = scenario.needs_model and not options.no_gate
+    changes: dict[str, Any] = {"gate": gate, "max_extra": options.max_extra}
     if options.blocks:
         changes["blocks"] = options.blocks
     if options.requests:
@@ -52,11 +55,6 @@ def make_scenario(options: RunOptions, plugins: list[Plugin]) -> Scenario:
     scenario = msgspec.structs.replace(scenario, **changes)
     check(scenario, scenario.name)
     return gate_only(scenario) if options.quality_only else scenario
-
-
-def plugin_scenarios(plugins: list[Plugin]) -> list[str]:
-    """Return the paths of the scenario files that plugins bring."""
-    return [path for plugin in plugins if plugin.error is None and plugin.here for path in plugin.scenarios]
 
 
 def make_request(
@@ -117,6 +115,7 @@ def make_request(
             threads=threads,
             context_tokens=scenario.context_tokens,
             needs=scenario.needs,
+            needs_model=scenario.needs_model,
             concurrency=most_in_flight(scenario),
             extra=extra,
             probe=lambda plugin, device, given: (once or probe)(plugin, device, Path(logs), given),
@@ -184,6 +183,23 @@ def find_model(name: str | None) -> ModelInfo:
     from enginecmp.models.store import DEFAULT_MODEL, resolve
 
     return resolve(name or DEFAULT_MODEL, fetch=True)
+
+
+def model_for(options: RunOptions) -> ModelInfo:
+    """Return the model that the options ask for; where nothing of it is measured and none is named, a tiny one.
+
+    Raises:
+        CmpError: as `find_model` and `make_scenario`.
+    """
+    if options.model is None and not make_scenario(options).needs_model:
+        from enginecmp.models.store import cache_dir, info_of
+        from enginecmp.models.synth import write_synth
+
+        path = cache_dir() / "stand-in.gguf"
+        if not path.exists():
+            write_synth(path, "tiny-llama")
+        return info_of(path)
+    return find_model(options.model)
 
 
 def model_words(model: ModelInfo) -> list[str]:

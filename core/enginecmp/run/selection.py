@@ -222,6 +222,8 @@ def unfit(plugin: Plugin, model: ModelInfo) -> str:
     """Return why an engine cannot load a model, by its own static facts; empty when it can."""
     if plugin.info is None:
         return f"its plugin is broken: {plugin.error}"
+    if not plugin.info.architectures:
+        return "loads no models: name a scenario of what it offers"
     if model.architecture not in plugin.info.architectures:
         return f"loads {', '.join(plugin.info.architectures)}, not architecture '{model.architecture}'"
     if model.quantization not in plugin.info.quantizations:
@@ -242,6 +244,7 @@ def choose(
     probe: Callable[[Plugin, str | None, Mapping[str, str]], Probe],
     say: Callable[[str], None],
     needs: str = "",
+    needs_model: bool = True,
 ) -> list[EngineConfig]:
     """Return the engines that will run.
 
@@ -257,6 +260,7 @@ def choose(
         probe: asks a plugin whether it can run here, on a device and with options.
         say: told who is left out and why.
         needs: what every engine must offer by itself, e.g. "sampling"; empty for what they all do.
+        needs_model: engines must be able to load the model.
 
     Raises:
         CmpError: an engine that was named cannot run, or none can.
@@ -269,7 +273,9 @@ def choose(
             refused.append(f"{label}: {unfit(plugin, model)}")
             say(f"left out: {refused[-1]}")
             continue
-        reason, fix, device = unfit(plugin, model), "", devices.get(label)
+        if everything and needs_model and not plugin.info.architectures:
+            continue  # a part, an index say, that never loads a model: nobody misses it here
+        reason, fix, device = unfit(plugin, model) if needs_model else "", "", devices.get(label)
         found = Probe(ok=True)
         if not reason and needs and needs not in plugin.info.operations:
             # Not a reason to stop: the others were asked for too, and their launches can go on.

@@ -28,8 +28,9 @@ def check(scenario: Scenario, where: str) -> None:
     ]:
         msg = f"scenario {where}: expected {expected}, got {got}"
         raise UsageError(msg)
-    if scenario.primary_metric not in PRIMARY_METRICS:
-        hint = did_you_mean(scenario.primary_metric, PRIMARY_METRICS)
+    own = [metric.name for metric in scenario.measure.metrics if metric.compared] if scenario.measure else []
+    if scenario.primary_metric not in (*PRIMARY_METRICS, *own):
+        hint = did_you_mean(scenario.primary_metric, own or PRIMARY_METRICS)
         msg = f"scenario {where}: unknown primary_metric '{scenario.primary_metric}'{hint}"
         raise UsageError(msg)
 
@@ -55,8 +56,11 @@ def _problems(scenario: Scenario) -> Iterator[tuple[str, object]]:
     yield from ((expected, got) for right, expected, got in rules if not right)
     if (scenario.kind == "operation") != bool(scenario.operation):
         yield 'an operation exactly where kind = "operation"', f'kind = "{scenario.kind}"'
-    if scenario.operation and scenario.operation not in VARIANTS:
-        yield f"operation one of {', '.join(VARIANTS)}", repr(scenario.operation)
+    if scenario.operation and scenario.operation not in VARIANTS and scenario.measure is None:
+        yield (
+            f"operation one of {', '.join(VARIANTS)}, or one that an installed plugin brings",
+            repr(scenario.operation),
+        )
     if scenario.kind == "load" and not scenario.launch_per_cell:
         yield 'launch_per_cell = true with kind = "load"', "false"
     for variant, number in scenario.requests_of.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import msgspec
 
 from enginecmp.errors import UsageError, did_you_mean, meant
 from enginecmp.format.documents import converted, named_by_user, read_text, read_toml, require_known
+from enginecmp.format.measures import Measure
 from enginecmp.format.records import Cell
 from enginecmp.format.text import plain
 from enginecmp.scenarios.check import check, claim_problems
@@ -63,7 +64,11 @@ def available(extra: Iterable[str] = ()) -> dict[str, Path]:
 
 
 def load_scenario(
-    name_or_path: str, profile: str | None, extra: Iterable[str] = (), usual_profile: str = "full"
+    name_or_path: str,
+    profile: str | None,
+    extra: Iterable[str] = (),
+    usual_profile: str = "full",
+    measures: Mapping[str, Measure] = {},
 ) -> Scenario:
     """Read a scenario and apply a profile.
 
@@ -72,12 +77,13 @@ def load_scenario(
         profile: name of one of its profiles; None takes the usual one, or the only one that the file has.
         extra: further scenario files, from plugins.
         usual_profile: see `profile`.
+        measures: kinds of measurement that plugins bring, by name.
 
     Raises:
         UsageError: unknown name, unreadable file, wrong key or value; names the nearest right one.
     """
     path, content = _read(name_or_path, extra)
-    return _resolve(content, profile, usual_profile, str(path))
+    return _resolve(content, profile, usual_profile, str(path), measures)
 
 
 def profiles_of(name_or_path: str, extra: Iterable[str] = ()) -> list[str]:
@@ -113,7 +119,13 @@ def _read(name_or_path: str, extra: Iterable[str]) -> tuple[Path, dict[str, Any]
         return path, read_toml(path)
 
 
-def _resolve(content: dict[str, Any], asked_profile: str | None, usual_profile: str, where: str) -> Scenario:
+def _resolve(
+    content: dict[str, Any],
+    asked_profile: str | None,
+    usual_profile: str,
+    where: str,
+    measures: Mapping[str, Measure],
+) -> Scenario:
     require_known(content, _TOP_KEYS, f"scenario {where}")
     profiles = content.get("profile")
     if not isinstance(profiles, dict) or not profiles:
@@ -165,6 +177,8 @@ def _resolve(content: dict[str, Any], asked_profile: str | None, usual_profile: 
     if isinstance(operation, str) and operation in VARIANTS and isinstance(variants, dict):
         for variant, table in variants.items():
             _convert(table, VARIANTS[operation], f"{where} [variants.{plain(variant, 80)}]")
+    elif isinstance(operation, str):
+        resolved["measure"] = measures.get(operation)
     if "trace" in content:
         resolved["trace_seconds"] = read_trace(Path(where).parent / str(content["trace"]))
     scenario: Scenario = _convert(resolved, Scenario, where)

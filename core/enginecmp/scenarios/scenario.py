@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from enginecmp.format.measures import Measure
 from enginecmp.format.records import Arrival, Cell
 from enginecmp.scenarios.workload import Workload
 from enginecmp.telemetry.contention import Validity
@@ -120,7 +121,9 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         primary_metric: the metric that its verdicts are about.
         kind: "requests": prompts in, tokens out; "load": loading and the first token from process start;
             "operation": one operation of the engine by itself; "profile": seconds per component.
-        operation: with kind "operation" which one: "tokenize", "sampling", "matmul", "elementwise", "layer".
+        operation: with kind "operation" which one: "tokenize", "sampling", "matmul", "elementwise", "layer", or one
+            that a plugin brings.
+        measure: that one, as the plugin described it; None for those of `cmp`.
         variants: variant → parameters of the operation.
         workloads: name → requests of the cells that name it.
         cells: the grid.
@@ -171,6 +174,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     primary_metric: str
     kind: Kind = "requests"
     operation: str = ""
+    measure: Measure | None = None
     variants: dict[str, dict[str, Any]] = {}
     workloads: dict[str, Workload] = {}
     cells: tuple[Cell, ...]
@@ -219,7 +223,14 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def needs(self) -> str:
         """What an engine must offer by itself (`EngineInfo.operations`); empty for requests and loads."""
+        if self.measure is not None and self.measure.of_every_engine:
+            return ""
         return self.operation or ("profile" if self.kind == "profile" else "")
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether engines load a model for it, which is then held against the reference."""
+        return self.measure is None or self.measure.needs_model
 
     def offered(self, cell: Cell, label: str) -> bool:
         """Return whether an engine is measured in a cell: a sweep spares it rates far beyond what it can do."""

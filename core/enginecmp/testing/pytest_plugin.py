@@ -15,6 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--engine-model", metavar="MODEL", help="catalog name or GGUF file; a tiny synthetic one without it"
     )
+    group.addoption("--brings", metavar="NAME", help="module or distribution whose measurements and models are tested")
     group.addoption("--engine-device", metavar="DEVICE", help="the engine's default without it")
     group.addoption(
         "--engine-option", action="append", default=[], metavar="KEY=VALUE", help="engine option, may be repeated"

@@ -125,12 +125,13 @@ class Prepared(TypedDict):
 
 
 class Operated(TypedDict):
-    """Of `operation`."""
+    """Of `operation`; `marks_ns` are the stamps of what an operation yielded."""
 
     start_ns: Stamp
     end_ns: Stamp
-    result: Matrix | str | int | list[int]
+    result: Matrix | str | int | list[int | list[int] | str]
     metrics: Numbers
+    marks_ns: NotRequired[list[Stamp]]
 
 
 class Profiled(TypedDict):
@@ -251,7 +252,7 @@ def phase_named(name: str) -> Phase:
 
 
 def _require_rising(since_ns: int, answer: Mapping[str, Any]) -> None:
-    stamps = [answer["start_ns"], *answer.get("token_ns", ()), answer["end_ns"]]
+    stamps = [answer["start_ns"], *answer.get("token_ns", ()), *answer.get("marks_ns", ()), answer["end_ns"]]
     if stamps[0] < since_ns:
         msg = f"expected start_ns after the end of the answer before, {since_ns}, got {stamps[0]}"
         raise ValueError(msg)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from enginecmp import clock
 from enginecmp.errors import CmpError, EngineError
 from enginecmp.format.phases import Phase
+from enginecmp.plugins.manager import load_object
 from enginecmp.telemetry.contention import ContentionSensor, between
 from enginecmp.wire.protocol import Progress
-from enginecmp.worker.results import float32_matrix, numbers
+from enginecmp.worker.results import engine_metrics, float32_matrix, numbers
 
 _MOST_CALLS = 1 << 20
 
@@ -28,6 +29,7 @@ class Operations:
         self._hook = hook
         self._progress = progress
         self._call: Callable[[], Any] | None = None
+        self._yields = False
         self._sensor: ContentionSensor | None = None
 
     def prepare(self, session: Any, message: dict[str, Any]) -> dict[str, int] | None:
@@ -35,15 +37,20 @@ class Operations:
 
         Args:
             session: from `cmp_load`.
-            message: `kind`, `parameters`, and `least_ns`, how long the calls between two readings must take.
+            message: `kind`, `parameters`, and `least_ns`, how long the calls between two readings must take; `driver`
+                where a plugin's function makes the operation of the engine's hooks.
 
         Returns:
             `calls`, or None where the engine does not offer the operation.
         """
         self._progress.set(Phase.PREPARE)
         self._sensor = self._sensor or ContentionSensor()
-        self._call = None
-        if self._hook.cmp_operation.get_hookimpls():
+        self._call, self._yields = None, False
+        if driver := message.get("driver", ""):
+            self._hook.cmp_reset(session=session)
+            make: Any = load_object(driver)
+            self._call = make(self._hook, session, message["parameters"])
+        elif self._hook.cmp_operation.get_hookimpls():
             self._hook.cmp_reset(session=session)
             self._call = self._hook.cmp_operation(
                 session=session, kind=message["kind"], parameters=message["parameters"]
@@ -52,7 +59,13 @@ class Operations:
         while self._call is not None and calls < _MOST_CALLS:
             start_ns = clock.now_ns()
             for _ in range(calls):
-                self._call()
+                answer = self._call()
+            if isinstance(answer, Iterator):
+                # Its calls are told apart by what it yields: one at a time, this one to warm up.
+                self._yields = True
+                for _ in answer:
+                    pass
+                break
             if clock.now_ns() - start_ns >= message["least_ns"]:
                 break
             calls *= 2
@@ -72,21 +85,30 @@ class Operations:
         now_ns = clock.now_ns
         calls = range(message["calls"])
         answer: Any = None
+        marks_ns: list[int] = []
+        yielded: list[Any] = []
         gc.disable()
         before = sensor.read()
         self._progress.set(Phase.DECODE)
         start_ns = now_ns()
         for _ in calls:
             answer = call()
+        if self._yields:
+            for each in answer:
+                marks_ns.append(now_ns())
+                yielded.append(each)
+            answer = yielded
         end_ns = now_ns()
         after = sensor.read()
         gc.enable()
         self._progress.set(Phase.IDLE)
+        own = engine_metrics(getattr(call, "metrics", None))
         return {
             "start_ns": start_ns,
             "end_ns": end_ns,
             "result": _plain(answer),
-            "metrics": between(before, after),
+            "metrics": own | between(before, after),
+            **({"marks_ns": marks_ns} if self._yields else {}),
         }
 
 
@@ -119,10 +141,17 @@ def _plain(answer: Any) -> Any:
     """Return an operation's answer as the protocol carries it: arrays as shape and float32 bytes."""
     if isinstance(answer, str | int):
         return answer
-    if hasattr(answer, "__array__") and getattr(answer, "ndim", 0) == 2:
-        return float32_matrix("cmp_operation", answer)
+    if getattr(answer, "ndim", 0) == 2 and hasattr(answer, "__array__"):
+        if answer.dtype.kind not in "iu":
+            return float32_matrix("cmp_operation", answer)
+        answer = answer.tolist()
     try:
-        return [int(value) for value in answer]
+        return [value if isinstance(value, str) else _whole(value) for value in answer]
     except (TypeError, ValueError) as error:
         msg = f"cmp_operation's call returned a {type(answer).__name__}, expected text, an id, ids or a matrix"
         raise EngineError(msg) from error
+
+
+def _whole(value: Any) -> int | list[int]:
+    """Return one number of an answer, or one list of them."""
+    return int(value) if not hasattr(value, "__iter__") else [int(one) for one in value]
