@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export MATURIN_PEP517_ARGS := --locked
 
 .DEFAULT_GOAL := help
-.PHONY: help setup burn engines ray model run test fuzz lint format bench calibrate constraints clean
+.PHONY: help setup burn engines ray retrieval model run test fuzz lint format bench calibrate constraints clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -78,6 +78,10 @@ ray: .venv/.ready ## test the placement on a Ray cluster of two simulated nodes,
 	if unshare -rn true 2>/dev/null; \
 	then unshare -rn sh -c 'ip link set lo up && exec .venv-ray/bin/python -m pytest -q $(RAY)'; \
 	else .venv-ray/bin/python -m pytest -q $(RAY); fi
+
+retrieval: .venv/.ready ## install the vector indexes of the scenario retrieval (hnswlib is compiled) and test them
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e 'plugins/retrieval[indexes]'
+	$(BIN)/python -m pytest -q plugins/retrieval
 
 burn: .venv/.burn ## compile the engine burn as well (minutes, which is why make setup leaves it out)
 
