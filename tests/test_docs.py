@@ -25,7 +25,7 @@ from enginecmp.telemetry.contention import Validity
 from enginecmp.wire.deadlines import Deadlines
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = sorted([*DOCS.glob("*.md"), DOCS.parent / "README.md"])
+PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("workloads/*.md"), DOCS.parent / "README.md"])
 ELSEWHERE = {
     *("--append-result", "--output-details", "--save-detailed"),
     *("--engine-device", "--engine-model", "--engine-option"),
@@ -97,6 +97,9 @@ def commands_in(text: str) -> list[list[str]]:
 
 
 def loaded(verb: str) -> click.Command:
+    if verb == "quality":  # handed over as it is: the plugin knows the options
+        handed_over: click.Command = importlib.import_module("enginecmp_text_quality.__main__").command
+        return handed_over
     command: click.Command = importlib.import_module(f"enginecmp.cli.{_MODULES.get(verb, verb)}").command
     return command
 

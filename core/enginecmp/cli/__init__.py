@@ -23,6 +23,7 @@ VERBS = {
     "report": "Draw verdicts, launches and distributions in one HTML file.",
     "guide": "Write which engine to deploy for which use, what it costs, what is open.",
     "compare": "Say whether a new run is slower than an old one.",
+    "quality": "Score the texts that engines generate, item by item.",
     "selftest": "Compare an engine with itself: the noise floor of this machine.",
     "import": "Bring results of other tools into this format.",
     "doctor": "Say what on this machine will spoil a measurement, and what fixes it.",
