@@ -196,7 +196,7 @@ def main() -> int:
     else:
         return code if isinstance(code, int) else 0
     click.echo(f"cmp: {plain(text, 2000)}", err=True)
-    return code
+    return int(code)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def answers_of(
 
 def until(ids: Sequence[int], end_id: int | None) -> Sequence[int]:
     """Return the ids before the one at which the text is over: engines go on after it."""
-    return ids[: list(ids).index(end_id)] if end_id in ids else ids
+    return ids if end_id is None or end_id not in ids else ids[: ids.index(end_id)]
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
