@@ -88,6 +88,12 @@ def behave(talk: Talk, body: dict[str, Any]) -> None:
     talk.end()
 
 
+class _Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 128  # with the 5 of the library, a connection in a burst waits a second for its second SYN
+
+
 class Stub:
     """The server; `behaviours` are used up by streamed requests, one each, then it behaves.
 
@@ -124,9 +130,7 @@ class Stub:
                     while stub.serve(self.connection, self.rfile):
                         pass
 
-        socketserver.ThreadingTCPServer.allow_reuse_address = True
-        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", port), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
