@@ -105,7 +105,7 @@ run: model ## measure every engine on the embedded model (about 10 minutes), giv
 	$(BIN)/cmp report results/ --output results/report.html
 
 test: model ## the whole test suite; ENGINECMP_TEST_ALL=1 repeats costly files that passed as they are
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=25
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=25
 	test ! -e .venv/.custom_cpu || (cd $(SHIM) && cargo test --quiet --release --locked)
 	test ! -e .venv/.custom_cpu || (cd $(CPU) && cargo test --quiet --release --locked)
 	test ! -e .venv/.custom_cpu || (cd $(CPU)/kernels && cargo test --quiet --release --locked)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import stats
 from simulated_load import findings_of, run_of, sample
 
 from enginecmp.format.records import Cell
@@ -75,6 +76,15 @@ def test_allocators_that_step_settle_wander_or_collect_do_not_leak() -> None:
         alarms[memory.__name__] = sum(judge_leak(run, 500)[0] == "leaks" for run in runs)
     # One-sided at 2.5 %: seven or more of a hundred have a chance below 1.5 %.
     assert all(count <= 6 for count in alarms.values()), alarms
+
+
+def test_pooled_runs_count_as_runs() -> None:
+    # Three runs whose growth differs, each with launches that agree: many launches, and three values.
+    growth = [(mean + 0.01 * i, mean + 0.01 * i) for mean in (0.0, 2000.0, 4000.0) for i in range(10)]
+    alone, pooled = judge_leak(growth, 500), judge_leak(growth, 500, [run for run in range(3) for _ in range(10)])
+    assert (alone[0], pooled[0]) == ("leaks", "no leak")
+    low, high = stats.t.interval(0.95, 2, 2000.045, 2000 / np.sqrt(3))
+    assert pooled[1:] == pytest.approx((2000.045, low, high))
 
 
 def test_launches_too_short_for_a_leak_say_nothing_of_it() -> None:

@@ -279,6 +279,9 @@ def test_the_command_writes_markdown_html_and_json(cmp: CommandLine, tmp_path: P
     assert found["schema"] == "enginecmp-guide/1"
     titles = [section["title"] for section in found["sections"]]
     assert [title for title in titles if f"## {title}\n" not in text] == []
+    flagged = json.loads(cmp("guide", "single-1", "--include-flagged", "--json").stdout)
+    assert "no verdict" in json.dumps(flagged)
+    assert "no verdict" not in json.dumps(found)
     (tmp_path / "t.toml").write_text('[[expect]]\nengine = "engine"\nmetric = "ttft_seconds"\nhigh = 0.001\n')
     refuted = cmp("guide", "single-1", "--expect", "t.toml")
     assert refuted.returncode == 3, refuted.stderr

@@ -16,6 +16,7 @@ from enginecmp_analysis.data.windows import Place, stamps_of
 from enginecmp_analysis.schema.stats import Finding
 from enginecmp_analysis.statistics.stationarity import growth
 from enginecmp_analysis.statistics.student import mean_interval
+from enginecmp_analysis.statistics.variance import replicates
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -36,11 +37,13 @@ THROUGHPUT = "throughput_tokens_per_second"
 def drifts(group: GroupResult, steady: Sequence[Sequence[Place]]) -> Iterator[Finding]:
     """Yield the relative change of throughput a minute inside the steady windows of each engine and cell.
 
-    The window is cut into twelve; a Theil-Sen slope over them is one value a launch, a t over launches judges it.
+    The window is cut into twelve; a Theil-Sen slope over them is one value a launch, a t over launches judges it,
+    or over runs where several are pooled.
     """
     slopes: dict[tuple[str, Cell], list[float]] = {}
     lengths: dict[tuple[str, Cell], list[float]] = {}
-    for run, places in zip(group.runs, steady, strict=True):
+    of_run: dict[tuple[str, Cell], list[int]] = {}
+    for number, (run, places) in enumerate(zip(group.runs, steady, strict=True)):
         for place in places:
             for i, seconds in enumerate(place.found.seconds.tolist()):
                 if not seconds >= LEAST_SECONDS:
@@ -54,8 +57,9 @@ def drifts(group: GroupResult, steady: Sequence[Sequence[Place]]) -> Iterator[Fi
                 if np.isfinite(change):
                     slopes.setdefault((place.engine, place.cell), []).append(change / minutes)
                     lengths.setdefault((place.engine, place.cell), []).append((end - begin) * NS)
+                    of_run.setdefault((place.engine, place.cell), []).append(number)
     for (engine, cell), found in slopes.items():
-        mean, low, high = mean_interval(found)
+        mean, low, high = mean_interval(replicates(found, of_run[engine, cell]))
         n, window = len(found), float(np.median(lengths[engine, cell]))
         drifting = n >= LEAST_LAUNCHES and (low > 0 or high < 0)
         large = abs(mean) * window / 60 > NOTABLE

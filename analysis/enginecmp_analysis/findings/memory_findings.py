@@ -13,6 +13,7 @@ from enginecmp_analysis.data.memory import lasting_growth, leak_resolution
 from enginecmp_analysis.data.windows import Place
 from enginecmp_analysis.schema.stats import Finding
 from enginecmp_analysis.statistics.student import mean_interval, positive_interval
+from enginecmp_analysis.statistics.variance import replicates
 
 MATCHES = 0.02
 """A measured size this close to a formula's agrees with it: caches are padded to blocks of tokens."""
@@ -30,7 +31,8 @@ def leak_findings(group: GroupResult, steady: Sequence[Sequence[Place]]) -> Iter
     """Yield for every engine and cell with launches long enough whether resident memory goes on growing."""
     grown: dict[tuple[str, Cell], list[tuple[float, float]]] = {}
     lengths: dict[tuple[str, Cell], list[int]] = {}
-    for run, places in zip(group.runs, steady, strict=True):
+    of_run: dict[tuple[str, Cell], list[int]] = {}
+    for number, (run, places) in enumerate(zip(group.runs, steady, strict=True)):
         memory = run.columns.metric("rss_bytes")
         for place in places if "rss_bytes" in run.columns.metrics else []:
             for part in place.parts(run.columns):
@@ -38,9 +40,10 @@ def leak_findings(group: GroupResult, steady: Sequence[Sequence[Place]]) -> Iter
                 if math.isfinite(found[0]):
                     grown.setdefault((place.engine, place.cell), []).append(found)
                     lengths.setdefault((place.engine, place.cell), []).append(len(part))
+                    of_run.setdefault((place.engine, place.cell), []).append(number)
     for (engine, cell), launches in grown.items():
         n, requests = len(launches), int(np.median(lengths[engine, cell]))
-        verdict, mean, low, high = judge_leak(launches, requests)
+        verdict, mean, low, high = judge_leak(launches, requests, of_run[engine, cell])
         resolution = leak_resolution(requests)
         if verdict == "open":
             text = f"growth {mean:,.0f} bytes a request; it takes {LEAST_LAUNCHES} launches to tell"
@@ -64,7 +67,9 @@ def leak_findings(group: GroupResult, steady: Sequence[Sequence[Place]]) -> Iter
         )
 
 
-def judge_leak(launches: Sequence[tuple[float, float]], requests: int) -> tuple[str, float, float, float]:
+def judge_leak(
+    launches: Sequence[tuple[float, float]], requests: int, runs: Sequence[int] = ()
+) -> tuple[str, float, float, float]:
     """Return the verdict on the growth of some launches, its mean, and its 95 % limits.
 
     A leak is called when the whole interval of the growth is above what whole pages can show, and the whole
@@ -74,12 +79,14 @@ def judge_leak(launches: Sequence[tuple[float, float]], requests: int) -> tuple[
     Args:
         launches: from `lasting_growth`, one a launch.
         requests: of a launch.
+        runs: number of the run of each launch; limits are over runs where there are several.
     """
     growth, most = np.array(launches).T
-    mean, low, high = mean_interval(growth)
+    alike = runs or [0] * len(launches)
+    mean, low, high = mean_interval(replicates(growth, alike))
     if len(growth) < LEAST_LAUNCHES:
         return "open", mean, low, high
-    leaking = low > leak_resolution(requests) and mean_interval(most - growth / 2)[1] > 0
+    leaking = low > leak_resolution(requests) and mean_interval(replicates(most - growth / 2, alike))[1] > 0
     return "leaks" if leaking else "no leak", mean, low, high
 
 

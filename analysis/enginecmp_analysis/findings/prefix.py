@@ -13,6 +13,7 @@ from enginecmp_analysis.data.group import GroupResult
 from enginecmp_analysis.data.stamps import request_times
 from enginecmp_analysis.schema.stats import Finding
 from enginecmp_analysis.statistics.student import mean_interval
+from enginecmp_analysis.statistics.variance import replicates
 
 CACHED = 0.7
 """A repeated prompt is answered from a cache when its prefill takes clearly less than this share of the first."""
@@ -22,10 +23,12 @@ def repeated_prompts(group: GroupResult) -> Iterator[Finding]:
     """Yield for every engine what a repeated prompt takes, as a share of the same prompt sent for the first time.
 
     Each launch sends a fresh prompt and then the same one again, after everything that is measured: one log ratio
-    of prefill times a launch, a t over launches. Told only where the whole interval lies below `CACHED`.
+    of prefill times a launch, a t over launches, or over runs where several are pooled. Told only where the whole
+    interval lies below `CACHED`.
     """
     logs: dict[str, list[float]] = {}
-    for run in group.runs:
+    of_run: dict[str, list[int]] = {}
+    for number, run in enumerate(group.runs):
         columns = run.columns
         prefill = request_times(columns).prefill
         again = columns.flagged(Flag.REPEATED_PROMPT) & (columns.phase == WARMUP)
@@ -42,9 +45,10 @@ def repeated_prompts(group: GroupResult) -> Iterator[Finding]:
             if alike and prefill[first] > 0 and prefill[second] > 0:
                 engine = columns.engines[int(columns.engine[second])]
                 logs.setdefault(engine, []).append(math.log(prefill[second] / prefill[first]))
+                of_run.setdefault(engine, []).append(number)
     for engine, found in logs.items():
-        mean, low, high = (math.exp(x) for x in mean_interval(found))
-        cached = len(found) > 1 and high < CACHED
+        mean, low, high = (math.exp(x) for x in mean_interval(replicates(found, of_run[engine])))
+        cached = math.isfinite(high) and high < CACHED
         limits = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
         yield Finding(
             scenario=group.context.scenario,

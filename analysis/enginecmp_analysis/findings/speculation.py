@@ -8,12 +8,13 @@ from enginecmp.format.records import NOT_CHECKED
 from enginecmp_analysis.data.group import GroupResult
 from enginecmp_analysis.schema.stats import Finding
 from enginecmp_analysis.statistics.student import mean_interval
+from enginecmp_analysis.statistics.variance import replicates
 
 
 def guesses(group: GroupResult) -> Iterator[Finding]:
     """Yield for every engine that guesses ahead whether its greedy ids are those without guesses, and what they give.
 
-    `tokens_per_step` is one mean a launch, over all cells; a t over launches.
+    `tokens_per_step` is one mean a launch, over all cells; a t over launches, or over runs where several are pooled.
     """
     checked = {
         entry.engine: entry
@@ -27,7 +28,9 @@ def guesses(group: GroupResult) -> Iterator[Finding]:
                 for block, mean in zip(launches.blocks, launches.means.tolist(), strict=True):
                     per_block.setdefault(block, []).append(mean)
         found = [sum(some) / len(some) for some in per_block.values()]
-        mean, low, high = mean_interval(found) if found else (float("nan"),) * 3
+        mean, low, high = (
+            mean_interval(replicates(found, [run for run, _ in per_block])) if found else (float("nan"),) * 3
+        )
         same = f"{entry.identical} of {entry.requests} requests of {entry.output_tokens} greedy ids are the same"
         text = f"guessing ahead: ids {entry.verdict}" + (f" ({same})" if entry.verdict != NOT_CHECKED else "")
         if found:

@@ -20,6 +20,7 @@ from enginecmp.results.files import write_atomically
 @click.option(
     "--margin", callback=read_share, default="3%", show_default=True, help="Differences below this are equivalent."
 )
+@click.option("--include-flagged", is_flag=True, help="Count flagged samples too; no verdicts then.")
 @asking
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (schema enginecmp-guide/1) instead of Markdown.")
 def command(
@@ -28,6 +29,7 @@ def command(
     html: Path | None,
     baseline: str | None,
     margin: float,
+    include_flagged: bool,
     objectives: tuple[str, ...],
     price: str | None,
     demand: str | None,
@@ -54,7 +56,7 @@ def command(
     from enginecmp_analysis.render.export import to_json
 
     questions = read_questions(objectives, price, demand, budget, targets)
-    options = Options(baseline=baseline, margin=margin)
+    options = Options(baseline=baseline, margin=margin, include_flagged=include_flagged)
     runs = load_runs(paths or ("results",))
     analysis = analyse(runs, options)
     analysis.report.warnings += described(run.manifest.environment for run in runs)
