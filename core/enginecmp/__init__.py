@@ -15,7 +15,9 @@ _HOMES = {
     "enginecmp.hookspecs": ("Session", "hookimpl"),
     "enginecmp.types": (
         "ENDED",
+        "GREEDY",
         "NO_ID",
+        "Decoding",
         "EngineInfo",
         "Given",
         "Judge",
@@ -40,6 +42,7 @@ _HOMES = {
     ),
     "enginecmp.format.measures": ("Measure", "MeasuredMetric"),
     "enginecmp.format.text": ("plain",),
+    "enginecmp.models.end_tokens": ("end_tokens",),
     "enginecmp.models.gguf_file": ("GGUFFile", "TensorInfo", "read_gguf"),
     "enginecmp.models.gguf_keys": ("GGUFKeys",),
     "enginecmp.models.tokenizer": ("load_tokenizer",),
@@ -63,13 +66,16 @@ if TYPE_CHECKING:
     from enginecmp.format.measures import Measure, MeasuredMetric
     from enginecmp.format.text import plain
     from enginecmp.hookspecs import Session, hookimpl
+    from enginecmp.models.end_tokens import end_tokens
     from enginecmp.models.gguf_file import GGUFFile, TensorInfo, read_gguf
     from enginecmp.models.gguf_keys import GGUFKeys
     from enginecmp.models.tokenizer import load_tokenizer
     from enginecmp.operands import layer_shapes, layer_tensor, matrices, vectors
     from enginecmp.types import (
         ENDED,
+        GREEDY,
         NO_ID,
+        Decoding,
         EngineInfo,
         Given,
         Judge,
@@ -83,9 +89,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENDED",
+    "GREEDY",
     "NO_ID",
     "CmpError",
     "ContextOverflow",
+    "Decoding",
     "EngineError",
     "EngineInfo",
     "GGUFFile",
@@ -110,6 +118,7 @@ __all__ = [
     "UnsupportedModel",
     "__version__",
     "did_you_mean",
+    "end_tokens",
     "hookimpl",
     "layer_shapes",
     "layer_tensor",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from enginecmp.format.measures import Measure
-    from enginecmp.types import EngineInfo, LoadOptions, ModelInfo, Probe, Request, Sensor
+    from enginecmp.types import Decoding, EngineInfo, LoadOptions, ModelInfo, Probe, Request, Sensor
 
 PROJECT = "enginecmp"
 """pluggy project name and entry-point group."""
@@ -76,6 +76,32 @@ def cmp_version(session: Session) -> str | None:
 
 
 @hookspec(firstresult=True)
+def cmp_decoding(session: Session, decoding: Decoding) -> None:
+    """Take in how the ids of the next request are chosen, and what ends it. Optional, never timed.
+
+    Called after `cmp_reset` and before `cmp_prepare`, for a request that is not greedy with a fixed number of tokens,
+    and only where `EngineInfo.decoding` names all that it needs. It holds until the next `cmp_reset`, after which
+    requests are greedy again. Requests of `cmp_submit` bring their own (`Request.decoding`).
+
+    With `end_ids` the request is over with the first of them that is chosen, which is handed out as its last token:
+    `cmp_decode` may end with it, and the worker asks for no more. An engine that hands out text *returns* the number of
+    tokens, as ever.
+
+    Raises:
+        EngineError: this cannot be done, a JSON Schema that the engine cannot compile, say.
+    """
+
+
+@hookspec(firstresult=True)
+def cmp_text(session: Session) -> str | None:
+    """Return the text of the request that just ended. Optional, never timed.
+
+    For engines that yield `NO_ID`, where a scenario looks at what was said; the others' ids are turned into text by the
+    host.
+    """
+
+
+@hookspec(firstresult=True)
 def cmp_prepare(session: Session, token_ids: Sequence[int], output_tokens: int) -> None:
     """Get ready for one request before the clock starts. Optional, never timed.
 
@@ -89,7 +115,7 @@ def cmp_prepare(session: Session, token_ids: Sequence[int], output_tokens: int) 
 
 @hookspec(firstresult=True)
 def cmp_prefill(session: Session, token_ids: Sequence[int], output_tokens: int) -> int:  # type: ignore[empty-body]
-    """Run the prompt and return the first greedy token id.
+    """Run the prompt and return the first greedy token id, or the one that `cmp_decoding` asks for.
 
     Timed: time to first token ends when this returns, so it must return only when the device is done. The KV
     cache is empty (`cmp_reset` came before).
@@ -111,7 +137,7 @@ def cmp_prefill(session: Session, token_ids: Sequence[int], output_tokens: int) 
 
 @hookspec(firstresult=True)
 def cmp_decode(session: Session, n_tokens: int) -> Iterator[int]:  # type: ignore[empty-body]
-    """Yield the next `n_tokens` greedy ids, end-of-sequence ignored.
+    """Yield the next `n_tokens` greedy ids, end-of-sequence ignored, unless `cmp_decoding` said otherwise.
 
     Timed: the worker reads the clock at every yield, so yield each id as soon as a caller could use it, with
     the device done. `n_tokens` >= 1; the first token came from `cmp_prefill`.
@@ -143,9 +169,10 @@ def cmp_step(session: Session, wake: int) -> Sequence[tuple[str, int]] | None:
 
     Timed by the worker like a yield: all pairs get one stamp. At most one pair a request. A request that has all its
     `output_tokens` leaves by itself; one whose engine handed out several tokens at once ends with the pair
-    (id, `ENDED`), and its per-token gaps are reported as absent. An empty sequence means that nothing is in flight, or
-    that no token came yet: an engine that waits for something outside returns when `wake` becomes readable, or after
-    some milliseconds, so that others can be submitted.
+    (id, `ENDED`), and its per-token gaps are reported as absent. One that may end early, as `Decoding.end_ids` lets it,
+    leaves with the token that ends it, or with (id, `ENDED`, number of its tokens). An empty sequence means that
+    nothing is in flight, or that no token came yet: an engine that waits for something outside returns when `wake`
+    becomes readable, or after some milliseconds, so that others can be submitted.
 
     Args:
         session: from `cmp_load`.

@@ -20,6 +20,9 @@ ENDED = -2
 Device = Literal["cpu", "cuda", "metal", "vulkan", "rocm", "emulated"]
 Numerics = Literal["default", "exact"]
 
+Decodes = Literal["sampling", "end_of_sequence", "json_schema"]
+"""What an engine may offer beyond the most likely id, again and again, for a fixed number of tokens."""
+
 UNTIMED_DEVICES = frozenset({"emulated"})
 """Devices that prove what is computed and not how fast: their engines go through the gate and are never timed."""
 
@@ -72,6 +75,9 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         reads_hf_folders: it loads a Hugging Face folder and no GGUF file: `ModelInfo.hf_folder` is one, the user's or
             made by the host from the GGUF file.
         homepage: where the wrapped engine lives; may be empty.
+        decoding: what it offers beyond greedy ids of a fixed number (`cmp_decoding`): "sampling" (temperature, top-k,
+            top-p and seed of `Decoding`), "end_of_sequence" (`end_ids`), "json_schema". Scenarios of the others leave
+            it out.
         remote: it computes elsewhere, in a server say, so that its files here do not tell what it is.
         presets: names, with `-` allowed, that stand for the engine with options.
     """
@@ -93,6 +99,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     option_names: tuple[str, ...] = ()
     reads_hf_folders: bool = False
     homepage: str = ""
+    decoding: tuple[Decodes, ...] = ()
     remote: bool = False
     presets: Mapping[str, Preset] = {}
 
@@ -176,18 +183,58 @@ class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
     extra: Mapping[str, str] = {}
 
 
+class Decoding(msgspec.Struct, frozen=True, kw_only=True):
+    """How the ids of one request are chosen, and what ends it. The defaults are what every engine does.
+
+    The distribution is divided by the temperature first, then cut by top-k, then by top-p, then drawn from.
+
+    Attributes:
+        temperature: the logits are divided by it; 0 takes the most likely id, and nothing else counts.
+        top_k: only that many of the most likely ids; 0 is off.
+        top_p: only the fewest most likely ids that together have this probability (Holtzman et al. 2020, eq. 2); 1 is
+            off.
+        seed: of the draws of this request, in [0, 2^31): the same seed and prompt give the same ids in one engine.
+        end_ids: ids that end the request: the first one that is chosen is its last token, handed out like any other.
+            Empty ignores end-of-sequence.
+        json_schema: JSON Schema, as JSON text, that the text of the request must follow; empty for free text.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    end_ids: tuple[int, ...] = ()
+    json_schema: str = ""
+
+    @property
+    def needs(self) -> frozenset[Decodes]:
+        """What an engine must offer for it (`EngineInfo.decoding`)."""
+        found: dict[Decodes, bool] = {
+            "sampling": self.temperature > 0,
+            "end_of_sequence": bool(self.end_ids),
+            "json_schema": bool(self.json_schema),
+        }
+        return frozenset(what for what, needed in found.items() if needed)
+
+
+GREEDY = Decoding()
+"""The most likely id, again and again, for as many tokens as were asked for."""
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One prompt in, a fixed number of tokens out.
+    """One prompt in, a number of tokens out.
 
     Attributes:
         id: unique within the launch.
         token_ids: the prompt, T >= 1 ids in [0, vocabulary).
-        output_tokens: greedy tokens to generate, the first included, end-of-sequence ignored; >= 1.
+        output_tokens: tokens to generate, the first included; >= 1. With `Decoding.end_ids` the most.
+        decoding: how they are chosen; other than `GREEDY` only where the engine says that it can.
     """
 
     id: str
     token_ids: Sequence[int]
     output_tokens: int
+    decoding: Decoding = GREEDY
 
 
 class Given(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ NATS = click.FloatRange(min=0, min_open=True)
 GROUPS = {
     "What is measured": (
         *("engines", "scenario", "profile", "model", "matrix", "suite", "find_max", "slo", "tuned", "options"),
-        *("threads", "device"),
+        *("threads", "device", "temperature", "top_k", "top_p", "stop_at_eos"),
     ),
     "How much": (
         *("blocks", "requests", "max_extra", "adaptive", "precision", "seed", "deadlines", "wait_idle", "no_sensors"),
@@ -80,6 +80,12 @@ GROUPS = {
 @click.option("--adaptive", is_flag=True, help="Stop when precise enough; --blocks is then the most.  [4 × profile]")
 @click.option("--precision", callback=read_share, default="2%", show_default=True, help="What --adaptive aims at.")
 @click.option("--requests", type=click.IntRange(min=1), help="Measured requests per launch and cell.")
+@click.option(
+    "--temperature", type=click.FloatRange(0, 100), help="Draw ids at this temperature; 0 is greedy.  [greedy]"
+)
+@click.option("--top-k", type=click.IntRange(min=0), help="Draw among that many of the most likely ids; 0 is off.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Draw among ids that together have it.")
+@click.option("--stop-at-eos", is_flag=True, help="Let requests end at end-of-sequence; lengths are the most then.")
 @click.option("-o", "options", multiple=True, metavar="ENGINE.KEY=VALUE", help="An option of one engine.")
 @click.option("--deadline", "deadlines", multiple=True, metavar="PHASE=SECONDS", help="load, prefill, decode, score.")
 @click.option("--out", default="results", show_default=True, type=click.Path(path_type=Path), help="Folder of runs.")

@@ -54,6 +54,8 @@ class Cell(msgspec.Struct, frozen=True, omit_defaults=False):
         rate_per_second: mean rate of arrivals in an open loop, requests per second.
         variant: what else tells this cell from others: "cold" and "warm", a sampling strategy, a matrix shape.
         workload: name of the scenario's workload where requests of the cell are not all alike.
+        decoding: name of the scenario's decoding where ids are not greedy, or requests may end before they have all
+            `output_tokens`.
     """
 
     prompt_tokens: int
@@ -63,18 +65,20 @@ class Cell(msgspec.Struct, frozen=True, omit_defaults=False):
     rate_per_second: float | msgspec.UnsetType = msgspec.UNSET
     variant: str | msgspec.UnsetType = msgspec.UNSET
     workload: str | msgspec.UnsetType = msgspec.UNSET
+    decoding: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one request of a workload was meant to be: the same for every engine of the block.
+    """What one request was meant to be where they are not all alike: the same for every engine of the block.
 
     Attributes:
         request: its number in the cell's plan, by which requests of two engines are paired.
-        output_tokens: ids that were asked for.
+        output_tokens: ids that were asked for; the most of them where `may_end`.
         conversation: number of the conversation that it belongs to.
         turn: its place in that, from 0.
         known_tokens: ids at the prompt's beginning that an earlier request of the cell has had: what a perfect prefix
             cache would not compute again.
+        may_end: it may be over before it has all of them: with the model's end-of-sequence token, or its JSON complete.
     """
 
     request: int
@@ -82,6 +86,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     conversation: int = 0
     turn: int = 0
     known_tokens: int = 0
+    may_end: bool = False
 
 
 class Sample(msgspec.Struct, kw_only=True):
@@ -109,7 +114,7 @@ class Sample(msgspec.Struct, kw_only=True):
         flags: reasons, declared before the run, to leave this sample out (docs/results-format.md lists them).
         metrics: numbers with their unit in the name, e.g. "foreign_cpu_seconds".
         replaces: name of the disturbed launch of the same block that this launch repeats; absent elsewhere.
-        asked: what the request was meant to be, in a cell with a workload; absent elsewhere.
+        asked: what the request was meant to be, in a cell with a workload or a decoding; absent elsewhere.
     """
 
     block: int

@@ -30,7 +30,7 @@ from enginecmp.plugins.plugin import Plugin
 from enginecmp.telemetry.contention import between
 from enginecmp.telemetry.memory import MemorySensor
 from enginecmp.telemetry.outside import OutsideSensor
-from enginecmp.types import LoadOptions, ModelInfo, Probe
+from enginecmp.types import GREEDY, Decoding, LoadOptions, ModelInfo, Probe
 from enginecmp.wire.answers import (
     ANSWERS,
     TEXT_CHARACTERS,
@@ -267,7 +267,9 @@ class Launch:
         """Return what the engine's process holds; nothing where that is a client's."""
         return {} if self._remote else self.memory.read()
 
-    def request(self, token_ids: tuple[int, ...], output_tokens: int, deadlines: Deadlines) -> Answered:
+    def request(
+        self, token_ids: tuple[int, ...], output_tokens: int, deadlines: Deadlines, decoding: Decoding = GREEDY
+    ) -> Answered:
         """Run one request; return the worker's stamps, ids and metrics.
 
         The host wakes once, at the prefill deadline, only when a request takes longer than that. A Python worker
@@ -275,7 +277,10 @@ class Launch:
         the process holds is read here too, when the request is over.
         """
         before = self._outside.read() if self._outside else None
-        self.begin("request", deadlines.prefill_seconds, token_ids=token_ids, output_tokens=output_tokens)
+        asked: dict[str, Any] = {"token_ids": token_ids, "output_tokens": output_tokens}
+        if decoding != GREEDY:
+            asked["decoding"] = msgspec.to_builtins(decoding)
+        self.begin("request", deadlines.prefill_seconds, **asked)
         answer: Answered = self._answer(deadlines.prefill_seconds, "request", more_seconds=deadlines.decode_seconds)
         if self._outside and before is not None:
             answer["metrics"] = {**between(before, self._outside.read()), **answer["metrics"]}

@@ -8,6 +8,7 @@ from typing import Any
 from enginecmp import clock
 from enginecmp.launch.launch import Launch, LaunchFailure
 from enginecmp.loadgen.client import Generator
+from enginecmp.types import Decoding
 from enginecmp.wire.answers import phase_named
 from enginecmp.wire.deadlines import Deadlines
 from enginecmp.wire.request_intake import RequestIntake, serve_queue
@@ -17,7 +18,7 @@ from enginecmp.wire.request_table import FIELDS, Field, Header
 def serve_from_here(
     launch: Launch,
     generator: Generator,
-    asked: Sequence[tuple[tuple[int, ...], int]],
+    asked: Sequence[tuple[tuple[int, ...], int, Decoding]],
     deadlines: Deadlines,
 ) -> dict[str, Any]:
     """Queue requests first in, first out, and send the engine one after the other.
@@ -27,7 +28,7 @@ def serve_from_here(
     Args:
         launch: of the engine.
         generator: sends the requests.
-        asked: prompt and output tokens, by number of the request.
+        asked: prompt, output tokens and decoding, by number of the request.
         deadlines: of each request.
 
     Returns:
@@ -44,7 +45,8 @@ def serve_from_here(
     def one(number: int) -> None:
         row = intake.start(number, clock.now_ns())
         try:
-            answer = launch.request(*asked[number], deadlines)
+            token_ids, output_tokens, decoding = asked[number]
+            answer = launch.request(token_ids, output_tokens, deadlines, decoding)
         except LaunchFailure as failure:
             if failure.fatal:
                 raise

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,9 +55,10 @@ def measure(task: Task) -> None:
         try:
             generator.start()
             if launch.plugin.command:
-                asked = [(request.token_ids, request.output_tokens) for request in plan]
+                asked = [(request.token_ids, request.output_tokens, request.decoding) for request in plan]
                 answer = serve_from_here(launch, generator, asked, scenario.deadlines)
             else:
+                decodings = [msgspec.to_builtins(request.decoding) for request in plan]
                 launch.begin(
                     "serve",
                     scenario.deadlines.prefill_seconds,
@@ -65,6 +67,7 @@ def measure(task: Task) -> None:
                     output_tokens=[request.output_tokens for request in plan],
                     limit=cell.concurrency,
                     continuous=launch.plugin.batches,
+                    **({"decodings": decodings} if cell.decoding else {}),
                 )
                 answer = watch(launch, generator, scenario.deadlines)
         finally:
@@ -111,7 +114,7 @@ def _instruct(table: RequestTable, task: Task, plan: list[Planned], due_ns: NDAr
     scenario, cell, words = task.scenario, task.at.cell, table.words
     words[Header.USERS] = 0 if cell.arrival else cell.concurrency
     words[Header.WARMUPS] = scenario.warmup_requests
-    if cell.workload:
+    if any(request.asked for request in plan):
         # Which requests are measured is part of the plan, and not of who happens to send them.
         words[Header.PLANNED] = 1
         for number, request in enumerate(plan):

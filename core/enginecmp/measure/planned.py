@@ -7,12 +7,16 @@ from itertools import accumulate, islice
 from operator import add
 from typing import NamedTuple
 
+import msgspec
+
 from enginecmp.format.flags import Flag
 from enginecmp.format.records import Asked
 from enginecmp.measure.task import Task
 from enginecmp.prompts.lengths import draw, draw_seconds
+from enginecmp.scenarios.decoding import request_seed
 from enginecmp.scenarios.traces import Trace
 from enginecmp.scenarios.workload import Workload
+from enginecmp.types import GREEDY, Decoding
 
 
 class Planned(NamedTuple):
@@ -25,6 +29,7 @@ class Planned(NamedTuple):
         measured: whether it is measured, or warms up.
         after: place in the plan of the request whose answer it waits for; None where it waits for none.
         think_seconds: between that answer and this request.
+        decoding: how its ids are chosen, and what ends it.
     """
 
     token_ids: tuple[int, ...]
@@ -33,10 +38,11 @@ class Planned(NamedTuple):
     measured: bool = True
     after: int | None = None
     think_seconds: float = 0.0
+    decoding: Decoding = GREEDY
 
     def length_flags(self, output_tokens: int) -> list[str]:
         """Return the flag of an answer of so many ids where others were asked for."""
-        if output_tokens == self.output_tokens:
+        if output_tokens == self.output_tokens or (self.decoding.end_ids and 0 < output_tokens < self.output_tokens):
             return []
         return [Flag.SHORT_OUTPUT if output_tokens < self.output_tokens else Flag.LONG_OUTPUT]
 
@@ -63,7 +69,7 @@ def whole_plan(task: Task, warmups: int, measured: int) -> list[Planned]:
             spoken = _drawn(task, workload, [workload.most_turns] * users, "behind")
         else:
             spoken = recorded(task, trace, users * workload.most_turns, skip=warmups + measured)
-        others = _conversations(task, workload, spoken, "behind")
+        others = _decoded(task, _conversations(task, workload, spoken, "behind"), "behind")
         plan += [request._replace(measured=False) for request in _behind(plan, others)]
     return plan
 
@@ -75,6 +81,27 @@ def _behind(plan: list[Planned], more: list[Planned]) -> list[Planned]:
 
 def planned(task: Task, n: int) -> list[Planned]:
     """Return the first n requests of the cell and phase that a task is at; the last conversation may be cut short."""
+    return _decoded(task, _alike_or_drawn(task, n), task.at.phase)
+
+
+def _decoded(task: Task, requests: list[Planned], phase: str) -> list[Planned]:
+    """Return requests with how their ids are chosen; where they may end early each says which one it is."""
+    rule = task.scenario.rule(task.at.cell)
+    if not rule.needs:
+        return requests
+    end_ids = task.prompts.end_ids if rule.may_end else ()
+    found = []
+    for number, request in enumerate(requests):
+        decoding = rule.decoding(request_seed(task.seed, task.key(phase, number)), end_ids)
+        asked = request.asked
+        if rule.may_end:
+            asked = asked or Asked(request=number, output_tokens=request.output_tokens)
+            asked = msgspec.structs.replace(asked, may_end=True)
+        found.append(request._replace(decoding=decoding, asked=asked))
+    return found
+
+
+def _alike_or_drawn(task: Task, n: int) -> list[Planned]:
     at, scenario = task.at, task.scenario
     workload = scenario.workload(at.cell)
     if workload is None:
@@ -237,7 +264,7 @@ def _begin(task: Task, trace: Trace) -> int:
 
 
 def _seed(task: Task, phase: str) -> str:
-    return f"{task.seed}/lengths/{task.at.planned.block}/{task.scenario.cells.index(task.at.cell)}/{phase}"
+    return f"{task.seed}/lengths/{task.at.planned.block}/{task.scenario.prompt_cell(task.at.cell)}/{phase}"
 
 
 def again(task: Task, index: int, request: Planned) -> Planned:

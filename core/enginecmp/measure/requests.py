@@ -73,7 +73,7 @@ def request(task: Task, asked: Planned) -> Sample:
     """
     launch, at, scenario = task.launch, task.at, task.scenario
     try:
-        answer = launch.request(asked.token_ids, asked.output_tokens, scenario.deadlines)
+        answer = launch.request(asked.token_ids, asked.output_tokens, scenario.deadlines, asked.decoding)
     except LaunchFailure as failure:
         if failure.fatal:
             raise

@@ -135,7 +135,7 @@ class Task:
             what: phase, or what else tells prompts with the same number apart.
             number: of the prompt.
         """
-        cell_number = self.scenario.cells.index(self.at.cell)
+        cell_number = self.scenario.prompt_cell(self.at.cell)
         return prompt_key(self.at.planned.block, cell_number, what, number, self.seed)
 
     def prompt(self, index: int, length_tokens: int | None = None) -> tuple[int, ...]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from enginecmp.errors import ModelError, UsageError
+from enginecmp.models.end_tokens import end_tokens
 from enginecmp.models.isolated_tokenizer import IsolatedTokenizer
 from enginecmp.types import ModelInfo
 
@@ -49,6 +50,11 @@ class PromptSet:
         self._texts = texts
         self._ids = self.tokenizer.encode("\n\n".join(texts.values()))
         self.tokens = len(self._ids)
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a text of this model."""
+        return end_tokens(self._model.path)
 
     def take(self, length_tokens: int, key: int, seed: int) -> tuple[int, ...]:
         """Return a prompt of exactly that many ids.

@@ -40,6 +40,10 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         adaptive: stop as soon as `precision` is reached.
         precision: share that an adaptive run aims at.
         requests: per launch and cell instead of the profile's.
+        temperature: ids are drawn, at this temperature; None is greedy.
+        top_k: of so many of the most likely ids.
+        top_p: of the fewest most likely ids with this probability.
+        stop_at_eos: requests end with the model's end-of-sequence token.
         options: of engines, each "LABEL.KEY=VALUE".
         deadlines: each "PHASE=SECONDS".
         out: folder of runs.
@@ -82,6 +86,10 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     adaptive: bool = False
     precision: float = 0.02
     requests: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    stop_at_eos: bool = False
     options: tuple[str, ...] = ()
     deadlines: tuple[str, ...] = ()
     out: Path = Path("results")

@@ -45,6 +45,7 @@ def make_scenario(options: RunOptions) -> Scenario:
     if options.requests:
         # A number of requests asks for that number: the time limit of the profile goes.
         changes |= {"requests": options.requests, "seconds": None}
+    changes |= decoding_changes(options, scenario)
     if options.deadlines:
         changes["deadlines"] = change_deadlines(scenario.deadlines, options.deadlines)
     if options.adaptive:
@@ -55,6 +56,39 @@ def make_scenario(options: RunOptions) -> Scenario:
     scenario = msgspec.structs.replace(scenario, **changes)
     check(scenario, scenario.name)
     return gate_only(scenario) if options.quality_only else scenario
+
+
+def decoding_changes(options: RunOptions, scenario: Scenario) -> dict[str, Any]:
+    """Return what `--temperature`, `--top-k`, `--top-p` and `--stop-at-eos` change: one decoding for all cells.
+
+    Raises:
+        UsageError: the scenario has decodings of its own, or does not measure requests.
+    """
+    from enginecmp.scenarios.decoding import DecodingRule
+
+    given = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+    given = {key: value for key, value in given.items() if value is not None}
+    if not given and not options.stop_at_eos:
+        return {}
+    words = ", ".join([f"--{key.replace('_', '-')}" for key in given] + ["--stop-at-eos"] * options.stop_at_eos)
+    if scenario.kind != "requests" or scenario.decodings:
+        own = "has [decodings] of its own: change its file"
+        why = own if scenario.decodings else f"measures no requests ({scenario.kind})"
+        msg = f"{words}: expected a scenario whose cells leave decoding open, {scenario.name} {why}"
+        raise UsageError(msg)
+    rule = DecodingRule(
+        temperature=options.temperature or 0.0,
+        top_k=options.top_k or 0,
+        top_p=1.0 if options.top_p is None else options.top_p,
+        stop_at_eos=options.stop_at_eos,
+    )
+    name = "+".join(["sampled"] * (rule.temperature > 0) + ["eos"] * rule.stop_at_eos) or "greedy"
+    cells = tuple(msgspec.structs.replace(cell, decoding=name) for cell in scenario.cells)
+    changes: dict[str, Any] = {"decodings": {name: rule}, "cells": cells}
+    if rule.may_end:
+        # Engines may not differ in which requests they answer: a number of requests, and no time.
+        changes["seconds"] = None
+    return changes
 
 
 def make_request(
@@ -116,6 +150,7 @@ def make_request(
             context_tokens=scenario.context_tokens,
             needs=scenario.needs,
             needs_model=scenario.needs_model,
+            decoding=scenario.needs_decoding,
             concurrency=most_in_flight(scenario),
             extra=extra,
             probe=lambda plugin, device, given: (once or probe)(plugin, device, Path(logs), given),

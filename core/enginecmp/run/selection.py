@@ -34,6 +34,12 @@ _SERVERS = {
     "openai": (_EXAMPLE, ""),
 }
 """Names of servers that people know: the address that each listens at where nothing else is said, and its preset."""
+DECODING_WORDS = {
+    "sampling": "sampled decoding (temperature, top-p)",
+    "end_of_sequence": "ending at the end-of-sequence token",
+    "json_schema": "output under a JSON Schema",
+}
+"""`EngineInfo.decoding` in words."""
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,-]{0,199}")
 """Labels become file names; those of `cmp tune` hold "=" and ","."""
 
@@ -245,6 +251,7 @@ def choose(
     say: Callable[[str], None],
     needs: str = "",
     needs_model: bool = True,
+    decoding: Collection[str] = (),
 ) -> list[EngineConfig]:
     """Return the engines that will run.
 
@@ -261,6 +268,7 @@ def choose(
         say: told who is left out and why.
         needs: what every engine must offer by itself, e.g. "sampling"; empty for what they all do.
         needs_model: engines must be able to load the model.
+        decoding: what every engine must offer beyond greedy ids of a fixed number.
 
     Raises:
         CmpError: an engine that was named cannot run, or none can.
@@ -280,6 +288,11 @@ def choose(
         if not reason and needs and needs not in plugin.info.operations:
             # Not a reason to stop: the others were asked for too, and their launches can go on.
             refused.append(f"{label}: does not offer {needs} by itself")
+            say(f"left out: {refused[-1]}")
+            continue
+        if not reason and (lacking := sorted(set(decoding).difference(plugin.info.decoding))):
+            words = " and ".join(DECODING_WORDS[what] for what in lacking)
+            refused.append(f"{label}: {plugin.name} does not offer {words} here, which the scenario asks for")
             say(f"left out: {refused[-1]}")
             continue
         if not reason:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from enginecmp.errors import UsageError, did_you_mean
 from enginecmp.format.records import Cell
+from enginecmp.scenarios.decoding import decoding_problems
 from enginecmp.scenarios.ranges import outside
 from enginecmp.scenarios.scenario import PRIMARY_METRICS, Expectation, Scenario
 from enginecmp.scenarios.variants import VARIANTS
@@ -23,6 +24,7 @@ def check(scenario: Scenario, where: str) -> None:
     """
     for expected, got in [
         *_problems(scenario),
+        *(p for name, rule in scenario.decodings.items() for p in decoding_problems(name, rule)),
         *(p for cell in scenario.cells for p in _cell_problems(cell, scenario)),
         *outside(scenario),
     ]:
@@ -78,6 +80,25 @@ def claim_problems(claim: Expectation) -> Iterator[tuple[str, object]]:
         yield f"low, high or both in what is expected of {claim.engine}", "neither"
 
 
+def _decoding_problems(cell: Cell, scenario: Scenario) -> Iterator[tuple[str, object]]:
+    if not cell.decoding:
+        return
+    if cell.decoding not in scenario.decodings:
+        names = ", ".join(scenario.decodings) or "[decodings]"
+        yield f"decoding = one of {names}", repr(cell.decoding)
+        return
+    rule = scenario.rule(cell)
+    if scenario.kind != "requests":
+        yield 'decoding in cells of kind "requests" alone', f'kind = "{scenario.kind}"'
+    if rule.json_schema and (cell.concurrency > 1 or cell.arrival):
+        yield "json_schema in cells with one user alone: what is said in a batch is not kept", cell.concurrency
+    if rule.may_end and scenario.seconds is not None and not cell.arrival:
+        yield "requests and no seconds where requests may end early, so that all engines do the same", "seconds"
+    workload = scenario.workload(cell)
+    if rule.json_schema and workload is not None and workload.has_turns:
+        yield "json_schema without conversations", cell.workload
+
+
 def _cell_problems(cell: Cell, scenario: Scenario) -> Iterator[tuple[str, object]]:
     if cell.prompt_tokens < 1:
         yield "prompt_tokens >= 1", cell.prompt_tokens
@@ -90,6 +111,7 @@ def _cell_problems(cell: Cell, scenario: Scenario) -> Iterator[tuple[str, object
     if cell.workload and scenario.seconds is not None and not cell.arrival:
         # A faster engine would go on to other requests than a slower one.
         yield "requests and no seconds for a workload in a closed loop, so that all engines do the same", "seconds"
+    yield from _decoding_problems(cell, scenario)
     workload = scenario.workload(cell)
     if workload is not None and workload.has_turns and scenario.seconds is not None:
         yield "requests and no seconds for conversations", "seconds"

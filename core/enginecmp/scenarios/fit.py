@@ -8,6 +8,7 @@ import msgspec
 
 from enginecmp.errors import UsageError
 from enginecmp.format.records import Cell
+from enginecmp.models.end_tokens import end_tokens
 from enginecmp.scenarios.scenario import Scenario
 from enginecmp.types import ModelInfo
 
@@ -21,13 +22,19 @@ def fit(scenario: Scenario, model: ModelInfo, say: Callable[[str], None]) -> Sce
         say: told about each cell that is left out.
 
     Raises:
-        UsageError: no cell is left.
+        UsageError: no cell is left, or requests are to end and the model has no token for that.
     """
     kept = tuple(cell for cell in scenario.cells if _needed(cell) <= model.context_tokens)
     if not kept:
         msg = (
             f"scenario {scenario.name} needs {min(map(_needed, scenario.cells))} tokens of context, "
             f"{model.name} was made for {model.context_tokens}; choose shorter cells or another model"
+        )
+        raise UsageError(msg)
+    if any(scenario.rule(cell).may_end for cell in kept) and not end_tokens(model.path):
+        msg = (
+            f"scenario {scenario.name} lets requests end at the end-of-sequence token, {model.name} has none; choose "
+            "another model or scenario"
         )
         raise UsageError(msg)
     left_out = {
@@ -49,7 +56,7 @@ def describe(cell: Cell) -> str:
     if cell.arrival:
         rate = f" at {cell.rate_per_second:g}/s" if cell.rate_per_second else ""
         parts.append(f"{cell.arrival}{rate}")
-    return ", ".join([*parts, *filter(None, [cell.variant or "", cell.workload or ""])])
+    return ", ".join([*parts, *filter(None, [cell.variant or "", cell.workload or "", cell.decoding or ""])])
 
 
 def _needed(cell: Cell) -> int:

@@ -19,6 +19,7 @@ from enginecmp.format.measures import Measure
 from enginecmp.format.records import Cell
 from enginecmp.format.text import plain
 from enginecmp.scenarios.check import check, claim_problems
+from enginecmp.scenarios.decoding import DecodingRule, read_decoding
 from enginecmp.scenarios.scenario import Expectation, Limits, Overload, Profile, Scenario
 from enginecmp.scenarios.variants import VARIANTS
 from enginecmp.scenarios.workload import Workload, read_workload, workload_problems
@@ -35,6 +36,7 @@ _OWN_KEYS = (
     "operation",
     "variants",
     "workloads",
+    "decodings",
     "cells",
     "launch_per_cell",
     "offered_load",
@@ -149,6 +151,7 @@ def _resolve(
     profile = _convert(raw, Profile, table)
     own = {key: content[key] for key in _OWN_KEYS if key in content}
     own["workloads"] = workloads
+    own["decodings"] = _decodings(content.get("decodings", {}), where)
     cells = profile.cells or _cells(content.get("cells", []), where, workloads)
     if profile.output_tokens is not None:
         cells = [
@@ -224,6 +227,17 @@ def _workloads(raw: Any, where: str) -> dict[str, Workload]:
         for expected, came in workload_problems(name, found[name]):
             msg = f"scenario {where}: expected {expected}, got {came}"
             raise UsageError(msg)
+    return found
+
+
+def _decodings(raw: Any, where: str) -> dict[str, DecodingRule]:
+    if not isinstance(raw, dict):
+        msg = f"scenario {where}: expected decodings as [decodings.NAME] tables, got {plain(repr(raw), 80)}"
+        raise UsageError(msg)
+    found = {}
+    for name, table in raw.items():
+        place = f"{where} [decodings.{plain(name, 80)}]"
+        found[name] = _convert(read_decoding(table, Path(where).parent, place), DecodingRule, place)
     return found
 
 

@@ -72,6 +72,7 @@ def outside(scenario: Scenario) -> Iterator[tuple[str, object]]:
             yield f"{place} from {low:g} to {high:g}", value
     names = [("name", scenario.name), *(("variant", cell.variant) for cell in scenario.cells if cell.variant)]
     names += [("workload", name) for name in scenario.workloads]
+    names += [("decoding", name) for name in scenario.decodings]
     for what, name in [*names, *(("expect.engine", claim.engine) for claim in scenario.expect)]:
         if not name.isprintable() or not 0 < len(name) <= _NAME_CHARACTERS:
             yield f"{what}: 1 to {_NAME_CHARACTERS} printable characters", repr(plain(name, 80))
@@ -93,6 +94,8 @@ def _numbers(place: str, value: Any) -> Iterator[tuple[str, float]]:
     """Yield each number of a scenario as builtins, with its place; variants of operations are held by their own."""
     if isinstance(value, dict):
         for key, inner in value.items():
+            if key == "json_schema":  # numbers of its own
+                continue
             yield from _numbers(place if place in _KEYS_OF_A_USER else f"{place}.{key}".lstrip("."), inner)
     elif isinstance(value, list | tuple):
         for inner in value:

@@ -8,8 +8,10 @@ import msgspec
 
 from enginecmp.format.measures import Measure
 from enginecmp.format.records import Arrival, Cell
+from enginecmp.scenarios.decoding import DecodingRule
 from enginecmp.scenarios.workload import Workload
 from enginecmp.telemetry.contention import Validity
+from enginecmp.types import Decodes
 from enginecmp.wire.deadlines import Deadlines
 
 PRIMARY_METRICS = (
@@ -126,6 +128,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         measure: that one, as the plugin described it; None for those of `cmp`.
         variants: variant → parameters of the operation.
         workloads: name → requests of the cells that name it.
+        decodings: name → how the ids of requests in the cells that name it are chosen, and what ends them.
         cells: the grid.
         launch_per_cell: a launch of its own for every cell, so that memory and page cache belong to that cell.
         blocks: launches per engine (and cell, with `launch_per_cell`).
@@ -177,6 +180,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     measure: Measure | None = None
     variants: dict[str, dict[str, Any]] = {}
     workloads: dict[str, Workload] = {}
+    decodings: dict[str, DecodingRule] = {}
     cells: tuple[Cell, ...]
     launch_per_cell: bool = False
     blocks: int
@@ -243,6 +247,30 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     def workload(self, cell: Cell) -> Workload | None:
         """Return what the requests of a cell are made of, None where they are all alike."""
         return self.workloads[cell.workload] if cell.workload else None
+
+    def rule(self, cell: Cell) -> DecodingRule:
+        """Return how the ids of a cell's requests are chosen, and what ends them."""
+        return self.decodings[cell.decoding] if cell.decoding else DecodingRule()
+
+    @property
+    def needs_decoding(self) -> frozenset[Decodes]:
+        """What an engine must offer beyond greedy ids of a fixed number (`EngineInfo.decoding`)."""
+        return frozenset().union(*(self.rule(cell).needs for cell in self.cells))
+
+    def prompt_cell(self, cell: Cell) -> int:
+        """Return the number of the cell whose prompts a cell has: its own, as a rule.
+
+        With launches of their own, cells that differ in decoding alone share them; in one launch the second of them
+        would find its prompts in a cache.
+        """
+        if not self.launch_per_cell:
+            return self.cells.index(cell)
+        plain = msgspec.structs.replace(cell, decoding=msgspec.UNSET)
+        return next(
+            number
+            for number, other in enumerate(self.cells)
+            if msgspec.structs.replace(other, decoding=msgspec.UNSET) == plain
+        )
 
     def requests_in(self, cell: Cell) -> int:
         """Return how many requests a launch measures in a cell."""

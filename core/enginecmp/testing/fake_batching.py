@@ -6,6 +6,8 @@ prompts that came in since the last one; their first tokens come at its end.
 
 from __future__ import annotations
 
+import numpy as np
+
 from enginecmp.testing.fake_session import FakeSession, Running
 from enginecmp.types import Request
 
@@ -19,7 +21,9 @@ def submit(session: FakeSession, request: Request) -> bool:
     session.begin_request()
     gives = request.output_tokens - int(session.settings["short"]) + int(session.settings["long"])
     unpaid = len(request.token_ids) - session.cached(request.token_ids)
-    session.running[request.id] = Running(request, list(request.token_ids), unpaid, gives)
+    session.running[request.id] = Running(
+        request, list(request.token_ids), unpaid, gives, draws=np.random.default_rng(request.decoding.seed)
+    )
     return True
 
 
@@ -37,10 +41,11 @@ def step(session: FakeSession) -> list[tuple[str, int]]:
         session.fault.maybe("decode", entry.given)
         entry.unpaid = 0
         if entry.given < entry.gives:
-            entry.ids.append(session.next_token(entry.ids))
+            entry.ids.append(session.next_token(entry.ids, entry.request.decoding, entry.draws))
             entry.given += 1
             pairs.append((name, entry.ids[-1]))
-        if entry.given == entry.gives >= entry.request.output_tokens:
+        ended = entry.given > 0 and entry.ids[-1] in entry.request.decoding.end_ids
+        if ended or entry.given == entry.gives >= entry.request.output_tokens:
             del running[name]
             session.end_request()
     match session.settings["stray"]:

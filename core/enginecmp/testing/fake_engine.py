@@ -50,7 +50,7 @@ from enginecmp.testing.fake_batching import step, submit
 from enginecmp.testing.fake_diffusion import denoised
 from enginecmp.testing.fake_operations import SHARES, operation
 from enginecmp.testing.fake_session import DEFAULTS, GEARS, FakeSession, Fault
-from enginecmp.types import EngineInfo, LoadOptions, ModelInfo, Probe, Request
+from enginecmp.types import GREEDY, Decoding, EngineInfo, LoadOptions, ModelInfo, Probe, Request
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,6 +71,7 @@ def cmp_engine() -> EngineInfo:
         environment={"FAKE_THREADS": "{threads}"},
         exact_environment={"FAKE_EXACT": "1"},
         operations=("tokenize", "sampling", "matmul", "elementwise", "layer", "profile"),
+        decoding=("sampling", "end_of_sequence"),
         tuned="gear 2, which is planted to be the fastest that computes the same",
         tunables={"gear": tuple(GEARS), "lossy": ("0", "1")},
         option_names=tuple(DEFAULTS),
@@ -108,6 +109,14 @@ def cmp_version(session: FakeSession) -> str:
 
 
 @hookimpl
+def cmp_decoding(session: FakeSession, decoding: Decoding) -> None:
+    """Draw from now on."""
+    import numpy as np
+
+    session.decoding, session.draws = decoding, np.random.default_rng(decoding.seed)
+
+
+@hookimpl
 def cmp_prefill(session: FakeSession, token_ids: Sequence[int], output_tokens: int) -> int:
     """Hash the prompt."""
     session.require(token_ids, output_tokens)
@@ -117,7 +126,7 @@ def cmp_prefill(session: FakeSession, token_ids: Sequence[int], output_tokens: i
     session.stand_still()
     session.spend((len(token_ids) - session.cached(token_ids)) * session.number("prefill_us") / 1e6)
     session.prefix = [*session.prefix[-1:], *token_ids] if session.settings["sticky"] == "1" else list(token_ids)
-    session.prefix.append(session.next_token(session.prefix))
+    session.prefix.append(session.next_token(session.prefix, session.decoding, session.draws))
     return session.prefix[-1]
 
 
@@ -127,7 +136,7 @@ def cmp_decode(session: FakeSession, n_tokens: int) -> Iterator[int]:
     for number in range(n_tokens - int(session.settings["short"]) + int(session.settings["long"])):
         session.fault.maybe("decode", number)
         session.spend(session.number("decode_us") / 1e6)
-        session.prefix.append(session.next_token(session.prefix))
+        session.prefix.append(session.next_token(session.prefix, session.decoding, session.draws))
         yield session.prefix[-1]
     session.end_request()
 
@@ -195,6 +204,7 @@ def cmp_reset(session: FakeSession) -> None:
     if session.settings["sticky"] != "1":
         session.prefix = []
     session.running.clear()
+    session.decoding = GREEDY
     session.hit_tokens = 0
 
 

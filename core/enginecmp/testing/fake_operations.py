@@ -67,6 +67,12 @@ def _sampling(session: FakeSession, parameters: Mapping[str, Any], wrong: bool) 
     return lambda: int(random.choice(len(chances), p=chances))
 
 
+def draw(logits: NDArray[np.float32], parameters: Mapping[str, Any], random: Any) -> int:
+    """Return an id drawn after temperature, top-k and top-p."""
+    chances = _nucleus(logits, parameters)
+    return int(random.choice(len(chances), p=chances))
+
+
 def _nucleus(logits: NDArray[np.float32], parameters: Mapping[str, Any]) -> NDArray[np.float64]:
     """Return the probabilities that are left after temperature, top-k and top-p."""
     import numpy as np

@@ -17,7 +17,7 @@ import msgspec
 from enginecmp import clock
 from enginecmp.errors import ContextOverflow, EngineError, UnknownOption, UnsupportedModel, did_you_mean
 from enginecmp.models.diffusion import AUTOREGRESSIVE
-from enginecmp.types import LoadOptions, ModelInfo, Request
+from enginecmp.types import GREEDY, Decoding, LoadOptions, ModelInfo, Request
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,6 +90,7 @@ class Running(msgspec.Struct):
     unpaid: int
     gives: int
     given: int = 0
+    draws: Any = None
 
 
 class FakeSession:
@@ -113,6 +114,8 @@ class FakeSession:
         self.fault = Fault(settings["fault"], settings["once"])
         self.prefix: list[int] = []
         self.running: dict[str, Running] = {}
+        self.decoding = GREEDY
+        self.draws: Any = None
         self.hit_tokens = 0
         self._cached: dict[int, Any] = {}
         self._requests = 0
@@ -199,8 +202,12 @@ class FakeSession:
         """Return the logits of what is at a position, which depend on every id of the text."""
         return self.logits(position, number_of(*token_ids))
 
-    def next_token(self, prefix: Sequence[int]) -> int:
-        """Return the greedy continuation of a prefix, unless told to guess wrong."""
+    def next_token(self, prefix: Sequence[int], decoding: Decoding = GREEDY, draws: Any = None) -> int:
+        """Return the continuation of a prefix, unless told to guess wrong."""
+        if decoding.temperature and self.settings["wrong"] != "sampling":
+            from enginecmp.testing.fake_operations import draw
+
+            return draw(self.logits(len(prefix) - 1, prefix[-1]), msgspec.structs.asdict(decoding), draws)
         if self.guesses and self.settings["misguess"] == str(len(prefix)):
             return 0
         return int(self.logits(len(prefix) - 1, prefix[-1]).argmax())

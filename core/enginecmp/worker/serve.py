@@ -15,17 +15,19 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from enginecmp import clock
 from enginecmp.errors import CmpError, EngineError, RequestFailed
 from enginecmp.format.phases import Phase
 from enginecmp.format.text import plain
 from enginecmp.telemetry.contention import ContentionSensor, between
-from enginecmp.types import ENDED, Request
+from enginecmp.types import ENDED, Decoding, Request
 from enginecmp.wire.answers import MOST_TOKENS
 from enginecmp.wire.protocol import Progress
 from enginecmp.wire.request_intake import RequestIntake, serve_queue
 from enginecmp.wire.request_table import FIELDS, Field, Header, RequestTable, Stop
-from enginecmp.worker.generate import generate
+from enginecmp.worker.generate import choose, generate
 from enginecmp.worker.results import engine_metrics
 
 _QUICK_NS = 100_000
@@ -149,10 +151,11 @@ def _stamp(
     """Write one step's tokens, all with the same stamp; return whether a request is over."""
     words = intake.words
     over = False
+    rest: list[Any]
     seen: set[str] = set()
     for pair in pairs:
         try:
-            name, token = pair
+            name, token, *rest = pair
             flight, possible = flying.get(name), ENDED <= token < 1 << 31
         except (TypeError, ValueError) as error:
             msg = f"cmp_step returned {plain(repr(pair), 80)} in its list, expected (request id, token id)"
@@ -167,16 +170,35 @@ def _stamp(
         if token == ENDED:
             over = True
             del flying[name]
-            intake.finish(number, step_ns, requests[number].output_tokens)
+            intake.finish(number, step_ns, _ended(requests[number], rest, words[row + Field.MARKED]))
             continue
         marked = words[row + Field.MARKED]
         words[row + FIELDS + marked] = step_ns
         words[row + Field.MARKED] = marked + 1
-        if marked + 1 == requests[number].output_tokens:
+        request = requests[number]
+        if marked + 1 == request.output_tokens or token in request.decoding.end_ids:
             over = True
             del flying[name]
             intake.finish(number, step_ns, marked + 1)
     return over
+
+
+def _ended(request: Request, rest: Sequence[Any], marked: int) -> int:
+    """Return how many tokens a request had that the engine ends.
+
+    Raises:
+        EngineError: it says no number where it may be any, or one that cannot be.
+    """
+    if not request.decoding.end_ids and not request.decoding.json_schema and not rest:
+        return request.output_tokens
+    tokens = rest[0] if len(rest) == 1 else None
+    if type(tokens) is int and max(1, marked) <= tokens <= request.output_tokens:
+        return tokens
+    msg = (
+        f"cmp_step ended request {request.id} with {plain(repr(tokens), 80)} tokens, expected (request id, ENDED, "
+        f"tokens) with {max(1, marked)} to {request.output_tokens}"
+    )
+    raise EngineError(msg)
 
 
 def _wrong(name: Any, held: bool, seen: set[str], intake: RequestIntake) -> str:
@@ -206,7 +228,8 @@ def serve(
         progress: shared with the host.
         sensor: read when the first request arrives and when the last one is over.
         message: `files` (table, eventfd from and to the generator), `prompts` (ids by number), `output_tokens` (by
-            number), `limit` (most requests in flight), `continuous` (use the engine's own batching).
+            number), `limit` (most requests in flight), `continuous` (use the engine's own batching), and `decodings`
+            (by number) where they are not all greedy.
 
     Returns:
         `errors` (number → text), `window` (what the machine did meanwhile), `metrics` (the engine's, at the end).
@@ -237,9 +260,10 @@ def _serve(
     before = []
     intake.began = lambda: before.append(sensor.read())
     continuous: bool = message["continuous"]
+    decodings = msgspec.convert(message.get("decodings") or [{}] * len(prompts), list[Decoding])
     requests = [
-        Request(id=str(n), token_ids=ids, output_tokens=wanted)
-        for n, (ids, wanted) in enumerate(zip(prompts, output_tokens, strict=True))
+        Request(id=str(n), token_ids=ids, output_tokens=wanted, decoding=decoding)
+        for n, (ids, wanted, decoding) in enumerate(zip(prompts, output_tokens, decodings, strict=True))
     ]
     # What a cell needs stays until it ends: keep the collector from walking it while requests are served.
     gc.collect()
@@ -286,7 +310,8 @@ class _Runner:
         """Run one request to its end."""
         hook, session, intake, progress = self._hook, self._session, self._intake, self._progress
         words, now_ns, decode = intake.words, clock.now_ns, Phase.DECODE
-        token_ids, wanted = self._requests[number].token_ids, self._requests[number].output_tokens
+        request = self._requests[number]
+        token_ids, wanted, end_ids = request.token_ids, request.output_tokens, request.decoding.end_ids
         row = intake.table.row(number)
         at = row + FIELDS
         count = row + Field.MARKED
@@ -302,12 +327,13 @@ class _Runner:
         progress.set(Phase.PREPARE, self._tokens)
         try:
             hook.cmp_reset(session=session)
+            choose(hook, session, request.decoding)
             hook.cmp_prepare(session=session, token_ids=token_ids, output_tokens=wanted)
             where = Phase.PREFILL
             gc.disable()
             progress.set(Phase.PREFILL, self._tokens)
             intake.start(number, now_ns())
-            total = generate(hook, session, token_ids, wanted, mark)
+            total = generate(hook, session, token_ids, wanted, mark, end_ids)
             end_ns = now_ns()
             if total is not None and not words[count] <= total <= MOST_TOKENS:
                 msg = f"cmp_decode returned {total - 1} as its number of tokens, it yielded {words[count] - 1} times"
@@ -335,8 +361,6 @@ def batch(hook: Any, session: Any, message: dict[str, Any]) -> dict[str, list[in
     Raises:
         CmpError: it gave fewer tokens than asked for.
     """
-    import msgspec
-
     if not hook.cmp_submit.get_hookimpls():
         return None
     hook.cmp_reset(session=session)
@@ -344,6 +368,7 @@ def batch(hook: Any, session: Any, message: dict[str, Any]) -> dict[str, list[in
     every: int = message.get("every", 0)
     ids: dict[str, list[int]] = {request.id: [] for request in waiting}
     asked = {request.id: request.output_tokens for request in waiting}
+    end_ids = {request.id: request.decoding.end_ids for request in waiting}
     wanted = sum(asked.values())
     steps = submitted = 0
     while (had := sum(map(len, ids.values()))) < wanted:
@@ -355,9 +380,9 @@ def batch(hook: Any, session: Any, message: dict[str, Any]) -> dict[str, list[in
         if not pairs and steps > 1000 * (wanted + every * len(ids)):
             msg = f"cmp_step gave {had} of {wanted} tokens and then nothing"
             raise CmpError(msg)
-        for request_id, token in pairs:
-            if token == ENDED:
-                wanted -= asked[request_id] - len(ids[request_id])
-            else:
+        for request_id, token, *_ in pairs:
+            if token != ENDED:
                 ids[request_id].append(token)
+            if token == ENDED or token in end_ids[request_id]:
+                wanted -= asked[request_id] - len(ids[request_id])
     return ids

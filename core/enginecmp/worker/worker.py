@@ -20,10 +20,10 @@ from enginecmp import clock
 from enginecmp.errors import CmpError, EngineError
 from enginecmp.format.phases import Phase
 from enginecmp.telemetry.contention import ContentionSensor, between, without_engine
-from enginecmp.types import NO_ID, LoadOptions, ModelInfo, Probe
+from enginecmp.types import GREEDY, NO_ID, Decoding, LoadOptions, ModelInfo, Probe
 from enginecmp.wire.answers import MOST_TOKENS
 from enginecmp.wire.protocol import Progress, describe
-from enginecmp.worker.generate import generate
+from enginecmp.worker.generate import choose, generate
 from enginecmp.worker.operations import Operations, profile
 from enginecmp.worker.results import engine_metrics, float32_matrix
 
@@ -95,10 +95,12 @@ class Worker:
         assert sensor is not None
         token_ids: list[int] = message["token_ids"]
         n_tokens: int = message["output_tokens"]
+        decoding = msgspec.convert(message["decoding"], Decoding) if "decoding" in message else GREEDY
         decode = Phase.DECODE
 
         progress.set(Phase.PREPARE)
         hook.cmp_reset(session=session)
+        choose(hook, session, decoding)
         hook.cmp_prepare(session=session, token_ids=token_ids, output_tokens=n_tokens)
         now_ns = clock.now_ns
         token_ns: list[int] = []
@@ -116,7 +118,7 @@ class Worker:
         progress.set(Phase.PREFILL)
         start_ns = now_ns()
         try:
-            total = generate(hook, session, token_ids, n_tokens, mark)
+            total = generate(hook, session, token_ids, n_tokens, mark, decoding.end_ids)
         except BaseException as raised:  # a Rust panic arrives as a BaseException
             error = describe(raised)
         end_ns = now_ns()
@@ -130,8 +132,9 @@ class Worker:
         metrics = between(before, after)
         if error is None:
             metrics = without_engine(metrics | self._metrics())
+        text = _text(hook.cmp_text(session=session)) if decoding.json_schema and error is None else None
         progress.set(Phase.IDLE)
-        return {
+        return ({} if text is None else {"text": text}) | {
             "start_ns": start_ns,
             "token_ns": token_ns,
             "end_ns": end_ns,
@@ -196,6 +199,18 @@ def _wrong_tokens(ids: Sequence[Any], total: Any) -> str:
     if total is not None and not len(ids) <= total <= MOST_TOKENS:
         return f"cmp_decode returned {_brief(total - 1)} as its number of tokens, it yielded {len(ids) - 1} times"
     return ""
+
+
+def _text(found: Any) -> str | None:
+    """Return the text that an engine says it generated.
+
+    Raises:
+        EngineError: it is none.
+    """
+    if found is not None and not isinstance(found, str):
+        msg = f"cmp_text returned a {type(found).__name__}, expected text"
+        raise EngineError(msg)
+    return found
 
 
 def _brief(value: Any) -> str:

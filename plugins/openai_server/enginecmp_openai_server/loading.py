@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from enginecmp import EngineError, LoadOptions, ModelInfo, UnsupportedModel
+from enginecmp import EngineError, LoadOptions, ModelInfo, UnsupportedModel, end_tokens
 
 from . import process
 from .announcement import announce, withdraw
@@ -20,7 +20,7 @@ from .flight import Flight
 from .gpus import gpus_of
 from .identity import identify
 from .options import Settings, read_settings
-from .prompts import Reader, end_tokens, usage_of
+from .prompts import Reader, usage_of
 from .redaction import redaction_of
 from .round_trip import round_trips
 from .server import Server

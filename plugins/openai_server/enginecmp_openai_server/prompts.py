@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from enginecmp import EngineError, RoundTripError, load_tokenizer, read_gguf
+from enginecmp import EngineError, RoundTripError, load_tokenizer
 
 from .answer import Usage, check_prompt
 from .server import Server
 from .words import words_of
 
-_END_KEYS = ("eos", "eot", "eom")
-_END_NAMES = frozenset(
-    ("</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>",
-     "<|endofprompt|>", "<EOT>", "<|return|>", "<|call|>")
-)  # fmt: skip
 _EVICTORS = ("0", "a")
 
 
@@ -86,15 +81,6 @@ class Reader:
             said = server.client.redaction.said(words_of(answer))
             msg = f"openai_server: expected token ids from {tokenize.path}, got '{said}'; is it {server.kind.title}?"
             raise EngineError(msg) from None
-
-
-def end_tokens(path: str) -> tuple[int, ...]:
-    """Return the ids that end a text, by the model file's metadata and by the names that llama.cpp knows."""
-    metadata = read_gguf(path).metadata
-    found = {metadata.get(f"tokenizer.ggml.{key}_token_id") for key in _END_KEYS}
-    names = metadata.get("tokenizer.ggml.tokens", [])
-    found |= {token for token, name in enumerate(names) if name in _END_NAMES}
-    return tuple(sorted(token for token in found if isinstance(token, int)))
 
 
 def usage_of(server: Server, prompt: str | tuple[int, ...], output_tokens: int) -> Usage:

@@ -13,10 +13,19 @@ from enginecmp.plugin_tools.python_plugin import (
     cmp_unload,
 )
 
-from .hooks import cmp_denoise, cmp_engine, cmp_load, cmp_operation, cmp_probe, cmp_profile
+from .hooks import (
+    cmp_decoding,
+    cmp_denoise,
+    cmp_engine,
+    cmp_load,
+    cmp_operation,
+    cmp_probe,
+    cmp_profile,
+)
 
 __all__ = [
     "cmp_decode",
+    "cmp_decoding",
     "cmp_denoise",
     "cmp_engine",
     "cmp_load",

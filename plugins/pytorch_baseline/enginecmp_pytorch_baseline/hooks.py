@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from enginecmp import EngineError, EngineInfo, LoadOptions, ModelInfo, Probe, hookimpl
+from enginecmp import Decoding, EngineError, EngineInfo, LoadOptions, ModelInfo, Probe, hookimpl
 from enginecmp.plugin_tools.engine_options import EngineOptions
 
 from .config import ARCHITECTURES, ENGINE, QUANTIZATIONS, read_config
@@ -41,6 +41,7 @@ def cmp_engine() -> EngineInfo:
         tuned="threads, and reduced precision with -o pytorch_baseline.dtype=bfloat16; nothing else on purpose",
         tunables={"cpu:threads": ("auto", "{cores}", "{half_cores}"), "dtype": ("float32", "bfloat16")},
         operations=("tokenize", "sampling", "matmul", "elementwise", "layer", "profile"),
+        decoding=("sampling", "end_of_sequence"),
         option_names=("dtype",),
         limits=(
             "every weight is dequantized to the compute dtype: a float32 run reads 4 bytes a weight at each token, "
@@ -119,6 +120,12 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
         "load_init_seconds": init,
     }
     return session
+
+
+@hookimpl
+def cmp_decoding(session: Session, decoding: Decoding) -> None:
+    """Draw ids in torch; a request that may end is over when the worker sees its last id."""
+    session.decode_by(decoding)
 
 
 @hookimpl

@@ -12,6 +12,7 @@ from enginecmp import layer_shapes, layer_tensor, load_tokenizer, matrices, vect
 
 from .config import ModelConfig, RopeConfig
 from .model import Block, RMSNorm, Rope
+from .sampling import choice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,32 +38,10 @@ def _tokenize(session: Session, parameters: Mapping[str, Any]) -> Callable[[], A
 
 
 def _sampling(session: Session, parameters: Mapping[str, Any]) -> Callable[[], int]:
-    """Temperature, then top-k, then top-p, then a draw from what is left, each as the plainest torch call for it."""
     logits = session.last_logits(parameters["token_ids"])  # (vocabulary,)
-    temperature, top_k, top_p = (parameters[name] for name in ("temperature", "top_k", "top_p"))
-    if temperature == 0:
-        return lambda: int(logits.argmax())
-    generator = torch.Generator(device=logits.device).manual_seed(parameters["seed"])
-
-    def call() -> int:
-        scaled, ids = logits / temperature, None
-        if top_k:
-            scaled, ids = scaled.topk(min(top_k, len(scaled)))  # (top_k,)
-        chances = scaled.softmax(dim=-1)
-        if top_p < 1:
-            chances, ids = _nucleus(chances, ids, top_p)
-        drawn = torch.multinomial(chances, 1, generator=generator)
-        return int(drawn if ids is None else ids[drawn])
-
-    return call
-
-
-def _nucleus(chances: Tensor, ids: Tensor | None, top_p: float) -> tuple[Tensor, Tensor]:
-    """Return the fewest most likely entries that reach top_p together, the others at 0, in falling order."""
-    ordered, order = chances.sort(descending=True)
-    # The entry that passes top_p belongs to the nucleus.
-    ordered[ordered.cumsum(dim=-1) - ordered >= top_p] = 0
-    return ordered, order if ids is None else ids[order]
+    temperature, top_k, top_p, seed = (parameters[name] for name in ("temperature", "top_k", "top_p", "seed"))
+    choose = choice(temperature, top_k, top_p, seed, logits.device)
+    return lambda: choose(logits)
 
 
 def _matmul(session: Session, parameters: Mapping[str, Any]) -> Callable[[], Any]:

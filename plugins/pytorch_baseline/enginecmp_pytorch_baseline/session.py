@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from enginecmp import EngineError
+from enginecmp import Decoding, EngineError
 from enginecmp.denoising import Committed, denoise
 from enginecmp.plugin_tools.python_plugin import check_denoising, check_prompt, check_step
 
 from .config import ENGINE
 from .model import KVCache, Transformer
+from .sampling import Choice, choice
 
 
 class Session:
@@ -49,9 +50,15 @@ class Session:
         """Empty the KV cache and forget the request's times."""
         self.cache: KVCache = [None] * self._layers
         self.past = 0
+        self.choose: Choice | None = None  # greedy
         self._next: Tensor | None = None  # (1, 1), the last id handed out, not yet in the cache
         self._prefill_events: list[tuple[Any, Any]] = []
         self._decode_events: list[tuple[Any, Any]] = []
+
+    def decode_by(self, decoding: Decoding) -> None:
+        """Choose ids in this way until the next `reset`."""
+        if decoding.temperature:
+            self.choose = choice(decoding.temperature, decoding.top_k, decoding.top_p, decoding.seed, self.device)
 
     def check_prompt(self, token_ids: Sequence[int], needed: int) -> None:
         """Refuse a prompt that cannot run, or after which the cache would not hold `needed` tokens."""
@@ -61,7 +68,7 @@ class Session:
         """Run a prompt into the empty cache and return the first greedy id, the device done."""
         # The load is told before the first request, or never.
         self.load_phases = {}
-        return self._greedy(torch.tensor([token_ids], device=self.device), self._prefill_events)
+        return self._run(torch.tensor([token_ids], device=self.device), self._prefill_events)
 
     def step(self) -> int:
         """Feed the last id and return the next one, the device done.
@@ -72,7 +79,7 @@ class Session:
         """
         check_step(ENGINE, prefilled=self._next is not None, past=self.past, limit=self.limit, fix=self._fix)
         assert self._next is not None
-        return self._greedy(self._next, self._decode_events)
+        return self._run(self._next, self._decode_events)
 
     def forward(self, ids: Tensor, *, last_only: bool = True) -> Tensor:
         """Run (1, T) ids, append them to the cache and return logits, (1, T or 1, vocabulary)."""
@@ -83,9 +90,13 @@ class Session:
         return logits
 
     def pick(self, logits: Tensor) -> int:
-        """Return the greedy id of the last position's logits and keep it for the next step."""
-        self._next = logits[:, -1].argmax(dim=-1, keepdim=True)  # (1, 1)
-        return int(self._next)
+        """Return the id that is chosen by the last position's logits and keep it for the next step."""
+        if self.choose is None:
+            self._next = logits[:, -1].argmax(dim=-1, keepdim=True)  # (1, 1)
+            return int(self._next)
+        token = self.choose(logits[0, -1].float())
+        self._next = torch.tensor([[token]], device=self.device)
+        return token
 
     def last_logits(self, token_ids: Sequence[int]) -> Tensor:
         """Run a prompt into the empty cache and return the logits of its last position, (vocabulary,), float32."""
@@ -168,7 +179,7 @@ class Session:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _greedy(self, ids: Tensor, events: list[tuple[Any, Any]]) -> int:
+    def _run(self, ids: Tensor, events: list[tuple[Any, Any]]) -> int:
         if self.device.type != "cuda":
             return self.pick(self.forward(ids))
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
