@@ -58,6 +58,7 @@ def test_an_engine_of_ours_conforms(engine: str, tmp_path: Path) -> None:
         ("sticky=1", "test_reset_leaves_nothing_of_the_last_request"),
         ("wrong=tokenize", "test_text_becomes_the_reference_tokenizers_ids"),
         ("wrong=sampling", "test_draws_follow_the_distribution_that_is_left"),
+        ("wrong=sampling", "test_sampled_ids_follow_the_softmax_of_the_engine_s_own_logits"),
         ("wrong=matmul", "test_products_are_those_of_float64"),
         ("wrong=elementwise", "test_functions_of_elements_are_those_of_float64"),
         ("wrong=layer", "test_a_layer_is_that_of_float64"),

@@ -18,6 +18,7 @@ from enginecmp.cli.run import GROUPS, command
 from enginecmp.format import records
 from enginecmp.format.flags import Flag
 from enginecmp.scenarios import loader
+from enginecmp.scenarios.decoding import DecodingRule
 from enginecmp.scenarios.scenario import Expectation, Limits, Overload, Profile
 from enginecmp.scenarios.variants import VARIANTS
 from enginecmp.scenarios.workload import Workload
@@ -175,6 +176,7 @@ def documented_keys(heading: str) -> set[str]:
     [
         ("`[profile.NAME]`", [Profile]),
         ("`[[cells]]`", [records.Cell]),
+        ("`[decodings.NAME]`", [DecodingRule]),
         ("`[goodput]`, `[overload]`", [Limits, Overload]),
         ("`[[expect]]`", [Expectation]),
         ("`[deadlines]`, `[validity]`", [Deadlines, Validity]),
@@ -194,7 +196,7 @@ def test_workloads_md_names_every_key_of_a_workload() -> None:
 
 
 def test_the_example_of_scenario_format_is_a_scenario(tmp_path: Path) -> None:
-    (example,) = re.findall(r"^```toml\n(.*?)^```", read("scenario-format.md"), re.MULTILINE | re.DOTALL)
+    example, *_ = re.findall(r"^```toml\n(.*?)^```", read("scenario-format.md"), re.MULTILINE | re.DOTALL)
     (tmp_path / "mine.toml").write_text(example)
     assert len(loader.load_scenario(str(tmp_path / "mine.toml"), None).cells) == 2
 

@@ -189,6 +189,6 @@ def test_what_is_not_shared_is_told(mixed: Path, cmp: CommandLine, tmp_path: Pat
     (tmp_path / "samples.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / MANIFEST).write_bytes((mixed / MANIFEST).read_bytes())
     found = msgspec.json.decode(cmp("stats", tmp_path, "--json").stdout)
-    assert [w for w in found["warnings"] if "1 of 95 requests of workloads count for rates alone" in w]
+    assert [w for w in found["warnings"] if "1 of 95 unlike requests count for rates alone" in w]
     assert sorted({s["n_samples"] for s in found["summaries"] if s["metric"] == "e2e_seconds"}) == [15, 16]
     assert read_manifest(mixed).scenario["workloads"]["chat"]["output_tokens"]["values"] == [2, 3, 9]

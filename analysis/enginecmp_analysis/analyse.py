@@ -20,6 +20,7 @@ from enginecmp_analysis.data.launch_quantiles import quantile_launches
 from enginecmp_analysis.data.launches import Key, LaunchMeans, launch_means, measured, scenario_kind
 from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.data.metrics import METRICS, find_metric, metric_of, steady_metric
+from enginecmp_analysis.data.own_lengths import comparable, lengths_of
 from enginecmp_analysis.findings.find import find_all
 from enginecmp_analysis.findings.notes import (
     NOTABLE_LOSS,
@@ -82,6 +83,8 @@ def _analyse_group(group: Group, scenario: str, options: Options, report: StatsR
     # Everything below goes cell by cell, metric by metric, the baseline first.
     means = _in_order(means, list(context.engines))
     report.summaries += [_summary(scenario, key, launches) for key, launches in means.items() if shown(key[2], options)]
+    # Of requests that end by themselves some are no equal work.
+    means = comparable(group.runs, kept, means, lengths_of(group.runs, kept))
     if options.quantiles:
         quantiles, missing = quantile_launches(means, names)
         report.warnings += missing

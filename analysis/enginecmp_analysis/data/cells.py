@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from enginecmp.format.records import Cell
 
-FIELDS = ("prompt_tokens", "output_tokens", "concurrency", "arrival", "rate_per_second", "variant", "workload")
+FIELDS = (
+    "prompt_tokens",
+    "output_tokens",
+    "concurrency",
+    "arrival",
+    "rate_per_second",
+    "variant",
+    "workload",
+    "decoding",
+)
 """Fields of a cell as columns of a table."""
 
 
@@ -33,7 +42,7 @@ def cell_name(cell: Cell | None) -> str:
 
 def kinds_of(cell: Cell) -> list[str]:
     """Return the names that tell a cell from others of the same lengths and load."""
-    return [name for name in (cell.variant, cell.workload) if name]
+    return [name for name in (cell.variant, cell.workload, cell.decoding) if name]
 
 
 def load_name(cell: Cell) -> str:
@@ -65,11 +74,12 @@ def short_name(cell: Cell | None) -> str:
     return ", ".join([*kinds_of(cell), f"{most}{cell.prompt_tokens}→{most}{cell.output_tokens}, {load}"])
 
 
-def cell_order(cell: Cell) -> tuple[str, str, int, int, str, int, float]:
-    """Return the key that sorts cells: variants, workloads, lengths, closed loops before open ones, load."""
+def cell_order(cell: Cell) -> tuple[str, str, str, int, int, str, int, float]:
+    """Return the key that sorts cells: variants, workloads, decodings, lengths, closed loops before open ones, load."""
     return (
         cell.variant or "",
         cell.workload or "",
+        cell.decoding or "",
         cell.prompt_tokens,
         cell.output_tokens,
         cell.arrival or "",

@@ -123,7 +123,9 @@ def flag_other_lengths(columns: Columns, path: Path) -> tuple[Columns, list[str]
     wanted = np.array([min(cell.output_tokens, MOST_TOKENS) for cell in columns.cells], dtype=np.int64)[columns.cell]
     own = np.clip(columns.metric("asked_output_tokens"), 0, MOST_TOKENS)
     wanted = np.where(np.isnan(own), wanted, own).astype(np.int64)
-    silent = (columns.excluded == KEPT) & (columns.phase == MEASURE) & (columns.output_tokens != wanted)
+    fine = columns.output_tokens == wanted
+    fine |= (columns.metric("asked_may_end") == 1) & (columns.output_tokens > 0) & (columns.output_tokens < wanted)
+    silent = (columns.excluded == KEPT) & (columns.phase == MEASURE) & ~fine
     if not silent.any():
         return columns, []
     reasons, excluded = list(columns.reasons), columns.excluded.copy()

@@ -41,6 +41,7 @@ KNOWN_METRICS = frozenset(
         "asked_request",
         "asked_output_tokens",
         "asked_known_tokens",
+        "asked_may_end",
         "prefix_cache_hit_tokens",
         "cached_prompt_tokens",
         "device_prefill_seconds",
@@ -220,6 +221,7 @@ class ColumnBuilder:
                 "asked_request": asked.request,
                 "asked_output_tokens": asked.output_tokens,
                 "asked_known_tokens": asked.known_tokens,
+                "asked_may_end": asked.may_end,
             }
             self._add_metrics({**sample.metrics, **numbers})
         elif sample.metrics:

@@ -46,7 +46,7 @@ def unshared_note(columns: Columns, path: Path) -> list[str]:
         return []
     of = int((kept & (columns.phase == MEASURE) & np.isfinite(columns.metric("asked_request"))).sum())
     return [
-        f"{in_run(path)}: {len(rows)} of {of} requests of workloads count for rates alone: another engine of the block "
+        f"{in_run(path)}: {len(rows)} of {of} unlike requests count for rates alone: another engine of the block "
         "has no undisturbed answer to the same request, so that times of single requests are compared without them"
     ]
 

@@ -236,9 +236,8 @@ class _RunMeans:
                 values["gpu_busy_share"] = np.array([told.gpu_busy_share(*window) for window in windows])
                 of_server = [told.server(*window) for window in windows]
                 values |= {name: np.array([one[name] for one in of_server]) for name in of_server[0]} if windows else {}
-        if HIT in self.wanted and {"prefix_cache_hit_tokens", "cached_prompt_tokens", "asked_request"}.intersection(
-            columns.metrics
-        ):
+        cached = {"prefix_cache_hit_tokens", "cached_prompt_tokens"}.intersection(columns.metrics)
+        if HIT in self.wanted and (cached or place.cell.workload):
             values |= prompt_shares(columns, place, batching=place.engine in self.batching)
         if "first_token_from_start_seconds" in self.wanted:
             first = columns.metric("first_token_from_start_seconds")

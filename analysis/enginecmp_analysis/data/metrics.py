@@ -131,6 +131,17 @@ _TIMES = (
     ),
 )
 
+_SAID = (
+    Metric(
+        "output_tokens",
+        True,
+        "tokens of an answer, the one that ends it included; where requests may end by themselves",
+        compared=False,
+        requests_needed=1,
+        words=MORE,
+    ),
+)
+
 _TOLD = (
     *(
         Metric(
@@ -443,7 +454,8 @@ _RESOURCES = (
 )
 
 METRICS: dict[str, Metric] = {
-    metric.name: metric for metric in (*_TIMES, *_TOLD, *_PREFIXES, *_RATES, *_STARTING, *_OPERATIONS, *_RESOURCES)
+    metric.name: metric
+    for metric in (*_TIMES, *_SAID, *_TOLD, *_PREFIXES, *_RATES, *_STARTING, *_OPERATIONS, *_RESOURCES)
 }
 """Every metric by name, in the order in which tables show them; those of plugins' measurements come with the runs that
 are read (`learn`)."""

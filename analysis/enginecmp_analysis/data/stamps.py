@@ -80,6 +80,8 @@ def request_values(metric: str, columns: Columns, times: RequestTimes) -> Floats
                 return times.ttft
             case "e2e_seconds":
                 return times.e2e
+            case "output_tokens":
+                return np.where(columns.metric("asked_may_end") == 1, columns.output_tokens, np.nan)
             case "queue_seconds":
                 return _queue_seconds(columns)
             case "operation_tokens_per_second":

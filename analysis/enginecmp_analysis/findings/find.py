@@ -10,6 +10,7 @@ from enginecmp_analysis.data.windows import Place, places
 from enginecmp_analysis.findings.clocks import clock_findings, throttling, utilization
 from enginecmp_analysis.findings.drift import drifts, fallbacks
 from enginecmp_analysis.findings.growth import exponents, memory_growth
+from enginecmp_analysis.findings.lengths import answer_lengths
 from enginecmp_analysis.findings.memory_findings import kv_caches, leak_findings
 from enginecmp_analysis.findings.overall import components, geometric_means, missed_saturation
 from enginecmp_analysis.findings.prefix import repeated_prompts
@@ -31,6 +32,7 @@ def find_all(group: GroupResult) -> list[Finding]:
 
 def _all(group: GroupResult, steady: Sequence[Sequence[Place]]) -> Iterator[Finding]:
     yield from geometric_means(group)
+    yield from answer_lengths(group)
     yield from missed_saturation(group, steady)
     yield from exponents(group)
     yield from memory_growth(group)

@@ -11,6 +11,8 @@ from enginecmp.scenarios.ranges import outside
 from enginecmp.scenarios.scenario import PRIMARY_METRICS, Expectation, Scenario
 from enginecmp.scenarios.variants import VARIANTS
 
+_OF_WHOLE_REQUESTS = ("requests_per_second", "goodput_requests_per_second", "saturation_requests_per_second")
+
 
 def check(scenario: Scenario, where: str) -> None:
     """Refuse a scenario that cannot be run.
@@ -94,6 +96,14 @@ def _decoding_problems(cell: Cell, scenario: Scenario) -> Iterator[tuple[str, ob
         yield "json_schema in cells with one user alone: what is said in a batch is not kept", cell.concurrency
     if rule.may_end and scenario.seconds is not None and not cell.arrival:
         yield "requests and no seconds where requests may end early, so that all engines do the same", "seconds"
+    if rule.may_end and scenario.primary_metric in _OF_WHOLE_REQUESTS:
+        yield (
+            "a primary_metric of tokens (tpot_seconds, ttft_seconds) where requests may end early, as whole ones "
+            "are no equal work",
+            scenario.primary_metric,
+        )
+    if rule.may_end and scenario.offered_load:
+        yield "no offered_load where requests may end early", "some"
     workload = scenario.workload(cell)
     if rule.json_schema and workload is not None and workload.has_turns:
         yield "json_schema without conversations", cell.workload
