@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from enginecmp.errors import UsageError
-from enginecmp.format.documents import named_by_user, read_text
 from enginecmp.types import Decodes, Decoding
-
-MOST_SCHEMA_CHARACTERS = 1 << 16
 
 
 class DecodingRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,20 +18,17 @@ class DecodingRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         top_k: only that many of the most likely ids; 0 is off.
         top_p: only the fewest most likely ids that together have this probability; 1 is off.
         stop_at_eos: a request is over with the model's end-of-sequence token; `output_tokens` are then the most.
-        json_schema: schema that the output must follow, a table or the path of a file beside the scenario's; the
-            request is over when the JSON is.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     stop_at_eos: bool = False
-    json_schema: dict[str, Any] = {}
 
     @property
     def may_end(self) -> bool:
         """Whether requests may have fewer tokens than the cell's."""
-        return self.stop_at_eos or bool(self.json_schema)
+        return self.stop_at_eos
 
     @property
     def needs(self) -> frozenset[Decodes]:
@@ -58,7 +48,6 @@ class DecodingRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             top_p=self.top_p,
             seed=seed if self.temperature else 0,
             end_ids=end_ids if self.may_end else (),
-            json_schema=json.dumps(self.json_schema) if self.json_schema else "",
         )
 
 
@@ -72,30 +61,6 @@ def request_seed(seed: int, key: int) -> int:
     return random.Random(f"{seed}/decoding/{key}").getrandbits(31)
 
 
-def read_decoding(raw: Any, folder: Path, where: str) -> Any:
-    """Return a [decodings.NAME] table with the schema that it names read into it.
-
-    Args:
-        raw: the table.
-        folder: that of the scenario's file, which names are relative to.
-        where: for messages.
-
-    Raises:
-        UsageError: the file cannot be read, or holds no JSON object.
-    """
-    if not isinstance(raw, dict) or not isinstance(raw.get("json_schema"), str):
-        return raw
-    path = folder / raw["json_schema"]
-    with named_by_user("json_schema", str(path)):
-        text = read_text(path)
-    try:
-        schema = json.loads(text)
-    except ValueError as error:
-        msg = f"{where}: expected JSON in {path}, got something else: {error}"
-        raise UsageError(msg) from error
-    return raw | {"json_schema": schema}
-
-
 def decoding_problems(name: str, rule: DecodingRule) -> Iterator[tuple[str, object]]:
     """Yield (what was expected, what came) for a way to decode that cannot be."""
     rules = [
@@ -106,11 +71,6 @@ def decoding_problems(name: str, rule: DecodingRule) -> Iterator[tuple[str, obje
             rule.temperature > 0 or (rule.top_k == 0 and rule.top_p == 1),
             "temperature > 0 beside top_k or top_p, which change nothing without it",
             rule.temperature,
-        ),
-        (
-            len(json.dumps(rule.json_schema)) <= MOST_SCHEMA_CHARACTERS,
-            f"json_schema of at most {MOST_SCHEMA_CHARACTERS} characters",
-            len(json.dumps(rule.json_schema)),
         ),
     ]
     yield from ((f"decodings.{name}: {expected}", got) for right, expected, got in rules if not right)
