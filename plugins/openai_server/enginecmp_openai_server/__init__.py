@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from enginecmp import LoadOptions, ModelInfo, Request, hookimpl
+from enginecmp import Decoding, LoadOptions, ModelInfo, Request, hookimpl
 
 from .facts import cmp_engine, cmp_probe, cmp_telemetry
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from .requests import Pair
     from .session import Session
 
 __all__ = ["cmp_engine", "cmp_probe", "cmp_telemetry"]
@@ -42,6 +43,12 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
 def cmp_version(session: Session) -> str:
     """Return kind and version of the server."""
     return session.version
+
+
+@hookimpl
+def cmp_decoding(session: Session, decoding: Decoding) -> None:
+    """Send the next request with this temperature, top-p and seed, and let the server end it."""
+    session.decoding = decoding
 
 
 @hookimpl
@@ -81,7 +88,7 @@ def cmp_submit(session: Session, request: Request) -> bool:
 
 
 @hookimpl
-def cmp_step(session: Session, wake: int) -> Sequence[tuple[str, int]]:
+def cmp_step(session: Session, wake: int) -> Sequence[Pair]:
     """Return as soon as any stream has a new chunk with content, at most one pair for each."""
     from . import requests
 

@@ -92,6 +92,8 @@ class Answer:
         expects_usage: the server counts its streams.
         most_chunks: with content that may come.
         said: makes a server's words fit for a message.
+        may_end: it may have fewer tokens than were asked for. Ids are then not told, since the number of tokens says
+            when it is over.
 
     Attributes:
         tokens: one entry per chunk with content that is not handed out yet: its id, or `NO_ID`.
@@ -113,6 +115,7 @@ class Answer:
         expects_usage: bool,
         most_chunks: int,
         said: Callable[[str | bytes], str],
+        may_end: bool = False,
     ) -> None:
         self._prompt_tokens = prompt_tokens
         self._output_tokens = output_tokens
@@ -120,6 +123,7 @@ class Answer:
         self._vocabulary = vocabulary
         self._most_chunks = most_chunks
         self._said = said
+        self._may_end = may_end
         self._parser = EventParser()
         self.tokens: deque[int] = deque()
         self.chunks = 0
@@ -187,7 +191,7 @@ class Answer:
                 self.chunks += 1
                 self.ids += len(ids)
                 self.reasoning += choice.is_reasoning()
-                self.tokens.append(ids[0] if ids else NO_ID)
+                self.tokens.append(ids[0] if ids and not self._may_end else NO_ID)
         if max(self.chunks, self.ids) > self._most_chunks:
             # No chunk has less than one token: there is nothing to wait for.
             got = f"the stream went on after {max(self.chunks, self.ids)} of them"
@@ -233,7 +237,7 @@ class Answer:
                 f"had, the usage says {counted}; this server's counts cannot be relied on"
             )
             raise EngineError(msg)
-        if counted != wanted:
+        if counted != wanted and not (self._may_end and 0 < counted < wanted and self.finish_reason == "stop"):
             got = f"the server counted {counted}"
             raise self._unlike(got)
         self.proven = True
@@ -245,10 +249,20 @@ class Answer:
                 f"after {self.chunks} chunks; see the server's log"
             )
             raise EngineError(msg)
+        if self._may_end:
+            raise self.unproven()
         if self.chunks > self._output_tokens or self.finish_reason != "length":
             got = f"the stream ended after {self.chunks} chunks"
             raise self._unlike(got)
         self.proven = self.chunks == self._output_tokens
+
+    @property
+    def counted(self) -> int:
+        """Tokens that it has: as asked for, or as the server counted where it may end before."""
+        usage = self.usage
+        if not self._may_end or usage is None or usage.completion_tokens is None:
+            return self._output_tokens
+        return usage.completion_tokens
 
     def unproven(self) -> EngineError:
         """Return the error of an answer whose number of tokens nothing proves."""

@@ -33,6 +33,7 @@ class Flight:
         name: its id in a batch.
         selector: watches its connection where several fly at once.
         verify: hold the finished answer to what was asked.
+        may_end: the answer may have fewer tokens.
 
     Attributes:
         answer: what came so far.
@@ -51,6 +52,7 @@ class Flight:
         name: str = "",
         selector: selectors.BaseSelector | None = None,
         verify: bool = True,
+        may_end: bool = False,
     ) -> None:
         self._server = server
         self._body = body
@@ -75,6 +77,7 @@ class Flight:
             expects_usage=server.counts_streams,
             most_chunks=output_tokens if verify else output_tokens + _SPARE_CHUNKS,
             said=server.client.redaction.said,
+            may_end=may_end,
         )
         self._most_bytes = ANSWER_BYTES + _TOKEN_BYTES * output_tokens + _PROMPT_TOKEN_BYTES * prompt_tokens
         self.over = False

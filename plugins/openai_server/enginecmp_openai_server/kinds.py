@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from enginecmp import Decoding
+
 _NO_FIELDS: Mapping[str, Any] = {}
 
 
@@ -41,6 +43,10 @@ class Kind(NamedTuple):
         evict: its cache holds the last prompt only, and another prompt evicts it.
         tokenize: its own tokenizer, where it offers one.
         score: how its whole distributions are had; empty where they are not.
+        sampling: decoding → what it is told beside temperature, top_p and seed, so that nothing else is cut off; None
+            where only those are known.
+        temperature_last: it cuts by top-p before it divides by the temperature.
+        stop_field: sent with the ids that end a request, where it would know others; empty where there is none.
         version: endpoint under the root that tells its version, and the keys to it; empty where none does.
     """
 
@@ -54,6 +60,9 @@ class Kind(NamedTuple):
     evict: bool = False
     tokenize: Tokenize | None = None
     score: str = ""
+    sampling: Callable[[Decoding], Mapping[str, Any]] | None = None
+    temperature_last: bool = False
+    stop_field: str = ""
     version: tuple[str, ...] = ()
 
 
@@ -68,6 +77,8 @@ KINDS: Mapping[str, Kind] = {
             "/tokenize", lambda text, model: {"model": model, "prompt": text}, lambda answer: answer["tokens"]
         ),
         score="prompt_logprobs",
+        sampling=lambda decoding: {"top_k": decoding.top_k or -1, "min_p": 0.0},
+        stop_field="stop_token_ids",
         version=("/version", "version"),
     ),
     "sglang": Kind(
@@ -75,6 +86,8 @@ KINDS: Mapping[str, Kind] = {
         fields={"ignore_eos": True, "repetition_penalty": 1.0},
         least_field="min_tokens",
         flush="/flush_cache",
+        sampling=lambda decoding: {"top_k": decoding.top_k or -1, "min_p": 0.0},
+        stop_field="stop_token_ids",
         score="generate",
         version=("/get_server_info", "version"),
     ),
@@ -100,6 +113,12 @@ KINDS: Mapping[str, Kind] = {
             lambda answer: answer["tokens"],
         ),
         score="completion",
+        # Its own order puts the temperature last, and its own defaults cut off more.
+        sampling=lambda decoding: {
+            "top_k": decoding.top_k,
+            "min_p": 0.0,
+            "samplers": ["temperature", "top_k", "top_p"],
+        },
         version=("/props", "build_info"),
     ),
     "llama_cpp_python": Kind(
@@ -107,6 +126,8 @@ KINDS: Mapping[str, Kind] = {
         # Its own default is 1.1, which is another choice than the most likely token.
         fields={"repeat_penalty": 1.0},
         control_bias=True,
+        sampling=lambda decoding: {"top_k": decoding.top_k, "min_p": 0.0},
+        temperature_last=True,
         alone=True,
         evict=True,
         version=("/openapi.json", "info", "version"),

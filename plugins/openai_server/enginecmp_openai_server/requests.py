@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Generator, Iterator, Sequence
+from typing import TypeAlias
 
 import msgspec
 
-from enginecmp import ENDED, NO_ID, ContextOverflow, EngineError, Request, RequestFailed
+from enginecmp import ENDED, GREEDY, NO_ID, ContextOverflow, Decoding, EngineError, Request, RequestFailed
 
 from .answer import check_prompt, unlike
 from .flight import Flight
@@ -20,6 +21,7 @@ STEP_SECONDS = 1e-3
 """Longest that cmp_step sleeps where nobody wakes it: whoever waits to be submitted waits so long."""
 WOKEN_STEP_SECONDS = 2e-2
 """Longest that it sleeps where somebody does: a thousand wake-ups a second would take from the server what it needs."""
+Pair: TypeAlias = tuple[str, int] | tuple[str, int, int]
 _LOOK_SECONDS = 1e-2
 """How often requests are looked at for which nothing arrives."""
 
@@ -33,7 +35,7 @@ def prepare(session: Session, token_ids: Sequence[int], output_tokens: int) -> N
     """
     ids = tuple(token_ids)
     client = session.server.client
-    body = _body(session, ids, output_tokens)
+    body = _body(session, ids, output_tokens, session.decoding)
     if session.server.kind.flush:
         session.server.client.call("POST", session.server.kind.flush, root=True)
     if session.server.kind.evict:
@@ -63,7 +65,8 @@ def prefill(session: Session, token_ids: Sequence[int], output_tokens: int) -> i
         assert prepared is not None
     session.prepared = None
     session.last = (prepared[0], output_tokens)
-    flight = session.active = Flight(session.server, prepared[2], len(prepared[0]), output_tokens)
+    may_end = bool(session.decoding.end_ids)
+    flight = session.active = Flight(session.server, prepared[2], len(prepared[0]), output_tokens, may_end=may_end)
     while not flight.started:
         flight.wait()
     return flight.answer.tokens.popleft() if flight.answer.tokens else NO_ID
@@ -100,7 +103,7 @@ def _chunks(session: Session, flight: Flight) -> Generator[int, None, int]:
         while tokens:
             yield tokens.popleft()
         if flight.over:
-            return flight.output_tokens - 1
+            return flight.answer.counted - 1
         if session.active is not flight:
             msg = "openai_server: expected the request to go on, but cmp_reset ended it; call cmp_prefill again"
             raise EngineError(msg)
@@ -142,14 +145,20 @@ def submit(session: Session, request: Request) -> bool:
     if len(session.flights) >= session.max_sequences:
         return False
     ids = tuple(request.token_ids)
-    body = _body(session, ids, request.output_tokens)
+    body = _body(session, ids, request.output_tokens, request.decoding)
     session.flights[request.id] = Flight(
-        session.server, body, len(ids), request.output_tokens, name=request.id, selector=session.selector
+        session.server,
+        body,
+        len(ids),
+        request.output_tokens,
+        name=request.id,
+        selector=session.selector,
+        may_end=bool(request.decoding.end_ids),
     )
     return True
 
 
-def step(session: Session, wake: int) -> Sequence[tuple[str, int]]:
+def step(session: Session, wake: int) -> Sequence[Pair]:
     """Return as soon as any stream has a new chunk with content, at most one pair for each.
 
     Sleeps on the sockets and on `wake`, so that new requests are not kept waiting; an empty answer while requests are
@@ -209,16 +218,17 @@ def _count(session: Session, flight: Flight) -> None:
     session.metrics = {name: session.metrics.get(name, 0.0) + count for name, count in flight.counts().items()}
 
 
-def _hand_out(session: Session) -> list[tuple[str, int]]:
+def _hand_out(session: Session) -> list[Pair]:
     """Take one token from every stream that has one; the last of a request waits for the check of the count."""
-    pairs: list[tuple[str, int]] = []
+    pairs: list[Pair] = []
     for name, flight in list(session.ready.items()):
         tokens = flight.answer.tokens
         if tokens and (flight.over or flight.handed + 1 < flight.output_tokens):
             flight.handed += 1
             pairs.append((name, tokens.popleft()))
         elif flight.over and not tokens:
-            pairs.append((name, ENDED))
+            counted = flight.answer.counted
+            pairs.append((name, ENDED) if counted == flight.output_tokens else (name, ENDED, counted))
             flight.handed = flight.output_tokens
         if flight.over and flight.handed == flight.output_tokens:
             del session.flights[name], session.ready[name]
@@ -234,6 +244,7 @@ def reset(session: Session) -> None:
     cut = [flight for flight in left if not flight.over]
     session.active = None
     session.prepared = None
+    session.decoding = GREEDY
     session.flights.clear()
     session.ready.clear()
     session.metrics = {}
@@ -251,14 +262,14 @@ def _prompt(session: Session, ids: tuple[int, ...]) -> str | tuple[int, ...]:
     return ids if session.reader is None else session.reader.text_of(ids)
 
 
-def _body(session: Session, ids: tuple[int, ...], output_tokens: int) -> bytes:
+def _body(session: Session, ids: tuple[int, ...], output_tokens: int, decoding: Decoding) -> bytes:
     """Return the body of a streamed request whose prompt is proven."""
     check_request(session, ids, output_tokens)
     prompt = _prompt(session, ids)
     if not session.server.counts_streams and not session.server.takes_ids and session.server.kind.tokenize is None:
         _prove(session, ids, 1)
     salt = os.urandom(16).hex()
-    return msgspec.json.encode(session.server.request(prompt, output_tokens, stream=True, salt=salt))
+    return msgspec.json.encode(session.server.request(prompt, output_tokens, stream=True, salt=salt, decoding=decoding))
 
 
 def _prove(session: Session, ids: tuple[int, ...], output_tokens: int) -> None:

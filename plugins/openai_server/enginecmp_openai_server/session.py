@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import psutil
 
+from enginecmp import GREEDY, Decoding
+
 from .flight import Flight
 from .process import Started
 from .prompts import Reader
@@ -37,6 +39,7 @@ class Session:
         looked: when those were looked at for which nothing arrived, on time.monotonic's clock.
         last: ids and output tokens of the last request.
         prepared: ids, output tokens and body of the request that cmp_prepare made ready.
+        decoding: of the next request of cmp_prefill.
         told: of the server, the same for every request: the way to it, its GPUs.
         metrics: of the request that ended last.
         counted: prompts and output tokens whose number a request of its own has proven.
@@ -59,6 +62,7 @@ class Session:
     looked: float = 0.0
     last: tuple[tuple[int, ...], int] | None = None
     prepared: tuple[tuple[int, ...], int, bytes] | None = None
+    decoding: Decoding = GREEDY
     told: Mapping[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     counted: set[tuple[tuple[int, ...], int]] = field(default_factory=set)
