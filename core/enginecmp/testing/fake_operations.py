@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from enginecmp.measure import exact
 from enginecmp.operands import matrices
+from enginecmp.testing.fake_sampling import nucleus
 from enginecmp.testing.fake_session import FakeSession
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 SHARES = {
     "embedding": 0.02,
@@ -62,30 +62,9 @@ def _sampling(session: FakeSession, parameters: Mapping[str, Any], wrong: bool) 
         logits = -logits
     if parameters["temperature"] == 0:
         return lambda: int(logits.argmax())
-    chances = _nucleus(logits, parameters)
+    chances = nucleus(logits, parameters)
     random = np.random.default_rng(parameters["seed"])
     return lambda: int(random.choice(len(chances), p=chances))
-
-
-def draw(logits: NDArray[np.float32], parameters: Mapping[str, Any], random: Any) -> int:
-    """Return an id drawn after temperature, top-k and top-p."""
-    chances = _nucleus(logits, parameters)
-    return int(random.choice(len(chances), p=chances))
-
-
-def _nucleus(logits: NDArray[np.float32], parameters: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Return the probabilities that are left after temperature, top-k and top-p."""
-    import numpy as np
-
-    chances = np.exp((logits.astype(np.float64) - logits.max()) / parameters["temperature"])
-    order = np.argsort(-chances)
-    if parameters["top_k"]:
-        chances[order[parameters["top_k"] :]] = 0
-    chances /= chances.sum()
-    # The smallest set of the most likely ids that reaches top_p: the one that passes it belongs to it.
-    before = np.concatenate(([0.0], np.cumsum(chances[order])[:-1]))
-    chances[order[before >= parameters["top_p"]]] = 0
-    return np.asarray(chances / chances.sum())
 
 
 def _matmul(session: FakeSession, parameters: Mapping[str, Any], wrong: bool) -> Callable[[], Any]:

@@ -205,7 +205,7 @@ class FakeSession:
     def next_token(self, prefix: Sequence[int], decoding: Decoding = GREEDY, draws: Any = None) -> int:
         """Return the continuation of a prefix, unless told to guess wrong."""
         if decoding.temperature and self.settings["wrong"] != "sampling":
-            from enginecmp.testing.fake_operations import draw
+            from enginecmp.testing.fake_sampling import draw
 
             return draw(self.logits(len(prefix) - 1, prefix[-1]), msgspec.structs.asdict(decoding), draws)
         if self.guesses and self.settings["misguess"] == str(len(prefix)):
