@@ -32,7 +32,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NEEDED = ("numpy", "msgspec", "pluggy", "gguf", "platformdirs", "cuda.bindings", "cuda.core", "cuda.pathfinder")
+NEEDED = ("numpy", "msgspec", "pluggy", "gguf", "platformdirs", "cuda.bindings", "cuda.pathfinder")
 
 
 def use_checkout() -> None:

@@ -78,9 +78,9 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
     """Load the weights, compile or fetch the kernels, make room for keys and values."""
     # Before the import below: a misspelt option costs nothing.
     settings = read_settings(options)
-    from .engine.session import Session
+    from .engine.session import open_session
 
-    return Session(model, options, settings)
+    return open_session(model, options, settings)
 
 
 @hookimpl

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from enginecmp_custom_cuda.bench.parts import PARTS, Outcome, Part, judge, read_
 from enginecmp_custom_cuda.bench.report import render
 from enginecmp_custom_cuda.bench.synthesized import layers_for, shape_of
 from enginecmp_custom_cuda.bench.timing import replayed_seconds
+from enginecmp_custom_cuda.compiling import cache
 from enginecmp_custom_cuda.device import Device
 
 SCRIPT = Path(__file__).resolve().parent.parent / "bench_gpu.py"
@@ -86,7 +89,7 @@ def records(spec: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_a_rehearsal_proves_what_it_shows(tmp_path: Path) -> None:
-    code, report, printed = rehearse(tmp_path)
+    code, report, printed = rehearse(tmp_path, "--only", "facts,correctness,engine,persistent", "--stage", "A")
     assert code == 0
     assert set(report) == {
         *("schema", "began", "began_monotonic", "arguments", "device", "timed", "dry", "model"),
@@ -100,18 +103,113 @@ def test_a_rehearsal_proves_what_it_shows(tmp_path: Path) -> None:
     )
     assert report["verdict"] == "right"
     states = {part["name"]: part["state"] for part in report["parts"]}
-    assert states == {"facts": "right", "micro": "right", "kernels": "right"}
+    assert states == dict.fromkeys(("facts", "correctness", "engine", "persistent"), "right")
     for part in report["parts"]:
         assert set(part) == {"name", "state", "seconds", "box_seconds", "error", "records", "log"}
         assert 0 < part["seconds"] <= part["box_seconds"]
     found = [record for part in report["parts"] for record in part["records"]]
     assert {record["record"] for record in found} == {"fact", "measurement"}
     assert all(record["seconds"] == [] for record in found if record["record"] == "measurement")
-    assert next(each["value"] for each in found if each.get("name") == "model") == "tiny-llama, Q8_0"
+    names = {record["name"] for record in found if record["record"] == "measurement"}
+    assert names == {"tests", "token", "prompt token", "token of a batch", "persistent token"}
     assert "emulated: not a time" in printed
-    assert printed.endswith((tmp_path / "table.txt").read_text())
-    assert printed.endswith("verdict: right\n")
-    assert len((tmp_path / "table.txt").read_text().splitlines()) <= 80
+    table = (tmp_path / "table.txt").read_text()
+    assert len(table.splitlines()) <= 80
+    path = tmp_path.with_name(f"{tmp_path.name}.tar.gz")
+    assert printed.endswith(f"{table}all of it: {path}\n")
+    assert table.endswith("verdict: right\n")
+    with tarfile.open(path) as packed:
+        inside = {name.removeprefix(f"{tmp_path.name}/") for name in packed.getnames()}
+    assert {"report.json", "table.txt", "parts/engine.log", "parts/engine.jsonl"} <= inside
+
+
+def test_competitors_are_those_of_the_host_and_the_gate_is_the_answer(spec: dict[str, Any], tmp_path: Path) -> None:
+    if not EMULATED:
+        pytest.skip("this run's device is the GPU")
+    from enginecmp_custom_cuda.bench import competitors, model_file
+
+    model_file.main(cli.DRY_MODEL, tmp_path / competitors.MODEL_FILE)
+    competitors.run(Context(spec | {"folder": str(tmp_path), "seconds": 150.0}))
+    found = records(spec)
+    gate = {one["setting"]["quantization"]: one["verified"] for one in found if one["name"] == "gate"}
+    assert gate == {"F32": True, "Q8_0": True}, found
+
+
+def test_competitors_without_a_file_do_not_wait_for_ever(spec: dict[str, Any], tmp_path: Path) -> None:
+    from enginecmp_custom_cuda.bench import competitors
+
+    competitors.run(Context(spec | {"folder": str(tmp_path), "seconds": 1.0}))
+    assert records(spec)[-1]["text"] == "the model's file was not written in time; pass --model FILE"
+
+
+WRONG = """import enginecmp_custom_cuda.bench.measurement as m
+    context.measured(m.Measurement('node of a graph', {'grid': 1}, (), False))"""
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_a_wrong_answer_makes_the_sanitizer_of_stage_b(
+    wrong: bool,
+    tmp_path: Path,
+    planted: Callable[[str], Part],
+    run: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program = tmp_path / "compute-sanitizer"
+    # As the real one: it runs what follows its own options, then sums up.
+    program.write_text('#!/bin/sh\ntool=$2; shift 4; "$@" && echo "========= ERROR SUMMARY: 1 error by $tool"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    first = planted(WRONG if wrong else "context.fact('a', 1)")
+    code, report, _ = run(first, Part("enginecmp_custom_cuda.bench.facts", 60, 60, "B"))
+    assert code == (1 if wrong else 0)
+    assert [part["name"] for part in report["parts"]] == ["planted", "sanitizer" if wrong else "facts"]
+    if wrong:
+        facts = {one["name"]: one["value"] for one in report["parts"][1]["records"] if one["record"] == "fact"}
+        tools = ("memcheck", "racecheck", "initcheck")
+        assert facts == {f"compute-sanitizer {tool}": f"ERROR SUMMARY: 1 error by {tool}" for tool in tools}
+        # It ran the part that was wrong once more.
+        assert len(read_records(tmp_path / "parts" / "planted.jsonl")) == 1 + len(tools)
+
+
+def test_failed_tests_are_what_the_sanitizer_runs(spec: dict[str, Any]) -> None:
+    from enginecmp_custom_cuda.bench import sanitizer
+
+    setting = {"file": "device", "id": "test_it[cuda]"}
+    wrong = [{"name": "gate", "setting": {}, "part": "competitors"}, {"name": "test", "setting": setting, "part": "c"}]
+    command = sanitizer.suspects(Context(spec | {"wrong": wrong}))
+    assert command[-1].endswith("tests/test_custom_cuda_device.py::test_it[cuda]")
+
+
+def test_a_test_that_fails_is_a_wrong_answer_by_its_name() -> None:
+    from enginecmp_custom_cuda.bench import correctness
+
+    printed = (
+        "a/b.py::test_one[cuda-1] PASSED [ 50%]\na/b.py::test_two[cuda] FAILED [ 90%]\na.py::test_c SKIPPED (no)\n"
+    )
+    found = list(correctness.measurements("b", dict(correctness.RESULT.findall(printed))))
+    assert [(one.name, one.setting, one.verified) for one in found] == [
+        ("tests", {"file": "b", "passed": 1}, True),
+        ("test", {"file": "b", "id": "test_two[cuda]"}, False),
+    ]
+    there = {path.stem.removeprefix("test_custom_cuda_") for path in correctness.TESTS.glob("test_custom_cuda_*.py")}
+    assert set(correctness.FILES) <= there
+
+
+def test_a_stage_ends_in_time_for_the_next() -> None:
+    def ends(*arguments: str) -> dict[str, float]:
+        return cli.deadlines(cli.parse(["--device", "cuda", *arguments]), 1000.0)
+
+    assert ends() == {"A": 1300.0, "B": 1540.0 - cli.CLOSING_SECONDS}
+    assert ends("--minutes", "18") == {"A": 1600.0, "B": 2080.0 - cli.CLOSING_SECONDS}
+    assert ends("--stage", "B") == {"B": 1240.0 - cli.CLOSING_SECONDS}
+    boxes = {stage: sum(part.seconds for part in PARTS if part.stage == stage) for stage in "AB"}
+    assert boxes == {"A": 300, "B": 240}
+
+
+def test_kernels_lie_where_they_were_carried_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cache.FOLDER_VARIABLE, str(tmp_path / "kernels"))
+    assert cache.fetch("a", lambda: b"code") == b"code"
+    assert [path.name for path in (tmp_path / "kernels").iterdir()] == ["a.bin"]
 
 
 def test_a_wrong_answer_is_shown_in_capitals_and_is_the_exit_code(
@@ -184,9 +282,7 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
     # Isolated from this environment's packages: the standard library alone.
     done = subprocess.run([sys.executable, "-S", "-E", str(SCRIPT)], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert (
-        "missing: numpy, msgspec, pluggy, gguf, platformdirs, cuda.bindings, cuda.core, cuda.pathfinder" in done.stdout
-    )
+    assert "missing: numpy, msgspec, pluggy, gguf, platformdirs, cuda.bindings, cuda.pathfinder" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -197,6 +293,21 @@ def test_wrong_arguments_are_refused(arguments: tuple[str, ...], error: str, cap
     with pytest.raises(SystemExit, match="2"):
         cli.parse(["--dry", *arguments])
     assert error in capsys.readouterr().err
+
+
+def test_what_a_machine_without_a_network_needs_is_listed_by_version(capsys: Any) -> None:
+    assert cli.main(["--wheels"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    needed = dict(line.split("==") for line in lines if not line.startswith("#"))
+    # What bench_gpu.py itself imports, what its parts start, and what those need in turn.
+    assert {"numpy", "msgspec", "gguf", "platformdirs", "pluggy", "cuda-bindings", "pytest", "hypothesis"} <= set(
+        needed
+    )
+    assert {"click", "tokenizers", "iniconfig"} <= set(needed)
+    assert not {"torch", "nvidia-cublas", "sympy", "enginecmp", "enginecmp-custom-cuda"} & set(needed)
+    assert needed["numpy"] == metadata.version("numpy")
+    assert "torch" in lines[-1]
+    assert "nvidia-cuda-nvrtc" in lines[-1]
 
 
 # Judgement
@@ -246,6 +357,7 @@ def test_the_table_on_fixed_numbers() -> None:
                     measurement("read", (1e-3,), 4_000_000_000, grid=264),
                     measurement("launch in a stream", (2e-6,), grid=1),
                     measurement("node of a graph", (1.5e-6,), grid=1, overlap=1),
+                    measurement("token", (5e-4,), 1_000_000_000, decoder="graph"),
                     measurement("kernel", (2e-6,), 6_000_000, kernel="qkv", batch=1),
                     measurement("kernel", (1e-6,), 2_000_000, kernel="attention", batch=1, position=512),
                     measurement("prompt kernel", (1e-4,), kernel="qkv", tokens=512) | {"flop": 40_000_000_000},
@@ -260,6 +372,7 @@ def test_the_table_on_fixed_numbers() -> None:
         "model m, Q8_0, source abc",
         "SM clock after each part: 1900 MHz",
         "limits: read 4000 GB/s; launch 2.00 us (grid 1); node 1.50 us (grid 1, overlapped)",
+        "steps, decoder graph: 2000 tok/s, 500.0 us (50%)",
         "decode kernels, us GB/s (% of the measured bandwidth)",
         "                            batch 1",
         "  qkv               2.00 3000 (75%)",
@@ -267,7 +380,7 @@ def test_the_table_on_fixed_numbers() -> None:
         "prompt kernels, us TFLOP/s",
         "        tokens 512",
         "  qkv  100.0 400.0",
-        "answers: 7 checked, 1 WRONG",
+        "answers: 8 checked, 1 WRONG",
         "  WRONG ANSWER: BARRIER OF THE GRID GRID=132",
         "  ALL TIMES ABOVE ARE OF AN ENGINE THAT COMPUTES SOMETHING ELSE",
         "parts: facts right 1 s, kernels out of time 60 s",

@@ -27,12 +27,16 @@ class Context:
         device_kind: "cuda" or "emulated".
         dry: whether this is a rehearsal: the least of everything.
         wanted_model: what the user asked for, a path or the name of a shape.
+        folder: of the run.
+        wrong: records of the wrong answers of the parts before, each with the name of its part.
     """
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         self.device_kind: str = spec["device"]
         self.dry: bool = spec["dry"]
         self.wanted_model: str = spec["model"]
+        self._folder: str = spec.get("folder", "")
+        self.wrong: list[dict[str, Any]] = spec.get("wrong", [])
         self._deadline: float = time.monotonic() + spec["seconds"]
         self._records = Path(spec["records"])
 
@@ -46,6 +50,11 @@ class Context:
             return True
         self.note(f"no time for {what}")
         return False
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return Path(self._folder)
 
     @property
     def device_timed(self) -> bool:

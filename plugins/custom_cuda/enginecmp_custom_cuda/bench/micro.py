@@ -26,6 +26,12 @@ MOST_READ_BYTES = 4 << 30
 
 EMULATED_READ_BYTES = 1 << 20
 
+BUSY_BYTES = 1 << 30
+"""Read over and over beside barriers."""
+
+MOST_LAPS = 1 << 16
+"""Over them: minutes, should no barrier end."""
+
 
 class ReadParams(ctypes.Structure):
     """ReadParams of micro.cu."""
@@ -42,7 +48,13 @@ class StepParams(ctypes.Structure):
 class MeetParams(ctypes.Structure):
     """MeetParams of micro.cu."""
 
-    _fields_ = (("count", ctypes.c_void_p), ("rounds", ctypes.c_int))
+    _fields_ = (
+        ("count", ctypes.c_void_p),
+        ("data", ctypes.c_void_p),
+        ("vectors", ctypes.c_longlong),
+        ("rounds", ctypes.c_int),
+        ("laps", ctypes.c_int),
+    )
 
 
 def run(context: Context) -> None:
@@ -124,20 +136,26 @@ def graph_nodes(device: Device, module: Module, counter: Memory, runs: int, coun
 
 
 def barriers(device: Device, module: Module, counter: Memory, runs: int) -> Iterator[Measurement]:
-    """Yield the time of one barrier of all blocks, one block on each multiprocessor."""
+    """Yield the time of one barrier of all blocks, one on each multiprocessor: while the memory is idle, and busy."""
     rounds = 1000 if device.timed else 5
     grid = device.multiprocessors
-    params = MeetParams(counter.address, rounds)
-    prepared = device.prepare(module.kernel("meet"), grid, THREADS_READ, 0, params, cooperative=True)
+    nbytes = BUSY_BYTES if device.timed else EMULATED_READ_BYTES
+    data = device.allocate(nbytes, "what is read meanwhile")
+    device.fill(data.address, nbytes)
+    for laps in (0, MOST_LAPS if device.timed else 1):
+        params = MeetParams(counter.address, data.address, nbytes // 16, rounds, laps)
+        prepared = device.prepare(module.kernel("meet"), grid, THREADS_READ, 0, params, cooperative=True)
 
-    def meet() -> None:
-        device.fill(counter.address, 4)
-        prepared.launch()
+        def meet(prepared: Launch = prepared) -> None:
+            device.fill(counter.address, 4)
+            prepared.launch()
 
-    meet()
-    verified = int(device.download(counter.address, 1, np.uint32)[0]) == rounds * grid
-    seconds = timed(device, meet, runs)
-    yield Measurement("barrier of the grid", {"grid": grid}, tuple(one / rounds for one in seconds), verified)
+        meet()
+        verified = int(device.download(counter.address, 1, np.uint32)[0]) == rounds * grid
+        seconds = timed(device, meet, runs)
+        setting = {"grid": grid, "reading": int(laps > 0)}
+        yield Measurement("barrier of the grid", setting, tuple(one / rounds for one in seconds), verified)
+    data.free()
 
 
 def steps(device: Device, module: Module, counter: Memory, grid: int, *, overlap: bool) -> Launch:

@@ -55,11 +55,13 @@ class Part:
         module: has a function `run(context)`.
         seconds: its time box on a GPU.
         dry_seconds: its time box in a rehearsal, where compilers may be slow.
+        stage: "A", what the engine is and does, or "B", what it is compared with.
     """
 
     module: str
     seconds: float
     dry_seconds: float
+    stage: str = "A"
 
     @property
     def name(self) -> str:
@@ -68,8 +70,19 @@ class Part:
 
 
 BENCH = "enginecmp_custom_cuda.bench"
-PARTS = (Part(f"{BENCH}.facts", 20, 60), Part(f"{BENCH}.micro", 30, 60), Part(f"{BENCH}.kernels", 180, 240))
-"""In the order in which they run."""
+PARTS = (
+    Part(f"{BENCH}.facts", 15, 60),
+    Part(f"{BENCH}.micro", 30, 60),
+    Part(f"{BENCH}.correctness", 95, 240),
+    Part(f"{BENCH}.engine", 100, 240),
+    Part(f"{BENCH}.persistent", 60, 240),
+    Part(f"{BENCH}.competitors", 150, 240, "B"),
+    Part(f"{BENCH}.kernels", 90, 240, "B"),
+)
+"""In the order in which they run: what time is short for is at the end of its stage, and of its part."""
+
+SANITIZER = Part(f"{BENCH}.sanitizer", 240, 240, "B")
+"""Instead of stage B after a wrong answer in stage A."""
 
 
 @dataclass

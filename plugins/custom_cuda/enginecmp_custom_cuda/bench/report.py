@@ -11,6 +11,17 @@ Key = tuple[str, ...]
 MOST_WRONG = 12
 """Wrong answers that are shown; all are in the JSON."""
 
+WORDS = {"overlap": "overlapped", "reading": "beside reads"}
+"""How a limit was measured, by the setting that says so."""
+
+ENGINE = {
+    "token": "steps",
+    "persistent token": "persistent",
+    "prompt token": "prompt",
+    "token of a batch": "batch",
+}
+"""Measurements of one token's seconds."""
+
 NOT_A_TIME = "emulated: not a time"
 
 
@@ -20,6 +31,7 @@ def render(report: dict[str, Any]) -> str:
     sections = (
         table.heading(),
         table.limits(),
+        table.engine(),
         table.kernels(),
         table.prefill_kernels(),
         table.answers(),
@@ -76,12 +88,20 @@ class Table:
             times = {}
             for one in self._measured(name):
                 if one["median"]:
-                    overlapped = ", overlapped" if one["setting"].get("overlap") == 1 else ""
-                    times[f"grid {one['setting']['grid']}{overlapped}"] = one["median"]
+                    how = "".join(f", {word}" for key, word in WORDS.items() if one["setting"].get(key) == 1)
+                    times[f"grid {one['setting']['grid']}{how}"] = one["median"]
             if times:
                 cells.append(f"{text} " + ", ".join(f"{time * 1e6:.2f} us ({how})" for how, time in times.items()))
         if cells:
             yield "limits: " + "; ".join(cells)
+
+    def engine(self) -> Iterator[str]:
+        """Yield tokens a second of steps and prompts, and the share of the bandwidth that a step's weights take."""
+        for name, text in ENGINE.items():
+            for one in self._measured(name):
+                how = ", ".join(f"{key} {value}" for key, value in one["setting"].items())
+                if seconds := one["median"]:
+                    yield f"{text}, {how}: {1 / seconds:.0f} tok/s, {seconds * 1e6:.1f} us{self._share(one)}"
 
     def kernels(self) -> Iterator[str]:
         """Yield each decode kernel: microseconds, GB/s, share of the bandwidth."""

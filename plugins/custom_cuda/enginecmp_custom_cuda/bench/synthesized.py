@@ -90,7 +90,7 @@ def fill(device: Device, address: int, pattern: NDArray[np.uint8], nbytes: int) 
 
 @dataclass(frozen=True)
 class Synthesized:
-    """What `engine` asks of a `DeviceModel`."""
+    """What sessions and steps ask of a `DeviceModel`."""
 
     config: ModelConfig
     layers: tuple[DeviceLayer, ...]
@@ -99,6 +99,7 @@ class Synthesized:
     head: DeviceMatrix
     rope: int
     positions: int
+    weights_bytes: int
 
 
 def shape_of(wanted: str, positions: int) -> tuple[ModelConfig, str]:
@@ -140,7 +141,9 @@ def shape_of(wanted: str, positions: int) -> tuple[ModelConfig, str]:
     return config, "Q8_0"
 
 
-def synthesize(device: Device, arrays: Arrays, config: ModelConfig, kind: str, positions: int) -> DeviceModel:
+def synthesize(
+    device: Device, arrays: Arrays, config: ModelConfig, kind: str, positions: int, layers: int | None = None
+) -> DeviceModel:
     """Return a model of a shape, its memory owned by `arrays`.
 
     Args:
@@ -149,6 +152,7 @@ def synthesize(device: Device, arrays: Arrays, config: ModelConfig, kind: str, p
         config: the shape; it gets another number of layers.
         kind: of all matrices.
         positions: of the rotary table.
+        layers: as many; when not given, as many as no cache holds.
     """
     width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
     shapes = {
@@ -160,7 +164,7 @@ def synthesize(device: Device, arrays: Arrays, config: ModelConfig, kind: str, p
     random = np.random.default_rng(11)
     patterns = {columns: pattern(random, columns, kind) for _, columns in shapes.values()}
     sizes = {name: packed_bytes(rows, columns, kind) for name, (rows, columns) in shapes.items()}
-    layers = layers_for(device, min(sizes.values()), sum(sizes.values()), config.layers)
+    layers = layers or layers_for(device, min(sizes.values()), sum(sizes.values()), config.layers)
 
     def matrix(rows: int, columns: int) -> DeviceMatrix:
         nbytes = packed_bytes(rows, columns, kind)
@@ -178,7 +182,8 @@ def synthesize(device: Device, arrays: Arrays, config: ModelConfig, kind: str, p
     )
     head = matrix(config.vocabulary, config.width)
     rope = arrays.put(rope_table(config.rope, None, 0, positions), np.float32)
-    model = Synthesized(msgspec.structs.replace(config, layers=layers), made, norm, head, head, rope, positions)
+    nbytes = layers * sum(sizes.values()) + head.nbytes
+    model = Synthesized(msgspec.structs.replace(config, layers=layers), made, norm, head, head, rope, positions, nbytes)
     return cast(DeviceModel, model)
 
 

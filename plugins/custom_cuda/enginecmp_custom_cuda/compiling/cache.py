@@ -24,8 +24,14 @@ STALE_SECONDS = 3600
 """A file under a temporary name that is older was left by a process that died."""
 
 
+FOLDER_VARIABLE = "ENGINECMP_KERNELS"
+"""A folder of entries alone, which may have been filled on another machine."""
+
+
 def folder() -> Path:
-    """Return where entries lie: under ENGINECMP_CACHE, else the user's cache folder."""
+    """Return where entries lie: ENGINECMP_KERNELS, else under ENGINECMP_CACHE, else in the user's cache folder."""
+    if carried := os.environ.get(FOLDER_VARIABLE):
+        return Path(carried)
     if override := os.environ.get("ENGINECMP_CACHE"):
         return Path(override) / "kernels"
     from platformdirs import user_cache_path

@@ -31,20 +31,44 @@ from .sampling.sampling import Draws, Strategy
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from ..device import Device
     from ..options import Settings
     from ..weights.model import DeviceModel
     from .decode.stream import Launcher
     from .prefill.prefill import Program
 
-__all__ = ["SLOT", "Session"]
+__all__ = ["SLOT", "Session", "open_session"]
+
+
+def open_session(file: ModelInfo, options: LoadOptions, settings: Settings) -> Session:
+    """Return a session on a device of its own.
+
+    Args:
+        file: the model.
+        options: device, context, most sequences.
+        settings: of the engine.
+
+    Raises:
+        UnsupportedModel: the kernels do not compute this model.
+        EngineError: the device is not there, or has no room; it says what would fit.
+    """
+    gguf = read_gguf(file.path)
+    read_config(gguf, options.context_tokens)  # a model that is refused costs no device
+    device = open_device(options.device)
+    try:
+        return Session(device, load_model(device, gguf, options.context_tokens), options, settings)
+    except BaseException:
+        device.close()
+        raise
 
 
 class Session:
     """A loaded model and its KV cache; one sequence alone (`prefill`, `decode`) or many (`batching`), never both.
 
     Args:
-        model: the file.
-        options: device, context, most sequences.
+        device: where; closed with the session.
+        model: its weights there; several sessions may share them.
+        options: context, most sequences.
         settings: of the engine.
 
     Attributes:
@@ -52,26 +76,16 @@ class Session:
         gemm: what multiplies prompts, and why.
 
     Raises:
-        UnsupportedModel: the kernels do not compute this model.
-        EngineError: the device is not there, or has no room; it says what would fit.
+        EngineError: the device has no room; it says what would fit.
     """
 
-    def __init__(self, model: ModelInfo, options: LoadOptions, settings: Settings) -> None:
-        file = read_gguf(model.path)
-        config = read_config(file, options.context_tokens)  # a model that is refused costs no device
+    def __init__(self, device: Device, model: DeviceModel, options: LoadOptions, settings: Settings) -> None:
         self.context_tokens = options.context_tokens
         self.settings = settings
-        self.device = open_device(options.device)
-        try:
-            self.model: DeviceModel = load_model(self.device, file, options.context_tokens)
-            self.config = config
-            self._build(options)
-        except BaseException:
-            self.device.close()
-            raise
-
-    def _build(self, options: LoadOptions) -> None:
-        device, sequences = self.device, options.max_sequences
+        self.device = device
+        self.model = model
+        self.config = model.config
+        sequences = options.max_sequences
         most_rows = round_up(sequences, LARGE_BATCH_MULTIPLE)
         chunk = min(self.settings.prefill_chunk, options.context_tokens * sequences)
         most = max(chunk, most_rows)
