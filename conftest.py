@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import platformdirs
 import pytest
+
+# Outside of this folder pytest reads this file and not pyproject.toml, as for `pytest --pyargs enginecmp.testing`.
+sys.path.append(str(Path(__file__).parent / "tests"))
 import unchanged
 
 STAMPS = Path(platformdirs.user_cache_dir("enginecmp")) / "stamps"
