@@ -1,7 +1,8 @@
 """Measure a GPU's limits and every kernel of the CUDA engine alone, in a few minutes.
 
-    python plugins/custom_cuda/bench_gpu.py [--device cuda|emulated] [--dry] [--out FOLDER] [--minutes 9]
-                                            [--only PART,PART] [--model FILE|llama-3.2-1b]
+    python plugins/custom_cuda/bench_gpu.py [--stage A|B|AB] [--device cuda|emulated] [--dry] [--out FOLDER]
+                                            [--minutes 9] [--only PART,PART] [--kernels FOLDER]
+                                            [--model FILE|llama-3.2-1b] [--wheels]
 
 Whether the kernels are right is asked of the plugin's tests (`ENGINECMP_TEST_DEVICE=cuda pytest plugins/custom_cuda`),
 how fast the engine is beside others of `cmp run`.
@@ -12,8 +13,8 @@ not done right is shown in capitals and makes the exit code 1; 2 says that a par
 the CPU.
 
 Needs Linux, Python 3.11 or newer, an NVIDIA driver for CUDA 13, and the packages numpy, msgspec, pluggy, gguf,
-platformdirs, cuda-core, cuda-bindings (with cuda-pathfinder) and nvidia-cuda-nvrtc. `enginecmp` and
-`enginecmp_custom_cuda` are taken from this checkout where they are not installed. Optional: nvidia-smi.
+platformdirs, cuda-bindings (with cuda-pathfinder) and nvidia-cuda-nvrtc; `--wheels` lists what to bring. `enginecmp`
+and `enginecmp_custom_cuda` are taken from this checkout where they are not installed. Optional: nvidia-smi.
 
 report.json, schema "enginecmp-custom-cuda-gpu/1":
 
