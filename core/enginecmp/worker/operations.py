@@ -142,7 +142,8 @@ def _plain(answer: Any) -> Any:
     if isinstance(answer, str | int):
         return answer
     if getattr(answer, "ndim", 0) == 2 and hasattr(answer, "__array__"):
-        if answer.dtype.kind not in "iu":
+        # Only NumPy's types have a kind; whatever else converts itself holds numbers that may be fractions.
+        if getattr(getattr(answer, "dtype", None), "kind", "f") not in "iu":
             return float32_matrix("cmp_operation", answer)
         answer = answer.tolist()
     try:
