@@ -32,7 +32,7 @@ needs_server = pytest.mark.skipif(
 LLAMA_SERVER = os.environ.get("LLAMA_SERVER") or shutil.which("llama-server")
 
 # What a server cannot give makes no engine of it wrong; it is why the gate calls it not comparable.
-WITHOUT_SCORES = "not logits and not decoded_tokens and not score"
+WITHOUT_SCORES = "not logits and not decoded_tokens and not score and not own_distributions"
 
 
 def free_port() -> int:

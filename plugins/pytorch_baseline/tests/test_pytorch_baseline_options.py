@@ -125,7 +125,7 @@ def test_an_unknown_device_is_refused(tiny: Any, load: Any) -> None:
     [
         (
             {"general.architecture": ("STRING", "mamba"), "mamba.context_length": ("UINT32", 256)},
-            "llama, qwen2, phi3, gpt2, got 'mamba'",
+            "llama, qwen2, phi3, gpt2, llada, dream, got 'mamba'",
         ),
         ({"llama.rope.scaling.type": ("STRING", "yarn")}, "none, linear or longrope, got 'yarn'"),
         ({"llama.rope.scaling.type": ("STRING", "longrope")}, "rope_factors_long.weight and rope_factors_short.weight"),
