@@ -268,7 +268,8 @@ def test_a_crash_in_mid_cell_loses_no_finished_request(
     assert failure.value.status == "crash"
     finished = journal.read_bytes().count(b"\n")
     assert finished >= 6
-    assert len(samples) in (finished, finished - 1), "the last one may end between journal and stamp"
+    # Requests in flight may all end in the step that the kill hits, between journal and stamp.
+    assert finished - CLOSED.concurrency <= len(samples) <= finished
     assert {(s.status, s.output_tokens, len(s.token_ns)) for s in samples} == {("ok", 5, 5)}
 
 
