@@ -1,5 +1,7 @@
 # Everything from a bare python3: `make run` measures, `make test` tests. Both set up .venv by themselves.
 PYTHON  ?= python3
+# Processes of the test suite; 4 save a tenth on 2 cores.
+TESTS   ?= 2
 UV      := 0.13.8
 BIN     := .venv/bin
 # In environments of their own (make engines): large, and pinned to what conflicts with others.
@@ -105,7 +107,7 @@ run: model ## measure every engine on the embedded model (about 10 minutes), giv
 	$(BIN)/cmp report results/ --output results/report.html
 
 test: model ## the whole test suite; ENGINECMP_TEST_ALL=1 repeats costly files that passed as they are
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=25
+	$(BIN)/python -m pytest -n $(TESTS) --dist loadfile --no-loadscope-reorder --durations=25
 	test ! -e .venv/.custom_cpu || (cd $(SHIM) && cargo test --quiet --release --locked)
 	test ! -e .venv/.custom_cpu || (cd $(CPU) && cargo test --quiet --release --locked)
 	test ! -e .venv/.custom_cpu || (cd $(CPU)/kernels && cargo test --quiet --release --locked)
