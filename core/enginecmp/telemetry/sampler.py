@@ -48,6 +48,7 @@ SENSOR_SHARE = 0.0008
 _START_SECONDS = 3.0
 _HANG_SECONDS = 10.0
 _ERRORS_IN_A_ROW = 3
+_LEAST_COSTS = 3
 _NICENESS = 5
 _LONGEST_SECONDS = 3600.0
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -193,9 +194,11 @@ class Runner(threading.Thread):
             self._recorder.keep(self.label, reading, last_ns or now_ns, period)
             last_ns = now_ns
             costs.append(time.thread_time() - began)
-            # The median: one costly reading now and then is no reason. Whole steps: the grid stays common.
-            steps = math.ceil(min(median(costs) / SENSOR_SHARE, MAX_PERIOD_SECONDS) / wanted)
-            period = wanted * max(1, steps)
+            # The median: one costly reading now and then, as the first often is, is no reason.
+            if len(costs) >= _LEAST_COSTS:
+                # Whole steps: the grid stays common.
+                steps = math.ceil(min(median(costs) / SENSOR_SHARE, MAX_PERIOD_SECONDS) / wanted)
+                period = wanted * max(1, steps)
 
     def _lost(self, reason: str, now_ns: int, last_ns: int) -> None:
         nothing = TelemetryReading(time_ns=now_ns, sensor=self.label, launch="", values={})
