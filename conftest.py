@@ -6,15 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import platformdirs
 import pytest
 
 # Outside of this folder pytest reads this file and not pyproject.toml, as for `pytest --pyargs enginecmp.testing`.
 sys.path.append(str(Path(__file__).parent / "tests"))
 import unchanged
-
-STAMPS = Path(platformdirs.user_cache_dir("enginecmp")) / "stamps"
-"""Found before any test changes where caches are."""
 
 passes = unchanged.Passes()
 stamps: dict[Path, Path] = {}
@@ -22,14 +18,17 @@ stamps: dict[Path, Path] = {}
 
 def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     """Leave out what passed as it is, unless somebody asks for one of the files, or for all."""
-    chosen = any("::" in argument for argument in config.args) or config.getoption("keyword")
+    if any("::" in argument for argument in config.args) or config.getoption("keyword"):
+        return
     for item in items:
-        mark = item.get_closest_marker("unchanged")
-        if mark is None or chosen:
-            continue
-        file = item.path
+        file, mark = item.path, item.get_closest_marker("unchanged")
         if file not in stamps:
-            stamps[file] = unchanged.stamp_of(STAMPS, file, *mark.args)
+            if mark is not None:
+                stamps[file] = unchanged.stamp_of(file, *mark.args)
+            elif unchanged.STAMP in item.stash:
+                stamps[file] = item.stash[unchanged.STAMP]
+            else:
+                continue
         if not (unchanged.everything() or unchanged.named(config, item)) and stamps[file].is_file():
             item.add_marker(pytest.mark.skip(reason=unchanged.REASON))
         else:
@@ -44,6 +43,5 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish() -> None:
     """Note which files passed as a whole."""
     for file in passes.whole():
-        if file in stamps:
-            STAMPS.mkdir(parents=True, exist_ok=True)
-            stamps[file].touch()
+        stamps[file].parent.mkdir(parents=True, exist_ok=True)
+        stamps[file].touch()

@@ -42,7 +42,7 @@ def test_a_stamp_is_of_the_file_the_host_and_the_folders_named(tmp_path: Path, m
 
     def stamp() -> Path:
         unchanged._hash_of.cache_clear()
-        return unchanged.stamp_of(tmp_path, file, "plugins/one")
+        return unchanged.stamp_of(file, "plugins/one")
 
     seen = [stamp()]
     for change in ("core/it.py", "plugins/one/src.rs", "tests/helper.py", "tests/test_it.py"):

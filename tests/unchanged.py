@@ -1,6 +1,7 @@
 """Which test files passed as they are: a file whose inputs are the same as then need not run again.
 
-Costly files alone are left out, by `pytestmark = unchanged.left_out_with("plugins/NAME", ...)` or a plugin's own rule.
+Costly files alone are left out: by `pytestmark = unchanged.left_out_with("plugins/NAME", ...)`, or by a `STAMP` that a
+plugin's conftest.py puts on its tests.
 A stamp is written where every test of the file ran and none failed. `ENGINECMP_TEST_ALL=1` runs all, and CI does.
 """
 
@@ -15,10 +16,17 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import platformdirs
 import pytest
 
 REASON = "unchanged since they last passed; ENGINECMP_TEST_ALL=1 runs them"
+STAMP = pytest.StashKey[Path]()
+"""Of a test: where its file is stamped, the inputs in the name."""
+
 ROOT = Path(__file__).resolve().parent.parent
+STAMPS = Path(os.environ.get("ENGINECMP_CACHE") or platformdirs.user_cache_dir("enginecmp")) / "stamps"
+"""Found before any test changes where caches are."""
+
 HOST = ("core", "analysis", "tests")
 """Folders on which every test of whole commands depends."""
 
@@ -68,12 +76,17 @@ def named(config: pytest.Config, item: pytest.Item) -> bool:
     return any(Path(argument.partition("::")[0]).name == item.path.name for argument in config.args)
 
 
-def stamp_of(folder: Path, file: Path, *folders: str) -> Path:
-    """Return the path of a file's stamp under a folder: its name and a hash of its inputs."""
+def stamp_of(file: Path, *folders: str) -> Path:
+    """Return the path of the stamp of a file that depends on the host and on these folders."""
     digest = hashlib.sha256(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n{_present()}\n".encode())
     for each in dict.fromkeys((*HOST, *folders)):
         digest.update(_hash_of(ROOT / each).encode())
-    return folder / f"{file.stem}-{digest.hexdigest()[:32]}"
+    return stamp_path(file, digest.hexdigest())
+
+
+def stamp_path(file: Path, inputs: str) -> Path:
+    """Return the path of a file's stamp: its name and a hash of its inputs."""
+    return STAMPS / f"{file.stem}-{inputs[:32]}"
 
 
 @functools.cache

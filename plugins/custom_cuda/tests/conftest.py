@@ -29,37 +29,17 @@ import custom_cuda_stamps  # noqa: E402
 ON_GPU = os.environ.get("ENGINECMP_TEST_DEVICE") == "cuda"
 NO_GPU = "needs a CUDA device and ENGINECMP_TEST_DEVICE=cuda"
 
-passes = unchanged.Passes()
-
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run what is here after all other tests of the process: from then on the emulator is the process' CUDA driver.
 
-    Files that passed as they are are left out, unless somebody asks for one of them, or for all.
+    Files that passed as they are need not run again, unless it is on a GPU.
     """
     items.sort(key=lambda item: HERE in item.path.parents)
-    if ON_GPU or any("::" in argument for argument in config.args):
-        return
-    for item in items:
-        if HERE not in item.path.parents:
-            continue
-        asked = unchanged.everything() or unchanged.named(config, item)
-        if not asked and custom_cuda_stamps.stamped(item.path):
-            item.add_marker(pytest.mark.skip(reason=unchanged.REASON))
-        else:
-            passes.expect(item.path, item.nodeid)
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """See how a test ended."""
-    passes.saw(report)
-
-
-def pytest_sessionfinish() -> None:
-    """Note which files passed as a whole."""
-    for file in passes.whole():
-        custom_cuda_stamps.stamp(file)
+    for item in [] if ON_GPU else items:
+        if HERE in item.path.parents:
+            item.stash[unchanged.STAMP] = unchanged.stamp_path(item.path, custom_cuda_stamps.inputs_of(item.path))
 
 
 def opened(kind: str) -> Device:

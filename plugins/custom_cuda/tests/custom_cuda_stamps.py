@@ -1,7 +1,5 @@
-"""Which test files passed as they are: a file whose inputs are the same as then need not run again.
-
-A file's inputs are this plugin, the modules of enginecmp that the plugin and its tests import, and the versions of what
-compiles and computes. A stamp is written where every test of the file ran and none failed.
+"""What a test file depends on: this plugin, the modules of enginecmp that the plugin and its tests import, and the
+versions of what compiles and computes.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ from importlib import metadata
 from pathlib import Path
 
 import enginecmp
-from enginecmp_custom_cuda.compiling import cache
 
 PLUGIN = Path(__file__).resolve().parent.parent
 CORE = PLUGIN.parent.parent / "core" / "enginecmp"
@@ -32,29 +29,9 @@ DISTRIBUTIONS = (
 )
 
 
-def stamped(file: Path) -> bool:
-    """Return whether a test file passed with the inputs that it has now."""
-    return _path(file).is_file()
-
-
-def stamp(file: Path) -> None:
-    """Note that all tests of a file passed."""
-    _path(file).parent.mkdir(parents=True, exist_ok=True)
-    _path(file).touch()
-
-
-def _path(file: Path) -> Path:
-    return _folder() / f"{file.stem}-{_key(file)[:32]}"
-
-
 @functools.cache
-def _folder() -> Path:
-    """Return the user's folder, found before any test changes ENGINECMP_CACHE."""
-    return cache.folder().parent / "stamps"
-
-
-@functools.cache
-def _key(file: Path) -> str:
+def inputs_of(file: Path) -> str:
+    """Return a hash of what a test file depends on."""
     whole = file.name in WHOLE_CORE
     sources = sorted(CORE.rglob("*.py")) if whole else core_modules()
     digest = hashlib.sha256(_own().encode())
