@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +11,8 @@ from pathlib import Path
 from enginecmp.errors import CannotWrite
 from enginecmp.plugins.plugin import Plugin
 from enginecmp.types import LoadOptions
-from enginecmp.wire.descriptors import clear_of_standard_streams
 from enginecmp.wire.guarded import GuardedProcess
-from enginecmp.wire.protocol import Channel, shared_progress
+from enginecmp.wire.protocol import channel_pair, shared_progress
 
 
 class WorkerProcess(GuardedProcess):
@@ -37,9 +35,8 @@ class WorkerProcess(GuardedProcess):
 
     def __init__(self, plugin: Plugin, log: Path, options: LoadOptions, environment: Mapping[str, str]) -> None:
         self._oom_kills = _oom_kills()
-        ours, theirs = (clear_of_standard_streams(end.detach()) for end in socket.socketpair())
+        self.channel, theirs = channel_pair()
         progress_fd, self.progress = shared_progress()
-        self.channel = Channel(socket.socket(fileno=ours))
         try:
             super().__init__(
                 _command(plugin, theirs, progress_fd),

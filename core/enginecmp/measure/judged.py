@@ -7,7 +7,6 @@ a judge that crashes, hangs or says something else ends the launch in one line w
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,8 @@ from enginecmp.format.text import plain
 from enginecmp.scenarios import Scenario
 from enginecmp.types import Given
 from enginecmp.wire.answers import TEXT_CHARACTERS, Failed, Numbers
-from enginecmp.wire.descriptors import clear_of_standard_streams
 from enginecmp.wire.guarded import GuardedProcess
-from enginecmp.wire.protocol import Channel
+from enginecmp.wire.protocol import Channel, channel_pair
 
 DEADLINE_SECONDS = 600.0
 """For a judge's answer: it may work out the true answers of a large question."""
@@ -139,8 +137,7 @@ class JudgeProcess:
             self._fail(f"its answer to {operation}: {plain(str(error), 300)}")
 
     def _start(self) -> None:
-        ours, theirs = (clear_of_standard_streams(end.detach()) for end in socket.socketpair())
-        channel = Channel(socket.socket(fileno=ours))
+        channel, theirs = channel_pair()
         command = [sys.executable, "-P", "-m", "enginecmp.measure.judge_server", str(theirs), self._measure.judge]
         try:
             self._process = GuardedProcess(command, self._log, (theirs,), {**os.environ, "PYTHONSAFEPATH": "1"})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,9 +16,8 @@ import psutil
 from enginecmp.errors import LaunchError
 from enginecmp.format.files import TELEMETRY
 from enginecmp.telemetry.conditions import ConditionPages
-from enginecmp.wire.descriptors import clear_of_standard_streams
 from enginecmp.wire.guarded import GuardedProcess
-from enginecmp.wire.protocol import Channel
+from enginecmp.wire.protocol import Channel, channel_pair
 
 _START_SECONDS = 15.0
 _GRACE_SECONDS = 2.0
@@ -72,22 +70,21 @@ class Telemetry:
     def _start(self, folder: Path) -> None:
         logs = folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        ours, theirs = (clear_of_standard_streams(end.detach()) for end in socket.socketpair())
+        channel, theirs = channel_pair()
         if self._pages is not None:
             self._pages.close()
         pages_fd, self._pages = ConditionPages.create()
-        self._socket = socket.socket(fileno=ours)
         command = [sys.executable, "-P", "-m", "enginecmp.telemetry.sampler", str(theirs), str(pages_fd)]
         command += [str(folder / TELEMETRY), *self._modules]
         try:
             self._process = GuardedProcess(command, logs / "sensors.log", (theirs, pages_fd), os.environ)
         except BaseException:
-            self._socket.close()
+            channel.close()
             raise
         finally:
             os.close(theirs)
             os.close(pages_fd)
-        self._channel = Channel(self._socket)
+        self._channel = channel
         self._starting = True
 
     @property
@@ -175,7 +172,7 @@ class Telemetry:
 
     def _listen(self, timeout_seconds: float) -> None:
         """Take what the sensors' process has to tell; wait for the first of it at most that long."""
-        while self._channel is not None and select.select([self._socket], [], [], timeout_seconds)[0]:
+        while self._channel is not None and select.select([self._channel], [], [], timeout_seconds)[0]:
             timeout_seconds = 0.0
             try:
                 message = self._channel.receive(_GRACE_SECONDS, most_bytes=_MOST_BYTES)

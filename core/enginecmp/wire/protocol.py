@@ -25,7 +25,7 @@ from enginecmp.errors import CmpError, LaunchError
 from enginecmp.format.phases import Phase
 from enginecmp.format.text import plain
 from enginecmp.wire.answers import MAX_MESSAGE_BYTES, TEXT_CHARACTERS
-from enginecmp.wire.descriptors import shared_memory
+from enginecmp.wire.descriptors import clear_of_standard_streams, shared_memory
 
 MAX_TOKENS = 1 << 31
 """A worker that counts more than that in its shared memory is not believed."""
@@ -219,6 +219,12 @@ class Channel:
     def close(self) -> None:
         """Close this end."""
         self._socket.close()
+
+
+def channel_pair() -> tuple[Channel, int]:
+    """Return the host's end of a new socket, and the descriptor of the child's: hand it on, then close it."""
+    ours, theirs = (clear_of_standard_streams(end.detach()) for end in socket.socketpair())
+    return Channel(socket.socket(fileno=ours)), theirs
 
 
 class Progress:
