@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from enginecmp_analysis.statistics.multiplicity import holm
 from enginecmp_text_quality.scores import Scored
 
 SAMPLES = 2000
@@ -141,19 +142,10 @@ def compare(
                 items_that_differ=sum(a != b for a, b in zip(answers[label], answers[baseline], strict=True)),
             )
         )
-    _holm(differences)
-    for difference in differences:
+    for difference, adjusted in zip(differences, holm([one.p_value for one in differences]), strict=True):
+        difference.p_adjusted = float(adjusted)
         difference.verdict = _verdict(difference, near)
     return scores, differences
-
-
-def _holm(differences: Sequence[Difference]) -> None:
-    """Adjust the p-values of one family (Holm 1979)."""
-    largest = 0.0
-    ordered = sorted(differences, key=lambda difference: difference.p_value)
-    for number, difference in enumerate(ordered):
-        largest = max(largest, min(1.0, (len(ordered) - number) * difference.p_value))
-        difference.p_adjusted = largest
 
 
 def _verdict(difference: Difference, near: set[str]) -> str:
