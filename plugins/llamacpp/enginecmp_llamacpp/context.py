@@ -254,17 +254,26 @@ class Context:
         """Free the context, then the model it points into. Safe to call twice."""
         context, self._context = self._context, None
         model, self._model = self._model, None
-        if context is not None:
-            lib.llama_free(context)
-        if model is not None:
-            lib.llama_model_free(model)
+        free(context, model)
+
+
+def free(context: Any, model: Any) -> None:
+    """Free a context, then the model it points into; None is nothing to free."""
+    if context is not None:
+        lib.llama_free(context)
+    if model is not None:
+        lib.llama_model_free(model)
 
 
 def _ignored_window(model: Any) -> int:
     """Return how many tokens a query of Phi-3 sees, which llama.cpp reads and does not follow; 0 for all of them."""
+    return int(metadata_value(model, b"phi3.attention.sliding_window") or 0)
+
+
+def metadata_value(model: Any, key: bytes) -> bytes | None:
+    """Return the text of a key of a model's file, 31 bytes at most; None where the file has no such key."""
     text = ctypes.create_string_buffer(32)
-    length = lib.llama_model_meta_val_str(model, b"phi3.attention.sliding_window", text, len(text))
-    return int(text.value) if length > 0 else 0
+    return text.value if lib.llama_model_meta_val_str(model, key, text, len(text)) > 0 else None
 
 
 def load_model(model: ModelInfo, options: LoadOptions, settings: Settings) -> Any:

@@ -6,7 +6,6 @@ context holds, whatever the options say.
 
 from __future__ import annotations
 
-import ctypes
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from enginecmp.plugin_tools.python_plugin import check_denoising
 
 from . import native
 from .batching import Batching
-from .context import load_model, make_context
+from .context import free, load_model, make_context, metadata_value
 from .native import Batch, lib
 from .options import Settings
 from .session import Session
@@ -197,14 +196,9 @@ class DiffusionSession:
             causal.close()
         context, self._context = self._context, None
         model, self._model = self._model, None
-        if context is not None:
-            lib.llama_free(context)
-        if model is not None:
-            lib.llama_model_free(model)
+        free(context, model)
 
 
 def _shifted(model: Any) -> bool:
     """Return whether what is at a position is told one position before, as it is where a file does not say."""
-    text = ctypes.create_string_buffer(16)
-    length = lib.llama_model_meta_val_str(model, b"diffusion.shift_logits", text, len(text))
-    return length <= 0 or text.value == b"true"
+    return metadata_value(model, b"diffusion.shift_logits") in (None, b"true")
