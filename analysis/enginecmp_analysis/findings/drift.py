@@ -40,9 +40,7 @@ def drifts(group: GroupResult, steady: Sequence[Sequence[Place]]) -> Iterator[Fi
     The window is cut into twelve; a Theil-Sen slope over them is one value a launch, a t over launches judges it,
     or over runs where several are pooled.
     """
-    slopes: dict[tuple[str, Cell], list[float]] = {}
-    lengths: dict[tuple[str, Cell], list[float]] = {}
-    of_run: dict[tuple[str, Cell], list[int]] = {}
+    windows: dict[tuple[str, Cell], list[tuple[int, float, float]]] = {}  # run, change a minute, seconds
     for number, (run, places) in enumerate(zip(group.runs, steady, strict=True)):
         for place in places:
             for i, seconds in enumerate(place.found.seconds.tolist()):
@@ -55,12 +53,12 @@ def drifts(group: GroupResult, steady: Sequence[Sequence[Place]]) -> Iterator[Fi
                 minutes = (end - begin) * NS / 60 * (BINS - 1) / BINS
                 change = float(growth([rates])[0])
                 if np.isfinite(change):
-                    slopes.setdefault((place.engine, place.cell), []).append(change / minutes)
-                    lengths.setdefault((place.engine, place.cell), []).append((end - begin) * NS)
-                    of_run.setdefault((place.engine, place.cell), []).append(number)
-    for (engine, cell), found in slopes.items():
-        mean, low, high = mean_interval(replicates(found, of_run[engine, cell]))
-        n, window = len(found), float(np.median(lengths[engine, cell]))
+                    found = (number, change / minutes, (end - begin) * NS)
+                    windows.setdefault((place.engine, place.cell), []).append(found)
+    for (engine, cell), several in windows.items():
+        runs, slopes, lengths = zip(*several, strict=True)
+        mean, low, high = mean_interval(replicates(slopes, runs))
+        n, window = len(several), float(np.median(lengths))
         drifting = n >= LEAST_LAUNCHES and (low > 0 or high < 0)
         large = abs(mean) * window / 60 > NOTABLE
         words = f"throughput {'rises' if mean > 0 else 'falls'}" if drifting else "throughput shows no trend"

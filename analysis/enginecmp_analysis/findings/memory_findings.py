@@ -29,21 +29,18 @@ WIDTHS = {4.0: "float32", 2.0: "float16", 34 / 32: "Q8_0", 18 / 32: "Q4_0"}
 
 def leak_findings(group: GroupResult, steady: Sequence[Sequence[Place]]) -> Iterator[Finding]:
     """Yield for every engine and cell with launches long enough whether resident memory goes on growing."""
-    grown: dict[tuple[str, Cell], list[tuple[float, float]]] = {}
-    lengths: dict[tuple[str, Cell], list[int]] = {}
-    of_run: dict[tuple[str, Cell], list[int]] = {}
+    grown: dict[tuple[str, Cell], list[tuple[int, tuple[float, float], int]]] = {}  # run, growth, requests
     for number, (run, places) in enumerate(zip(group.runs, steady, strict=True)):
         memory = run.columns.metric("rss_bytes")
         for place in places if "rss_bytes" in run.columns.metrics else []:
             for part in place.parts(run.columns):
                 found = lasting_growth(memory[part])
                 if math.isfinite(found[0]):
-                    grown.setdefault((place.engine, place.cell), []).append(found)
-                    lengths.setdefault((place.engine, place.cell), []).append(len(part))
-                    of_run.setdefault((place.engine, place.cell), []).append(number)
-    for (engine, cell), launches in grown.items():
-        n, requests = len(launches), int(np.median(lengths[engine, cell]))
-        verdict, mean, low, high = judge_leak(launches, requests, of_run[engine, cell])
+                    grown.setdefault((place.engine, place.cell), []).append((number, found, len(part)))
+    for (engine, cell), several in grown.items():
+        runs, launches, lengths = zip(*several, strict=True)
+        n, requests = len(launches), int(np.median(lengths))
+        verdict, mean, low, high = judge_leak(launches, requests, runs)
         resolution = leak_resolution(requests)
         if verdict == "open":
             text = f"growth {mean:,.0f} bytes a request; it takes {LEAST_LAUNCHES} launches to tell"

@@ -26,8 +26,7 @@ def repeated_prompts(group: GroupResult) -> Iterator[Finding]:
     of prefill times a launch, a t over launches, or over runs where several are pooled. Told only where the whole
     interval lies below `CACHED`.
     """
-    logs: dict[str, list[float]] = {}
-    of_run: dict[str, list[int]] = {}
+    logs: dict[str, list[tuple[int, float]]] = {}  # run, log ratio
     for number, run in enumerate(group.runs):
         columns = run.columns
         prefill = request_times(columns).prefill
@@ -44,10 +43,10 @@ def repeated_prompts(group: GroupResult) -> Iterator[Finding]:
             alike = columns.launch[first] == columns.launch[second] and columns.excluded[first] == KEPT
             if alike and prefill[first] > 0 and prefill[second] > 0:
                 engine = columns.engines[int(columns.engine[second])]
-                logs.setdefault(engine, []).append(math.log(prefill[second] / prefill[first]))
-                of_run.setdefault(engine, []).append(number)
+                logs.setdefault(engine, []).append((number, math.log(prefill[second] / prefill[first])))
     for engine, found in logs.items():
-        mean, low, high = (math.exp(x) for x in mean_interval(replicates(found, of_run[engine])))
+        runs, values = zip(*found, strict=True)
+        mean, low, high = (math.exp(x) for x in mean_interval(replicates(values, runs)))
         cached = math.isfinite(high) and high < CACHED
         limits = f" [{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
         yield Finding(
