@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from enginecmp.errors import EngineError
 from enginecmp.plugins.manager import load_object
 from enginecmp.types import Given
 from enginecmp.wire.protocol import Channel, describe
@@ -71,11 +70,8 @@ def main(arguments: list[str]) -> int:
         began = time.process_time()
         try:
             judges = judges or _Judges(arguments[1])
-            found: Any = getattr(judges, {"check": "check", "question": "question", "judge": "judge"}[message["op"]])
-            answer: dict[str, Any] = {"ok": found(message)}
-            if answer["ok"] is None:
-                msg = "the judge returned nothing"
-                raise EngineError(msg)
+            operations = {"check": judges.check, "question": judges.question, "judge": judges.judge}
+            answer: dict[str, Any] = {"ok": operations[message["op"]](message)}
         except BaseException as error:  # whatever a plugin raises
             answer = {"error": describe(error)}
         channel.send({**answer, "cpu_seconds": time.process_time() - began})
