@@ -52,6 +52,14 @@ def logits_of(launch: Launch, token_ids: Sequence[int]) -> NDArray[np.float32] |
     return answers.logits_of(launch, token_ids, DEADLINES)
 
 
+def scored(launch: Launch, token_ids: Sequence[int]) -> NDArray[np.float32]:
+    """Return the logits, or skip the test where the engine scores nothing."""
+    logits = logits_of(launch, token_ids)
+    if logits is None:
+        pytest.skip("the engine has no cmp_score")
+    return logits
+
+
 def generate(launch: Launch, token_ids: tuple[int, ...], output_tokens: int) -> Answered:
     answer = launch.request(token_ids, output_tokens, DEADLINES)
     assert answer["error"] is None, answer["error"]
@@ -129,9 +137,7 @@ def test_decoded_tokens_are_the_most_likely_ones(launch: Launch, prompts: Prompt
     if NO_ID in answer["ids"]:
         pytest.skip("the engine hands out text, not ids")
     generated = answer["ids"]
-    logits = logits_of(launch, [*prompts[1], *generated[:-1]])
-    if logits is None:
-        pytest.skip("the engine has no cmp_score")
+    logits = scored(launch, [*prompts[1], *generated[:-1]])
     rows = logits[len(prompts[1]) - 1 :]
     chosen = rows[np.arange(len(rows)), generated]
     # Two logits may tie to rounding; the chosen one must not be clearly below the best.
@@ -158,9 +164,7 @@ def test_logits_have_one_finite_row_per_position(launch: Launch, model: ModelInf
 
 
 def test_logits_do_not_look_ahead(launch: Launch, prompts: Prompts) -> None:
-    whole, part = logits_of(launch, prompts[1]), logits_of(launch, prompts[1][:9])
-    if whole is None or part is None:
-        pytest.skip("the engine has no cmp_score")
+    whole, part = scored(launch, prompts[1]), scored(launch, prompts[1][:9])
     assert divergence(whole[:9], part).max_kl < 1e-6
 
 
@@ -248,8 +252,6 @@ def test_it_computes_what_the_reference_computes(
     wanted = answers.score(
         EngineConfig("reference", reference, options), subject.model, prompts[2], tmp_path / "reference.log", DEADLINES
     )
-    got = logits_of(launch, prompts[2])
+    got = scored(launch, prompts[2])
     assert wanted is not None
-    if got is None:
-        pytest.skip("the engine has no cmp_score")
     assert divergence(wanted, got).mean_kl < exact_threshold(subject.model)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from enginecmp.launch.launch import Launch, LaunchFailure
 from enginecmp.plugins.plugin import Plugin
 from enginecmp.testing.conftest import DEADLINES, Prompts
-from enginecmp.testing.test_conformance import logits_of
+from enginecmp.testing.test_conformance import logits_of, scored
 from enginecmp.types import GREEDY, NO_ID, Decoding
 
 REQUESTS = 200
@@ -81,9 +81,7 @@ def test_sampled_ids_follow_the_softmax_of_the_engine_s_own_logits(
     from scipy import stats
 
     require(plugin, "sampling")
-    logits = logits_of(launch, prompts[0])
-    if logits is None:
-        pytest.skip("the engine has no cmp_score")
+    logits = scored(launch, prompts[0])
     decoding = Decoding(temperature=flattening(logits[-1]), **strategy)
     chances = chances_of(logits[-1], decoding)
     drawn = [
@@ -106,9 +104,7 @@ def test_later_ids_are_drawn_from_their_own_distributions(
 ) -> None:
     """The surprise of all ids together has the entropy of their distributions as its mean, within 5 deviations."""
     require(plugin, "sampling")
-    first = logits_of(launch, prompts[0])
-    if first is None:
-        pytest.skip("the engine has no cmp_score")
+    first = scored(launch, prompts[0])
     excess = variance = 0.0
     for seed in range(6):
         decoding = Decoding(temperature=flattening(first[-1]), **strategy, seed=100 + seed)

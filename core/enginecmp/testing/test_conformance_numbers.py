@@ -7,13 +7,12 @@ import pytest
 from numpy.typing import NDArray
 
 from enginecmp.gate.divergence import divergence, exact_threshold
-from enginecmp.launch.launch import Launch
 from enginecmp.models.synth_shapes import LLAMA32_ROPE, SHAPES
 from enginecmp.plugins.plugin import Plugin
 from enginecmp.prompts import PromptSet
 from enginecmp.testing import float64
 from enginecmp.testing.conftest import Load, Subject, Tiny
-from enginecmp.testing.test_conformance import failure_of, generate, logits_of
+from enginecmp.testing.test_conformance import failure_of, generate, scored
 from enginecmp.testing.tiny_models import ARCHITECTURES, QUANTIZATIONS, Fields, changed_model
 from enginecmp.types import NO_ID, ModelInfo
 
@@ -44,13 +43,6 @@ def _computes(subject: Subject) -> None:
 def prompt_for(model: ModelInfo) -> tuple[int, ...]:
     """Return 40 ids whose every beginning reads back, for engines that take text."""
     return PromptSet(model).score_ids(40)
-
-
-def scored(launch: Launch, token_ids: tuple[int, ...]) -> NDArray[np.float32]:
-    logits = logits_of(launch, token_ids)
-    if logits is None:
-        pytest.skip("the engine has no cmp_score")
-    return logits
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
