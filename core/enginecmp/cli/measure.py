@@ -19,7 +19,7 @@ from enginecmp.format.readers import read_manifest
 from enginecmp.format.text import command_line, operand
 from enginecmp.plugins.discovery import discover
 from enginecmp.run.options import RunOptions
-from enginecmp.run.prepare import check_idle, exact_of, make_request, make_scenario
+from enginecmp.run.prepare import check_idle, exact_of, make_request, make_scenario, model_for
 from enginecmp.run.summary import headline
 from enginecmp.scenarios.fit import fit
 from enginecmp.types import ModelInfo
@@ -47,12 +47,12 @@ class Prepared(msgspec.Struct, frozen=True):
     basis: str
 
 
-def prepare(options: RunOptions, model: ModelInfo, once: AskedOnce | None = None) -> Prepared:
+def prepare(options: RunOptions, model: ModelInfo | None = None, once: AskedOnce | None = None) -> Prepared:
     """Return the run that the options ask for.
 
     Args:
         options: what was asked for.
-        model: the file being timed.
+        model: the file being timed; None is the one that the options ask for.
         once: keeps what engines answered, where many runs are prepared.
 
     Raises:
@@ -64,6 +64,7 @@ def prepare(options: RunOptions, model: ModelInfo, once: AskedOnce | None = None
 
     plugins = once.plugins if once else discover()
     scenario = make_scenario(options)
+    model = model or model_for(options, scenario)
     if options.find_max is not None:
         from enginecmp.cli.find_max import searching
 

@@ -13,7 +13,6 @@ from enginecmp.cli.grouped import GroupedCommand
 from enginecmp.cli.measure import after, measure, prepare, terminated_like_interrupted
 from enginecmp.cli.options import read_blocks, read_extra, read_share
 from enginecmp.run.options import RunOptions
-from enginecmp.run.prepare import model_for
 
 NATS = click.FloatRange(min=0, min_open=True)
 
@@ -149,7 +148,7 @@ def command(context: click.Context, /, **given: Any) -> int:
 def _start(options: RunOptions) -> int:
     from enginecmp.results.baselines import check_name
 
-    prepared = prepare(options, model_for(options))
+    prepared = prepare(options)
     if options.save_baseline is not None:
         check_name(options.save_baseline, prepared.request.labels)
     if prepared.saved is not None:

@@ -26,7 +26,6 @@ from enginecmp.results.writer import ResultsFolder
 from enginecmp.run.estimate import duration
 from enginecmp.run.manifest import new_run_id
 from enginecmp.run.options import RunOptions
-from enginecmp.run.prepare import model_for
 from enginecmp.run.probe import AskedOnce
 from enginecmp.run.suite import NOT_OF_A_PART, Part, read_suite
 from enginecmp.run.summary import headline
@@ -193,7 +192,7 @@ def _require_takeable(part: Part, command: click.Command) -> None:
 
 def _prepared(part: Part, once: AskedOnce | None = None) -> Prepared:
     try:
-        prepared = prepare(part.options, model_for(part.options), once)
+        prepared = prepare(part.options, once=once)
     except UsageError as error:
         msg = f"part {part.name}: {error}"
         raise UsageError(msg) from error

@@ -220,13 +220,17 @@ def find_model(name: str | None) -> ModelInfo:
     return resolve(name or DEFAULT_MODEL, fetch=True)
 
 
-def model_for(options: RunOptions) -> ModelInfo:
+def model_for(options: RunOptions, scenario: Scenario | None = None) -> ModelInfo:
     """Return the model that the options ask for; where nothing of it is measured and none is named, a tiny one.
+
+    Args:
+        options: what was asked for.
+        scenario: of the options, where it is made already.
 
     Raises:
         CmpError: as `find_model` and `make_scenario`.
     """
-    if options.model is None and not make_scenario(options).needs_model:
+    if options.model is None and not (scenario or make_scenario(options)).needs_model:
         from enginecmp.models.store import cache_dir, info_of
         from enginecmp.models.synth import write_synth
 
