@@ -24,18 +24,25 @@ struct MeetParams {
 
 constexpr int MEETING = 256;  // threads of a block that wait
 
+constexpr int AHEAD = 8;  // loads in flight a thread
+
+__device__ inline unsigned sum_ahead(const uint4 *data, long long stride) {
+    uint4 loaded[AHEAD];
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++) loaded[k] = ptx::load_stream(data + k * stride);
+    unsigned total = 0;
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++) total += loaded[k].x + loaded[k].y + loaded[k].z + loaded[k].w;
+    return total;
+}
+
 // 16-byte loads, eight in flight a thread, neighbours in a warp side by side.
 KERNEL(512, 2, read, ReadParams) {
-    constexpr int AHEAD = 8;
     const long long stride = static_cast<long long>(gridDim.x) * 512;
     unsigned total = 0;
     long long i = static_cast<long long>(blockIdx.x) * 512 + threadIdx.x;
     for (; i + (AHEAD - 1) * stride < p.vectors; i += AHEAD * stride) {
-        uint4 loaded[AHEAD];
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++) loaded[k] = ptx::load_stream(p.data + i + k * stride);
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++) total += loaded[k].x + loaded[k].y + loaded[k].z + loaded[k].w;
+        total += sum_ahead(p.data + i, stride);
     }
     for (; i < p.vectors; i += stride) {
         const uint4 loaded = ptx::load_stream(p.data + i);
@@ -65,17 +72,12 @@ KERNEL(2 * MEETING, 1, meet, MeetParams) {
     if (threadIdx.x == 0) over = 0;
     __syncthreads();
     if (threadIdx.x >= MEETING) {
-        constexpr int AHEAD = 8;
         const long long stride = static_cast<long long>(gridDim.x) * MEETING;
         unsigned total = 0;
         for (int lap = 0; lap < p.laps; lap++) {
             long long i = static_cast<long long>(blockIdx.x) * MEETING + threadIdx.x - MEETING;
             for (; i + (AHEAD - 1) * stride < p.vectors; i += AHEAD * stride) {
-                uint4 loaded[AHEAD];
-#pragma unroll
-                for (int k = 0; k < AHEAD; k++) loaded[k] = ptx::load_stream(p.data + i + k * stride);
-#pragma unroll
-                for (int k = 0; k < AHEAD; k++) total += loaded[k].x + loaded[k].y + loaded[k].z + loaded[k].w;
+                total += sum_ahead(p.data + i, stride);
                 if (*static_cast<volatile int *>(&over)) break;
             }
             if (*static_cast<volatile int *>(&over)) break;
