@@ -29,9 +29,8 @@ def launch_seconds(scenario: Scenario, model: ModelInfo, config: EngineConfig) -
     seconds = (_START_SECONDS + _server_start(config)) * starts
     for cell in scenario.cells:
         request, prepared = request_seconds(scenario, model, cell)
-        measured = max(scenario.requests_in(cell) * request, scenario.seconds or 0.0)
-        if cell.arrival and cell.rate_per_second:
-            measured = max(measured, scenario.requests_in(cell) / cell.rate_per_second)
+        n = scenario.requests_in(cell)
+        measured = max(n * request, n * _between_seconds(scenario, cell, request), scenario.seconds or 0.0)
         # What users of a closed loop wait for is finished after the measurement.
         users = cell.concurrency if cell.concurrency > 1 and not cell.arrival else 1
         rates = 1.5 * max(3, len(scenario.offered_load)) if scenario.offered_load and not scenario.calibration else 1
@@ -58,6 +57,17 @@ def request_seconds(scenario: Scenario, model: ModelInfo, cell: Cell) -> tuple[f
         values = 0
     # A call reads every float32 value once; both sides make them, and the host's proof goes over them again.
     return max(LEAST_NS / 1e9, 4 * values / _READ_BYTES_PER_SECOND), 2 * values / values_per_second()
+
+
+def _between_seconds(scenario: Scenario, cell: Cell, request: float) -> float:
+    """Return the least seconds from one request to the next: who sends it comes later, or thinks."""
+    workload = scenario.workload(cell)
+    if not cell.arrival:
+        return (request + (workload.mean_think_seconds if workload else 0.0)) / cell.concurrency
+    if cell.rate_per_second:
+        return 1 / cell.rate_per_second
+    came = workload.trace.seconds if workload and workload.trace else scenario.trace_seconds
+    return came[-1] / (len(came) - 1) if len(came) > 1 else 0.0
 
 
 @functools.cache

@@ -73,6 +73,20 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             longest, at = max(longest, said), at + turns
         return longest
 
+    @property
+    def mean_prompt_tokens(self) -> float:
+        """Ids of a whole prompt, with all that was said before it, on average."""
+        whole, at = 0, 0
+        for turns in self.turns:
+            said = 0
+            for prompt, output in zip(
+                self.prompt_tokens[at : at + turns], self.output_tokens[at : at + turns], strict=True
+            ):
+                whole += said + prompt
+                said += prompt + output
+            at += turns
+        return whole / at
+
 
 class TraceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A [workloads.NAME.trace] table: which file, and how it is fitted to a model and a machine.

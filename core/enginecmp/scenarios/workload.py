@@ -68,11 +68,19 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def mean_tokens(self) -> tuple[float, float]:
-        """New ids of a prompt, and ids of an answer, on average; for a forecast."""
+        """Ids of a whole prompt, with all that was said before it, and ids of an answer, on average; for a forecast."""
         if self.trace is None:
-            return mean(self.prompt_tokens), mean(self.output_tokens)
+            turns, said, output = mean(self.turns), mean(self.prompt_tokens), mean(self.output_tokens)
+            return self.shared_prefix_tokens + said * (turns + 1) / 2 + output * (turns - 1) / 2, output
         n = len(self.trace.prompt_tokens)
-        return sum(self.trace.prompt_tokens) / n, sum(self.trace.output_tokens) / n
+        return self.shared_prefix_tokens + self.trace.mean_prompt_tokens, sum(self.trace.output_tokens) / n
+
+    @property
+    def mean_think_seconds(self) -> float:
+        """Time that passes before a request because its user thinks, on average; a first turn waits for nothing."""
+        think = self.think_seconds
+        turns = mean(self.turns) if self.trace is None else len(self.trace.prompt_tokens) / len(self.trace.turns)
+        return (think.mean if isinstance(think, Exponential) else think) * (1 - 1 / turns)
 
 
 def read_workload(raw: Any, folder: Path, where: str) -> Any:
