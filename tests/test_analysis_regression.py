@@ -28,7 +28,7 @@ from enginecmp_analysis.decisions.regression import (
 from enginecmp_analysis.judge.compare import welch
 from enginecmp_analysis.render.export import to_json
 from enginecmp_analysis.render.junit import to_junit
-from enginecmp_analysis.render.regression_table import regression_markdown, render_regression
+from enginecmp_analysis.render.regression_table import regression_markdown, render_regression, words
 
 SECONDS = 0.1
 
@@ -190,6 +190,34 @@ def test_reproducible_takes_the_upper_bound_of_the_spread() -> None:
     assert line.new.cv < 0.05 < line.new.cv_upper
     assert line.new.cv_upper == pytest.approx(1.645 * line.new.cv, rel=1e-3)
     assert not line.new.reproducible
+
+
+def test_where_both_sides_pool_runs_the_run_is_what_is_repeated() -> None:
+    speeds = (1.0, 1.12, 1.27), (1.2, 1.36, 1.5)
+    base, new = (
+        [
+            run_of(f"{side}{n}", speed, seed=10 * n + len(side), launch_spread=0.01)
+            for n, speed in enumerate(side_speeds)
+        ]
+        for side, side_speeds in zip(("old", "recent"), speeds, strict=True)
+    )
+    (line,) = compare_runs(base, new).lines
+    assert (line.base.n_launches, line.n_runs) == (30, 3)
+    # Launches alone would call it critical: 30 on each side, and 1 % between those of one run.
+    (alone,) = compare_runs(base[:1], new[:1]).lines
+    assert (alone.confirmed, alone.n_runs) == ("WARNING", msgspec.UNSET)
+    assert line.confirmed == "INCONCLUSIVE"
+    assert line.ci_high / line.ci_low > 1.3
+    assert line.launches_needed == 0
+    assert isinstance(line.runs_needed, int)
+    assert f"{line.runs_needed} more runs of each side needed" in words(line)
+    # The numbers: Welch's t on the means of runs, of a rate here, so base over new.
+    means = [
+        np.array([compare_runs([run], [other]).lines[0].base.mean for run in runs])
+        for runs, other in ((base, new[0]), (new, base[0]))
+    ]
+    expected = welch(*reversed(means)).interval()
+    assert (line.ci_low, line.ci_high) == pytest.approx(tuple(map(float, expected)), rel=1e-3)
 
 
 def test_swapping_the_sides_inverts_the_slowdown() -> None:

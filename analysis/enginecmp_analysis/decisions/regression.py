@@ -1,8 +1,9 @@
 """Regressions: is a new run slower than an old one, by how much, and is that confirmed?
 
-Two runs share no blocks, so their launches are compared unpaired: Welch's t on logs. Every ratio is turned so that
-above 1 is worse. Nothing is corrected for the number of comparisons: a run that did not change is far from the
-limits, and a false alarm needs a true slowdown that is already next to one.
+Two runs share no blocks, so their launches are compared unpaired: Welch's t on logs. Where both sides pool several
+runs, the run is what is repeated, and the means of runs are compared. Every ratio is turned so that above 1 is worse.
+Nothing is corrected for the number of comparisons: a run that did not change is far from the limits, and a false alarm
+needs a true slowdown that is already next to one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,7 +27,7 @@ from enginecmp_analysis.data.launches import LaunchMeans
 from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.data.metrics import METRICS, metric_of
 from enginecmp_analysis.decisions.limits import Limits, find_compared
-from enginecmp_analysis.judge.compare import LogRatio, by_block, welch
+from enginecmp_analysis.judge.compare import LogRatio, apart, by_block
 from enginecmp_analysis.judge.judge import Options, least_requests
 from enginecmp_analysis.judge.power import launches_for
 from enginecmp_analysis.schema.regression import Band, CompareReport, Confirmed, Level, RegressionLine, Side
@@ -57,24 +59,25 @@ def confirm(lower: float, upper: float, limits: Limits) -> Confirmed:
 
 
 def slowdown(base: LaunchMeans, new: LaunchMeans, *, higher_is_better: bool) -> LogRatio:
-    """Compare the launches of two runs, turned so that a ratio above 1 is worse."""
-    old, recent = _means(base), _means(new)
-    return welch(recent, old) if higher_is_better else welch(old, recent)
+    """Compare two sides, turned so that a ratio above 1 is worse: over launches, over runs where both pool several."""
+    return (apart(new, base) if higher_is_better else apart(base, new)).log_ratio()
 
 
 def needed_to_confirm(found: LogRatio, limits: Limits) -> int | None:
     """Return how many more launches of each side settle on which side of the nearer limit the slowdown lies.
 
-    With probability 0.8, if the ratio and the spread stay as they are; None when that cannot be told.
+    More runs, where the ratio rests on runs. With probability 0.8, if the ratio and the spread stay as they are; None
+    when that cannot be told.
     """
     if not bool(found.decidable):
         return None
     # A slowdown above the warning limit is settled as soon as it is told from that limit.
     distance = abs(float(found.estimate) - math.log1p(limits.warning))
-    spread = float(found.se) * math.sqrt(found.n)
+    have = found.runs if found.runs > 1 else found.n
+    spread = float(found.se) * math.sqrt(have)
     # A one-sided test at 5 % is a two-sided one at 10 % that can only err to one side.
     total = launches_for(spread, distance, 0.0, 1 - ONE_SIDED, paired=False) if distance > 0 else None
-    return None if total is None else max(1, total - found.n)
+    return None if total is None else max(1, total - have)
 
 
 class _Asked(NamedTuple):
@@ -260,7 +263,7 @@ def regression_line(
     least = least_requests(metric)
     sides = _side(base, least), _side(new, least)
     full = min(side.full_launches for side in sides)
-    withheld = full < LAUNCHES_NEEDED
+    withheld, several = full < LAUNCHES_NEEDED, found.runs > 1
     confirmed: Confirmed = "INCONCLUSIVE" if withheld else confirm(lower, upper, limits)
     reason: str | None = None
     needed: int | None = 0
@@ -290,7 +293,9 @@ def regression_line(
         confirmed=confirmed,
         withheld=withheld,
         reason=reason,
-        launches_needed=needed,
+        n_runs=found.runs if several else msgspec.UNSET,
+        launches_needed=0 if several and not withheld else needed,
+        runs_needed=needed if several and not withheld else msgspec.UNSET,
         warning_limit=limits.warning,
         critical_limit=limits.critical,
         failed=confirmed in worst[limits.fail_on],

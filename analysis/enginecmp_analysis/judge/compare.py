@@ -189,6 +189,13 @@ def match(baseline: LaunchMeans, engine: LaunchMeans) -> Matched:
     return Matched(_take(a, list(a)), _take(b, list(b)), False, 0, _runs(list(a)), _runs(list(b)))
 
 
+def apart(before: LaunchMeans, after: LaunchMeans) -> Matched:
+    """Return the launches of runs that are on one side each, whatever numbers they have there."""
+    a, b = by_block(before), by_block(after)
+    beyond = 1 + max((run for run, _ in a), default=0)
+    return Matched(_take(a, list(a)), _take(b, list(b)), False, 0, _runs(list(a)), _runs(list(b)) + beyond)
+
+
 def by_block(launches: LaunchMeans) -> dict[Block, float]:
     """Return the mean of each block, sorted by block; two launches of one block count as one."""
     found: dict[Block, list[float]] = {}

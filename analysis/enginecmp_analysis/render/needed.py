@@ -7,13 +7,14 @@ import math
 import msgspec
 
 from enginecmp_analysis.render.layout import show_count, three_digits
+from enginecmp_analysis.schema.regression import RegressionLine
 from enginecmp_analysis.schema.stats import Comparison
 
 MOST_MORE = 100
 """More launches (or runs) than that nobody makes: the machine is too unsteady for so small a difference."""
 
 
-def missing(c: Comparison) -> tuple[int | None, str, str]:
+def missing(c: Comparison | RegressionLine) -> tuple[int | None, str, str]:
     """Return how many are missing, null where that is not known, of what, and the ending of several of them."""
     if isinstance(c.runs_needed, msgspec.UnsetType):
         return c.launches_needed, "launch", "es"

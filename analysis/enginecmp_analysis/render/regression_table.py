@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from enginecmp_analysis.data.cells import cell_name, short_name
 from enginecmp_analysis.data.metrics import metric_of
 from enginecmp_analysis.render.escape import for_markdown
-from enginecmp_analysis.render.layout import WIDTH, Line, wrap
-from enginecmp_analysis.render.needed import MOST_MORE
+from enginecmp_analysis.render.layout import WIDTH, Line, show_count, wrap
+from enginecmp_analysis.render.needed import MOST_MORE, missing
 from enginecmp_analysis.schema.regression import CompareReport, Confirmed, RegressionLine, Side
 
 _STYLES: dict[Confirmed, str] = {"PASS": "green", "WARNING": "yellow", "CRITICAL": "red", "INCONCLUSIVE": "yellow"}
@@ -65,7 +65,7 @@ def words(line: RegressionLine) -> str:
         bound = f"at most {line.upper:.3f}" if line.confirmed == "PASS" else f"at least {line.lower:.3f}"
         return f"{line.confirmed} ({where}; {bound} with 95 %)"
     name = "WITHHELD" if line.withheld else "INCONCLUSIVE"
-    more = "" if line.withheld or line.launches_needed is None else f"; {_more(line)}"
+    more = "" if line.withheld or missing(line)[0] is None else f"; {_more(line)}"
     return f"{name} ({where}): {line.reason}{more}"
 
 
@@ -119,11 +119,11 @@ def _side(name: str, side: Side) -> str:
 
 
 def _more(line: RegressionLine) -> str:
-    launches = line.launches_needed or 0
-    if launches > MOST_MORE:
+    n, word, plural = missing(line)
+    if n and n > MOST_MORE:
         bound = f"; the slowdown is below {line.upper:.3f} with 95 %" if math.isfinite(line.upper) else ""
-        return f"no realistic number of launches decides it on this machine{bound}"
-    return f"{launches} more launch{'' if launches == 1 else 'es'} of each side needed"
+        return f"no realistic number of {word}{plural} decides it on this machine{bound}"
+    return f"{show_count(n or 0, f'more {word}', plural)} of each side needed"
 
 
 def _runs(names: Sequence[str]) -> str:

@@ -54,7 +54,10 @@ class RegressionLine(msgspec.Struct, kw_only=True):
         confirmed: what the one-sided bounds prove.
         withheld: fewer than ten launches of ten requests on one side, so nothing is confirmed.
         reason: why it is inconclusive, else null.
-        launches_needed: more launches of each side for an answer; 0 when there is one, null when unknown.
+        n_runs: runs of each side on which interval and bounds rest; only where both sides pool several.
+        launches_needed: more launches of each side for an answer; 0 when launches are not what is missing, null when
+            unknown.
+        runs_needed: more runs of each side for an answer, null when unknown; only where both sides pool several.
         warning_limit: relative slowdown from which on this metric is at warning.
         critical_limit: the same for critical.
         failed: confirmed at or above the level that counts as a failure.
@@ -75,7 +78,9 @@ class RegressionLine(msgspec.Struct, kw_only=True):
     confirmed: Confirmed
     withheld: bool
     reason: str | None
+    n_runs: int | msgspec.UnsetType = msgspec.UNSET
     launches_needed: int | None
+    runs_needed: int | msgspec.UnsetType | None = msgspec.UNSET
     warning_limit: float
     critical_limit: float
     failed: bool
