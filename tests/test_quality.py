@@ -17,6 +17,7 @@ from enginecmp.gate.equivalence import run_gate
 from enginecmp.gate.gate import Gate
 from enginecmp.gate.quality import agreement_tokens, negative_log_likelihoods, quality
 from enginecmp.launch.engine_config import EngineConfig
+from enginecmp.models.synth import write_synth
 from enginecmp.plugins.plugin import Plugin
 from enginecmp.prompts import PromptSet
 from enginecmp.types import NO_ID, LoadOptions, ModelInfo
@@ -129,6 +130,24 @@ def test_the_gates_numbers_are_those_of_the_logits(fake: Plugin, tiny: ModelInfo
     assert entry.nll_difference_low is not None
     assert entry.nll_difference_low < entry.nll_difference < (entry.nll_difference_high or 0)
     assert entry.verdict == "equivalent"
+
+
+def test_a_diffusion_model_is_asked_what_stands_where_the_text_is_masked(fake: Plugin, tmp_path: Path) -> None:
+    model = write_synth(tmp_path / "tiny-llada.gguf", "tiny-llada")
+    gate = gate_of(fake, model, tmp_path, timed_only=True, max_kl=10.0, mask_id=model.vocabulary - 1)
+    (entry,) = judged(fake, gate, OTHER)
+    masked = [at for at, token in enumerate(gate.asked_ids) if token == gate.mask_id]
+    assert len(masked) == 32
+    expected = []
+    for options in (LoadOptions(), OTHER):
+        logits = score(EngineConfig("e", fake, options), model, gate.asked_ids, tmp_path / "log", Deadlines())
+        assert logits is not None
+        rows = scipy_log_softmax(logits[masked].astype(np.float64), axis=1)
+        expected.append(-rows[np.arange(32), [gate.token_ids[at] for at in masked]])
+    reference, engine = expected
+    assert entry.positions == 32
+    assert entry.perplexity == pytest.approx(float(np.exp(engine.mean())), rel=1e-9)
+    assert entry.reference_perplexity == pytest.approx(float(np.exp(reference.mean())), rel=1e-9)
 
 
 def test_a_text_that_costs_more_than_allowed_is_not_comparable(fake: Plugin, tiny: ModelInfo, tmp_path: Path) -> None:

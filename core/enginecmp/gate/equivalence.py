@@ -3,7 +3,8 @@
 Two questions, both before anything is timed. On the exact float32 file with exact numerics: is the engine's
 implementation of the model right (mean KL < 1e-8 nats)? On the file that will be timed, as it will be timed: is
 it still close to the same float32 reference (mean KL < 2e-2 nats, or what the run allows)? The same logits give
-perplexity (`enginecmp.gate.quality`). Greedy text decides nothing: two right engines part ways after a few tokens.
+perplexity (`enginecmp.gate.quality`). A diffusion model is asked for what stands at the masked positions of the text.
+Greedy text decides nothing: two right engines part ways after a few tokens.
 """
 
 from __future__ import annotations
@@ -58,20 +59,23 @@ def _ask_reference(gate: Gate, options: LoadOptions, file: BinaryIO) -> _Referen
 
     config = EngineConfig("reference", gate.reference, options)
     log = gate.logs / "gate-reference.log"
-    answers = ask(config, gate.exact, gate.token_ids, log, gate.deadlines, _greedy_tokens(gate), None)
+    answers = ask(config, gate.exact, gate.asked_ids, log, gate.deadlines, _greedy_tokens(gate), None)
     if answers.logits is None:
         msg = f"{gate.reference.name}: has no cmp_score, so it cannot be the reference; choose another with --reference"
         raise CmpError(msg)
+    rows = gate.compared(answers.logits)
     try:
-        answers.logits.tofile(file)
+        rows.tofile(file)
         file.flush()
-        logits = np.memmap(file, dtype=np.float32, mode="r", shape=answers.logits.shape)
+        logits = np.memmap(file, dtype=np.float32, mode="r", shape=rows.shape)
     except OSError as error:
         raise _cannot_keep(gate, error) from error
-    return _Reference(logits, negative_log_likelihoods(logits, gate.token_ids), answers.greedy)
+    return _Reference(logits, negative_log_likelihoods(logits, gate.told_ids), answers.greedy)
 
 
 def _greedy_tokens(gate: Gate) -> int:
+    if gate.mask_id is not None:
+        return 0
     return min(GREEDY_TOKENS, len(gate.token_ids) // 2)
 
 
@@ -105,7 +109,8 @@ def run_gate(
         context_tokens=context_tokens,
         device=_default_device(gate.reference),
     )
-    where = f"in float32 on {gate.exact.quantization}, {len(gate.token_ids)} positions"
+    masked = "masked " if gate.mask_id is not None else ""
+    where = f"in float32 on {gate.exact.quantization}, {gate.positions} {masked}positions"
     kept = Kept(gate, exact_options, fresh=fresh)
     entries: list[Equivalence]
     found = [(question, kept.find(*question.subject)) for question in questions(configs, gate, exact_options)]
@@ -176,7 +181,7 @@ def _reference_entry(label: str, gate: Gate, wanted: _Reference) -> Equivalence:
         top1=1.0,
         verdict=REFERENCE,
         quantization=gate.exact.quantization,
-        positions=len(gate.token_ids),
+        positions=gate.positions,
         perplexity=found.perplexity,
         reference_perplexity=found.reference_perplexity,
         nll_difference=0.0,
@@ -202,11 +207,12 @@ def _check(config: EngineConfig, gate: Gate, wanted: _Reference, *, exact: bool)
     )
     log = gate.logs / f"gate-{config.label}-{'exact' if exact else 'timed'}.log"
     try:
-        answers = ask(config, model, gate.token_ids, log, gate.deadlines, _greedy_tokens(gate), gate.loaded)
+        answers = ask(config, model, gate.asked_ids, log, gate.deadlines, _greedy_tokens(gate), gate.loaded)
         if answers.logits is None:
             entry.note = "it has no cmp_score, so nothing can be proven"
             return entry
-        found = divergence(wanted.logits, answers.logits)
+        logits = gate.compared(answers.logits)
+        found = divergence(wanted.logits, logits)
     except CannotWrite:
         raise
     except CmpError as error:
@@ -217,7 +223,7 @@ def _check(config: EngineConfig, gate: Gate, wanted: _Reference, *, exact: bool)
         if exact and isinstance(error, LaunchFailure):
             entry.verdict = NOT_PROVEN  # an answer that does not come disproves nothing
         return entry
-    cost = quality(wanted.nll, negative_log_likelihoods(answers.logits, gate.token_ids))
+    cost = quality(wanted.nll, negative_log_likelihoods(logits, gate.told_ids))
     entry.mean_kl, entry.max_kl, entry.top1 = found.mean_kl, found.max_kl, found.top1
     entry.positions = found.positions
     entry.perplexity, entry.reference_perplexity = cost.perplexity, cost.reference_perplexity

@@ -119,7 +119,7 @@ class Kept:
         numbers += [limit for limit in (getattr(found, name) for name in _LIMITS) if limit is not None]
         if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
             return False
-        if found.positions != len(self._gate.token_ids) or found.quantization != model.quantization:
+        if found.positions != self._gate.positions or found.quantization != model.quantization:
             return False
         if question == "reference":
             return found.verdict == REFERENCE

@@ -23,6 +23,8 @@ from enginecmp.gate.gate import Gate
 from enginecmp.gate.speculation import PROMPT_TOKENS, check_speculation, speculates
 from enginecmp.launch.engine_config import EngineConfig
 from enginecmp.launch.model_file import file_for
+from enginecmp.models.diffusion import mask_of
+from enginecmp.models.gguf_file import read_gguf
 from enginecmp.plugins.discovery import sensor_modules
 from enginecmp.prompts import PromptSet
 from enginecmp.results.writer import RunWriter, mark_torn, write_in_run
@@ -191,6 +193,7 @@ def _gate(
             max_kl=request.scenario.max_kl,
             max_nll_increase=request.scenario.max_nll_increase,
             timed_only=request.gate_timed_only,
+            mask_id=mask_of(read_gguf(request.exact.path)),
             loaded=versions.loaded,
         )
         return equivalence.run_gate(request.everybody, gate, say, fresh=request.fresh_gate)
