@@ -108,7 +108,7 @@ def launch_means(
             # What the requests say themselves goes first.
             if not any(part.told.intersection(other.blocks) for other in parts.get(key, ())):
                 parts.setdefault(key, []).append(part)
-    return {key: _join(some) for key, some in parts.items()}
+    return {key: join(some) for key, some in parts.items()}
 
 
 def measured(columns: Columns, *, include_flagged: bool = False, bytes_held: bool = False) -> NDArray[np.bool_]:
@@ -377,7 +377,8 @@ def _reduce(level: Level, columns: Columns, rows: Ints, values: Floats, counts: 
     )
 
 
-def _join(parts: list[LaunchMeans]) -> LaunchMeans:
+def join(parts: Sequence[LaunchMeans]) -> LaunchMeans:
+    """Return launch means of one metric, engine and cell from several runs, at least one, as those of one group."""
     if len(parts) == 1:
         return parts[0]
     return LaunchMeans(

@@ -81,6 +81,15 @@ def overview_rows(rankings: Sequence[Ranking]) -> tuple[str, list[OverviewRow]]:
     return heading(rankings[0].metric, unit), rows
 
 
+def leader(rankings: Sequence[Ranking]) -> str:
+    """Return who is first with ties and its value, of the first of several cells; "" without a ranking."""
+    if not rankings:
+        return ""
+    unit, rows = overview_rows(rankings[:1])
+    more = f", first of {len(rankings)} cells" if len(rankings) > 1 else ""
+    return f"{rows[0].first}, {rows[0].value} {'' if unit == 'value' else unit}".rstrip() + more
+
+
 def heading(metric: str, unit: str) -> str:
     """Return the unit of a column: "tokens/s", "ms", "GB".
 

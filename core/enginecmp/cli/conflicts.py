@@ -121,3 +121,13 @@ def check_stats(context: click.Context) -> None:
     given = Given(context)
     given.refuse_beside("over_time", "follows a metric over runs and compares no engines", _not_among(_WITH_HISTORY))
     given.refuse_without("detect", "planning", "is the difference that must be found by the plan of")
+
+
+def check_report(context: click.Context) -> None:
+    """Look at the options of `cmp report`.
+
+    Raises:
+        UsageError: two of them contradict each other.
+    """
+    given = Given(context)
+    given.refuse_beside("site", "writes many files into a folder, and {other} names one", _among(("output",)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from enginecmp.cli.conflicts import check_report
 from enginecmp.cli.console import say
 from enginecmp.cli.options import read_share
 from enginecmp.results.files import write_atomically
@@ -16,19 +17,35 @@ from enginecmp.results.files import write_atomically
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="Written."
 )
+@click.option(
+    "--site", type=click.Path(path_type=Path), metavar="DIR", help="Write a static site over all runs there instead."
+)
 @click.option("--baseline", metavar="ENGINE", help="Compare with this engine instead of the run's own baseline.")
 @click.option("--pairs", is_flag=True, help="Compare every engine with every other one.")
 @click.option(
     "--margin", callback=read_share, default="3%", show_default=True, help="Differences below this are equivalent."
 )
 @click.option("--include-flagged", is_flag=True, help="Count flagged samples too; no verdicts then.")
+@click.pass_context
 def command(
-    paths: tuple[str, ...], output: Path, baseline: str | None, pairs: bool, margin: float, include_flagged: bool
+    context: click.Context,
+    /,
+    paths: tuple[str, ...],
+    output: Path,
+    site: Path | None,
+    baseline: str | None,
+    pairs: bool,
+    margin: float,
+    include_flagged: bool,
 ) -> None:
     """Draw what `cmp stats` says, in one HTML file that needs no network.
 
     PATHS are run folders or folders of runs (default: results).
+
+    With --site an index of all runs, a leaderboard for every model, machine and scenario, and the report and the data
+    of each run, as files that any web server can show, or a browser without one.
     """
+    check_report(context)
     from enginecmp.machine.noise import described
     from enginecmp_analysis.analyse import analyse
     from enginecmp_analysis.data.load import load_runs
@@ -37,6 +54,11 @@ def command(
     from enginecmp_analysis.render.pictures.page import to_page
 
     options = Options(baseline=baseline, pairs=pairs, margin=margin, include_flagged=include_flagged)
+    if site is not None:
+        from enginecmp.cli.site import write_site
+
+        write_site(paths or ("results",), site, options)
+        return
     runs = load_runs(paths or ("results",))
     analysis = analyse(runs, options)
     analysis.report.warnings += described(run.manifest.environment for run in runs)

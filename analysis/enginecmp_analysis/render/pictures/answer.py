@@ -36,6 +36,11 @@ def answer(context: Context, analysis: Analysis) -> Iterator[str]:
         return
     for text in answers(rankings, analysis.report, context):
         yield f'<p class="answer">{for_html(text)}</p>'
+    yield from ranking_tables(rankings, context)
+
+
+def ranking_tables(rankings: Sequence[Ranking], context: Context) -> Iterator[str]:
+    """Yield a table a cell, or one of all cells where they are many."""
     engines = list(context.engines)
     if len(rankings) > MOST_TABLES:
         yield from _overview(rankings)
@@ -118,7 +123,7 @@ def _facts(group: GroupResult) -> Iterator[tuple[str, str]]:
     """Yield label and value of one scenario's rows."""
     manifest = group.runs[0].manifest
     environment, model = manifest.environment, manifest.model
-    yield "Machine", _joined(_machine(environment))
+    yield "Machine", machine_name(environment)
     yield "Software", _joined(environment.get(key) for key in ("os", "kernel", "python", "driver", "cuda"))
     size = f"{three_digits(model.bytes / 1e6)} MB" if model.bytes else ""
     parameters = f"{three_digits(model.parameters / 1e6)} million parameters" if model.parameters else ""
@@ -132,6 +137,11 @@ def _facts(group: GroupResult) -> Iterator[tuple[str, str]]:
         made = [run.manifest.run_id, run.manifest.created_utc, f"seed {run.manifest.seed}", run.manifest.status]
         yield "Run", _joined([*made, show_count(group.context.blocks, "block") if len(group.runs) == 1 else ""])
         yield "Command", command_of(run)
+
+
+def machine_name(environment: dict[str, Any]) -> str:
+    """Return what a machine is called: its processor, cores, memory and GPU."""
+    return _joined(_machine(environment))
 
 
 def _machine(environment: dict[str, Any]) -> Iterator[object]:

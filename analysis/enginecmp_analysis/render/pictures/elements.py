@@ -59,3 +59,12 @@ def engine_name(engine: str, engines: Sequence[str]) -> str:
 def in_script(document: str) -> str:
     """Return a JSON document for a script element: nothing in it ends the element or begins a comment."""
     return for_json(document).replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def linked(links: Iterable[tuple[str, str]]) -> str:
+    """Return links in one line.
+
+    Args:
+        links: text and address; an address of ours, made of characters that need no escape.
+    """
+    return " · ".join(f'<a href="{for_html(address)}">{for_html(text)}</a>' for text, address in links)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from string import Template
+from typing import NamedTuple
 
 from plotly.io.json import to_json_plotly
 from plotly.offline import get_plotlyjs
@@ -19,7 +20,7 @@ from enginecmp_analysis.render.findings_table import BAD, finding_tables, words
 from enginecmp_analysis.render.pictures.all_numbers import numbers, quality
 from enginecmp_analysis.render.pictures.answer import answer, setup, warnings
 from enginecmp_analysis.render.pictures.components import components
-from enginecmp_analysis.render.pictures.elements import in_script, table
+from enginecmp_analysis.render.pictures.elements import in_script, linked, table
 from enginecmp_analysis.render.pictures.frontier import frontier_picture
 from enginecmp_analysis.render.pictures.grid import growth
 from enginecmp_analysis.render.pictures.launches import launches
@@ -34,18 +35,34 @@ SAME = "Does it compute the same thing?"
 """The question that the equivalence gate answers."""
 
 
-def to_page(analysis: Analysis, margin: float) -> str:
+class Place(NamedTuple):
+    """Where a page stands in a site, whose pages share one file of plotly.js.
+
+    Attributes:
+        plotly: address of that file, relative to the page.
+        nonce: what marks the scripts that may run, unlike any word of the page's data.
+        links: text and relative address of what the page names first.
+    """
+
+    plotly: str
+    nonce: str
+    links: Sequence[tuple[str, str]]
+
+
+def to_page(analysis: Analysis, margin: float, place: Place | None = None) -> str:
     """Return the page.
 
     Args:
         analysis: with quality and whatever else was asked for.
         margin: relative equivalence margin of its verdicts.
+        place: of a page that is part of a site; None makes one that needs no other file.
     """
     groups = analysis.groups
     drawn = [pictures(group, analysis, margin) for group in groups]
     names = ", ".join(context.scenario for context in analysis.contexts)
     models = ", ".join(dict.fromkeys(context.model for context in analysis.contexts))
-    body = [f'<header><p class="quiet">enginecmp</p><h1>{for_html(names)}</h1><p class="quiet">{for_html(models)}</p>']
+    body = [f'<p class="quiet">{linked(place.links)}</p>'] if place else []
+    body += [f'<header><p class="quiet">enginecmp</p><h1>{for_html(names)}</h1><p class="quiet">{for_html(models)}</p>']
     for group in groups:
         if len(groups) > 1:
             body.append(f"<h2>{for_html(group.context.scenario)}</h2>")
@@ -58,16 +75,24 @@ def to_page(analysis: Analysis, margin: float) -> str:
     text = "\n".join(for_html(line) for line, _ in render(analysis))
     body.append('<details id="text"><summary><h2>As text</h2></summary>')
     body.append(f"<p>What <code>cmp stats --all</code> prints of the same runs.</p><pre>{text}</pre></details>")
-    ours = {name: files(__package__).joinpath(f"page.{name}").read_text("utf-8") for name in ("html", "css", "js")}
+    ours = {name: asset(f"page.{name}") for name in ("html", "css", "js")}
+    nonce = f' nonce="{place.nonce}"' if place else ""
     return Template(ours["html"]).substitute(
         title=for_html(f"enginecmp: {names}"),
         style=ours["css"],
-        plotly=get_plotlyjs(),
+        allowed=f"'nonce-{place.nonce}'" if place else "'unsafe-inline'",
+        nonce=nonce,
+        plotly=f'<script{nonce} src="{place.plotly}"></script>' if place else f"<script>{get_plotlyjs()}</script>",
         body="\n".join(body),
         json=in_script(to_json(analysis.report)),
         csv=in_script(encode(to_csv(analysis.report)).decode()),
-        script=ours["js"],
+        script=asset("sortable.js") + ours["js"],
     )
+
+
+def asset(name: str) -> str:
+    """Return the text of a file that stands beside this module."""
+    return files(__package__).joinpath(name).read_text("utf-8")
 
 
 def pictures(group: GroupResult, analysis: Analysis, margin: float) -> list[Picture]:

@@ -1,0 +1,1 @@
+"""A static site over many runs: what `cmp report --site` writes."""
