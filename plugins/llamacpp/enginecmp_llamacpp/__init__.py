@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from enginecmp import EngineError, EngineInfo, LoadOptions, ModelInfo, Probe, Request, hookimpl
+from enginecmp import Decoding, EngineError, EngineInfo, LoadOptions, ModelInfo, Probe, Request, hookimpl
 
 from .library import library_folder
 
@@ -79,6 +79,7 @@ def cmp_engine() -> EngineInfo:
             "cpu:repack": ("1", "0"),
         },
         operations=("tokenize", "sampling", "matmul", "profile"),
+        decoding=("sampling", "end_of_sequence"),
         reads_split_models=True,
         homepage="https://github.com/ggml-org/llama.cpp",
     )
@@ -117,6 +118,12 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
     if model.architecture in diffusion.ARCHITECTURES:
         return diffusion.DiffusionSession(model, options, settings)
     return session.Session(model, options, settings)
+
+
+@hookimpl
+def cmp_decoding(session: Session, decoding: Decoding) -> None:
+    """Draw ids by a chain of llama.cpp's samplers; the worker ends a request at its last id."""
+    session.decode_by(decoding)
 
 
 @hookimpl

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from enginecmp import Request
+from enginecmp import EngineError, Request
 
 from .native import as_ids, lib
+from .sampling import Choice
 from .speculate import Guesser, Speculation, Wish, cut
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class _Running(msgspec.Struct):
         answered: a token of it has been generated, so what its next batch runs is not of the prompt.
         held: tokens that are there and have not been handed out.
         text: prompt and generated tokens; empty where nobody guesses.
+        end_ids: with the first of these it is over.
+        choose: draws its ids; None where it is greedy.
         stays: with all its tokens it waits for more to be asked of it.
     """
 
@@ -46,6 +49,8 @@ class _Running(msgspec.Struct):
     answered: bool = False
     held: deque[int] = msgspec.field(default_factory=deque)
     text: list[int] = []
+    end_ids: tuple[int, ...] = ()
+    choose: Choice | None = None
     stays: bool = False
 
     @property
@@ -95,6 +100,9 @@ class Batching:
             EngineError: its prompt is empty.
         """
         self._context.check_room(request.token_ids, request.output_tokens)
+        if self._guesser and request.decoding.needs:
+            msg = "llamacpp: expected greedy decoding beside draft or lookup, got another; leave one of them out"
+            raise EngineError(msg)
         if not self._free:
             return False
         self._running.append(
@@ -104,6 +112,8 @@ class Batching:
                 prompt=as_ids(request.token_ids),
                 left=request.output_tokens,
                 text=list(request.token_ids) if self._guesser else [],
+                end_ids=request.decoding.end_ids,
+                choose=self._context.choice_for(request.decoding),
                 stays=stays,
             )
         )
@@ -166,10 +176,13 @@ class Batching:
         if not answering:
             return
         rows = sum(1 + len(running.guesses) for running in answering)
-        tokens: list[int] = self._context.logits(rows).argmax(axis=1).tolist()  # (rows,)
+        logits = self._context.logits(rows)  # (rows, vocabulary)
+        tokens: list[int] = logits.argmax(axis=1).tolist()  # (rows,)
         start = 0
         for running in answering:
             stop = start + 1 + len(running.guesses)
+            if running.choose is not None:
+                tokens[start] = running.choose(logits[start])
             self._take_in(running, tokens[start:stop])
             start = stop
 
@@ -197,7 +210,7 @@ class Batching:
         running.answered = True
         running.guesses = []
         running.token = new[-1]
-        running.left = max(0, running.left - len(new))
+        running.left = 0 if running.token in running.end_ids else max(0, running.left - len(new))
         running.held.extend(new)
         if self._guesser:
             running.text += new

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from enginecmp import ContextOverflow, EngineError, LoadOptions, ModelInfo, UnsupportedModel
+from enginecmp import ContextOverflow, Decoding, EngineError, LoadOptions, ModelInfo, UnsupportedModel
 
 from . import native
 from .native import Batch, lib
 from .options import KV_TYPES, Settings
+from .sampling import Choice
 
 _CONTEXT_MULTIPLE = 256
 # enum ggml_type; llama-cpp-python leaves out BF16.
@@ -70,6 +71,7 @@ class Context:
         self._piece = lib.llama_n_ubatch(self._context)
         self._position = 0
         self._token: int | None = None
+        self._choose: Choice | None = None  # greedy
         # llama.cpp reads header and weights in one call.
         self._load_phases = {
             "load_map_seconds": mapped - begun,
@@ -93,7 +95,7 @@ class Context:
             self.batch.outputs[end - 1] = start + end == len(ids)
             self.run(end)
         self._position = len(ids)
-        self._token = int(self.logits(1)[0].argmax())
+        self._token = self._chosen(self.logits(1)[0])
         return self._token
 
     def decode(self, n_tokens: int) -> Iterator[int]:
@@ -111,6 +113,7 @@ class Context:
         batch, tokens, positions = self.batch.native, self.batch.tokens, self.batch.positions
         context, decode, synchronize = self._context, lib.llama_decode, lib.llama_synchronize
         row: NDArray[np.float32] | None = None
+        choose = self._choose
         self.batch.put(0, (token,), self._position, 0)
         self.batch.outputs[0] = 1
         batch.n_tokens = 1
@@ -125,8 +128,21 @@ class Context:
             if row is None:
                 # One view for the whole loop: llama.cpp moves its buffer only to hold more rows than ever before.
                 row = self.logits(1)[0]  # (vocabulary,)
-            self._token = token = int(row.argmax())
+            self._token = token = int(row.argmax()) if choose is None else choose(row)
             yield token
+
+    def choice_for(self, decoding: Decoding) -> Choice | None:
+        """Return what draws the ids of a request; None where it is greedy."""
+        if not decoding.temperature:
+            return None
+        return Choice(decoding.temperature, decoding.top_k, decoding.top_p, decoding.seed, self.vocabulary)
+
+    def decode_by(self, decoding: Decoding) -> None:
+        """Choose ids in this way until the next `reset`."""
+        self._choose = self.choice_for(decoding)
+
+    def _chosen(self, row: NDArray[np.float32]) -> int:
+        return int(row.argmax()) if self._choose is None else self._choose(row)
 
     def score(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Return logits at every position, shape (T, vocabulary).
@@ -230,6 +246,7 @@ class Context:
         lib.llama_perf_context_reset(self._context)
         self._position = 0
         self._token = None
+        self._choose = None
 
     @property
     def context_handle(self) -> Any:

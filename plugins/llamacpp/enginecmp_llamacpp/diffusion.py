@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from enginecmp import ContextOverflow, EngineError, LoadOptions, ModelInfo, UnsupportedModel
+from enginecmp import ContextOverflow, Decoding, EngineError, LoadOptions, ModelInfo, UnsupportedModel
 from enginecmp.denoising import Committed, denoise, likeliest
 from enginecmp.models.diffusion import write_autoregressive
 from enginecmp.plugin_tools.python_plugin import check_denoising
@@ -161,6 +161,10 @@ class DiffusionSession:
     def batching(self) -> Batching:
         """Continuous batching of the autoregressive model."""
         return self.causal.batching
+
+    def decode_by(self, decoding: Decoding) -> None:
+        """Choose ids of the autoregressive model in this way; errors as `Session.decode_by`."""
+        self.causal.decode_by(decoding)
 
     def prefill(self, token_ids: Sequence[int], output_tokens: int) -> int:
         """Run a prompt through the autoregressive model; errors as `Session.prefill`."""

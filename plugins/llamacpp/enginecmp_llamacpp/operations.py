@@ -11,6 +11,7 @@ from enginecmp import EngineError
 
 from . import ggml
 from .native import lib
+from .sampling import sampler_chain
 
 if TYPE_CHECKING:
     from .session import Session
@@ -62,21 +63,10 @@ def _decode(session: Session, token_ids: list[int]) -> Callable[[], str]:
 
 
 def _sampling(session: Session, parameters: Mapping[str, Any]) -> Callable[[], int]:
-    """Run the prompt once; each call is llama_sampler_sample on the logits of its last position.
-
-    Temperature comes first, then top-k, then top-p, as the hook asks; llama.cpp's own programs put it last.
-    """
+    """Run the prompt once; each call is llama_sampler_sample on the logits of its last position."""
     session.prefill(parameters["token_ids"], 1)
-    chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-    if parameters["temperature"] == 0:
-        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
-    else:
-        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(parameters["temperature"]))
-        if parameters["top_k"]:
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(parameters["top_k"]))
-        if parameters["top_p"] < 1:
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(parameters["top_p"], 1))
-        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(parameters["seed"] & 0xFFFFFFFF))
+    temperature, top_k, top_p, seed = (parameters[name] for name in ("temperature", "top_k", "top_p", "seed"))
+    chain = sampler_chain(temperature, top_k, top_p, seed)
     context, sample = session.context_handle, lib.llama_sampler_sample
 
     def call() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from enginecmp import EngineError, LoadOptions, ModelInfo, Request
+from enginecmp import Decoding, EngineError, LoadOptions, ModelInfo, Request
 
 from . import ggml
 from .batching import Batching
@@ -39,6 +39,17 @@ class Session(Context):
         elif settings.lookup:
             self._guesser = Lookup(settings.lookup)
         self.batching = Batching(self, options.max_sequences, self._guesser, settings.draft_tokens)
+
+    def decode_by(self, decoding: Decoding) -> None:
+        """Choose ids in this way until the next `reset`.
+
+        Raises:
+            EngineError: somebody guesses ahead, which is checked against greedy ids.
+        """
+        if self._guesser is not None:
+            msg = "llamacpp: expected greedy decoding beside draft or lookup, got another; leave one of them out"
+            raise EngineError(msg)
+        super().decode_by(decoding)
 
     def prefill(self, token_ids: Sequence[int], output_tokens: int) -> int:
         """Run a prompt and return its greedy continuation; where somebody guesses, it is a batch of one request.
