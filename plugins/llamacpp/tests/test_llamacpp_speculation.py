@@ -9,9 +9,18 @@ import numpy as np
 import pytest
 from llamacpp_requests import one_by_one, requests_of, together
 
-from enginecmp import ContextOverflow, EngineError, ModelError, ModelInfo, UnsupportedModel, read_gguf
+from enginecmp import (
+    ContextOverflow,
+    Decoding,
+    EngineError,
+    ModelError,
+    ModelInfo,
+    Request,
+    UnsupportedModel,
+    read_gguf,
+)
 from enginecmp.testing.tiny_models import changed_model
-from enginecmp_llamacpp import cmp_decode, cmp_metrics, cmp_prefill, cmp_reset
+from enginecmp_llamacpp import cmp_decode, cmp_decoding, cmp_metrics, cmp_prefill, cmp_reset, cmp_submit
 
 Tiny = Callable[[str, str], ModelInfo]
 
@@ -122,3 +131,14 @@ def test_a_draft_of_another_vocabulary_is_refused(tiny_model: Tiny, load: Any) -
     )
     with pytest.raises(UnsupportedModel, match=f"a draft model of {len(tokens)} token ids, got {len(tokens) + 1}"):
         load(model, extra={"draft": other.path})
+
+
+def test_guesses_are_greedy_alone(tiny_model: Tiny, load: Any, token_ids: list[int]) -> None:
+    session = load(tiny_model("llama", "F32"), max_sequences=2, extra={"lookup": "2"})
+    cmp_reset(session)
+    with pytest.raises(EngineError, match="expected greedy decoding beside draft or lookup"):
+        cmp_decoding(session, Decoding(temperature=1.0))
+    request = Request(id="a", token_ids=token_ids, output_tokens=3, decoding=Decoding(end_ids=(1,)))
+    with pytest.raises(EngineError, match="expected greedy decoding beside draft or lookup"):
+        cmp_submit(session, request)
+    assert isinstance(cmp_prefill(session, token_ids, 3), int)
