@@ -17,7 +17,18 @@ from bench.fidelity import ENGINES
 from enginecmp.errors import CmpError
 from enginecmp.telemetry.idle import measure_busyness, wait_until_idle
 
-PARTS = ("latency", "silence", "fidelity", "killing", "stats_speed", "load", "scenarios", "custom_cpu", "flag_rates")
+PARTS = (
+    "latency",
+    "silence",
+    "fidelity",
+    "killing",
+    "stats_speed",
+    "load",
+    "scenarios",
+    "custom_cpu",
+    "flag_rates",
+    "fleet",
+)
 
 
 def main(names: list[str]) -> int:
