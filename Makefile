@@ -35,7 +35,8 @@ setup: .venv/.ready .venv/.custom_cpu .venv/.candle ## create .venv with the hos
 
 # Offline first: what an earlier set-up left in uv's cache is taken as it is, where a network round trip could
 # call llama.cpp's sources changed and compile them again for minutes.
-INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r constraints.txt
+# llama.cpp is compiled with a header that mends what GCC makes of AMX.
+INSTALL := CXXFLAGS='$(CXXFLAGS) -include "$(CURDIR)/plugins/llamacpp/ldtilecfg.h"' $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r constraints.txt
 
 # Two steps on purpose: editable installs cannot carry hashes, so dependencies come first, hash-checked,
 # and our own distributions follow without dependencies.
@@ -107,7 +108,7 @@ run: model ## measure every engine on the embedded model (about 10 minutes), giv
 	$(BIN)/cmp report results/ --output results/report.html
 
 test: model ## the whole test suite; ENGINECMP_TEST_ALL=1 repeats costly files that passed as they are
-	$(BIN)/python -m pytest -n $(TESTS) --dist loadfile --no-loadscope-reorder --durations=25
+	$(BIN)/python -m pytest -n $(TESTS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --durations=25
 	test ! -e .venv/.custom_cpu || (cd $(SHIM) && cargo test --quiet --release --locked)
 	test ! -e .venv/.custom_cpu || (cd $(CPU) && cargo test --quiet --release --locked)
 	test ! -e .venv/.custom_cpu || (cd $(CPU)/kernels && cargo test --quiet --release --locked)

@@ -103,6 +103,7 @@ def test_the_environment_is_set_before_the_interpreter_starts(fake: Plugin, tmp_
     [
         ("crash", "crash", "was killed by SIGSEGV"),
         ("kill", "crash", "was killed by SIGKILL"),
+        ("illegal", "crash", "was killed by SIGILL (an instruction this processor refuses: build the engine anew"),
         ("exit", "crash", "exited with code 7"),
         ("garbage", "crash", "broke the protocol"),
         ("error", "error", "scripted error"),

@@ -66,6 +66,8 @@ class WorkerProcess(GuardedProcess):
         """Return how a worker ended that closed its side by itself, as the predicate of a sentence."""
         if self.returncode == -signal.SIGKILL and _oom_kills() > self._oom_kills:
             return f"ran out of memory (killed by the kernel at {(self.peak_rss_bytes or 0) / 2**30:.1f} GiB)"
+        if self.returncode == -signal.SIGILL:
+            return "was killed by SIGILL (an instruction this processor refuses: build the engine anew on this machine)"
         return super().how_it_ended()
 
 

@@ -12,7 +12,7 @@ Options (`-o LABEL.KEY=VALUE`):
     launch_sd, request_sd: standard deviations of lognormal factors per launch and per request.
     seed: of those factors.
     error: standard deviation of what is added to every logit: makes it another distribution.
-    fault: KIND@PHASE[:TOKEN], KIND one of crash, hang, error, oom, exit, garbage, kill; PHASE one of probe,
+    fault: KIND@PHASE[:TOKEN], KIND one of crash, hang, error, oom, exit, garbage, kill, illegal; PHASE one of probe,
         load, submit, prefill, decode, score; TOKEN the output token before which it happens in decode.
     once: path of a file; the fault happens only while it does not exist, and creates it.
     short, long: yield that many tokens fewer or more than asked.

@@ -60,7 +60,7 @@ DEFAULTS: Mapping[str, str] = {
     "disturbed": "",
 }
 GEARS = {"1": 1.0, "2": 0.8, "3": 1.5, "4": 1.0}
-_FAULTS = ("crash", "hang", "error", "oom", "exit", "garbage", "kill")
+_FAULTS = ("crash", "hang", "error", "oom", "exit", "garbage", "kill", "illegal")
 
 
 class FakeClock:
@@ -246,6 +246,8 @@ class Fault:
                 os.kill(os.getpid(), signal.SIGSEGV)
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "illegal":
+                os.kill(os.getpid(), signal.SIGILL)
             case "exit":
                 os._exit(7)
             case "hang":
