@@ -256,9 +256,9 @@ def test_a_scenario_of_which_nothing_fits_is_refused(tmp_path: Path) -> None:
 
 def test_a_launch_of_one_cell_has_room_for_that_cell_alone() -> None:
     options = LoadOptions(context_tokens=4096, max_sequences=8)
-    assert room_for(Cell(60, 4, 2), options) == LoadOptions(context_tokens=64, max_sequences=2)
+    assert room_for(Cell(60, 4, 2), 2, options) == LoadOptions(context_tokens=64, max_sequences=2)
     # An engine that takes one request at a time is given no more, however many wait.
-    assert room_for(Cell(60, 4, 2), LoadOptions(max_sequences=1)).max_sequences == 1
+    assert room_for(Cell(60, 4, 2), 2, LoadOptions(max_sequences=1)).max_sequences == 1
 
 
 def test_an_unknown_name_gets_the_nearest() -> None:

@@ -38,6 +38,8 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         of_every_engine: engines need not name it in `EngineInfo.operations`: its driver needs hooks that all have.
         needs_model: a model is loaded; without it engines that load none are measured, there is no equivalence gate,
             and what the judge says of every answer stands in its place.
+        sequences: parameter of its variants that says how many sequences a call works on at once, which engines are
+            loaded with room for; empty where it is one.
     """
 
     name: str
@@ -46,3 +48,4 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     driver: str = ""
     of_every_engine: bool = False
     needs_model: bool = True
+    sequences: str = ""

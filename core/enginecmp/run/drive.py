@@ -41,12 +41,12 @@ def measure_of(scenario: Scenario, cell: Cell) -> Callable[[Task], None]:
     return found
 
 
-def room_for(cell: Cell, options: LoadOptions) -> LoadOptions:
-    """Return load options with room for one cell alone."""
+def room_for(cell: Cell, sequences: int, options: LoadOptions) -> LoadOptions:
+    """Return load options with room for one cell alone, whose requests or sequences at once are so many."""
     return msgspec.structs.replace(
         options,
         context_tokens=cell.prompt_tokens + cell.output_tokens,
-        max_sequences=min(cell.concurrency, options.max_sequences),
+        max_sequences=min(sequences, options.max_sequences),
     )
 
 
@@ -146,7 +146,7 @@ class Driver:
         if planned.cell is not None:
             cells = [scenario.cells[planned.cell]]
             # Room for this cell alone: an engine that reserves its cache at load must not hold the largest one's.
-            options = room_for(cells[0], options)
+            options = room_for(cells[0], scenario.sequences(cells[0]), options)
         else:
             cells = cells_in_block(scenario.cells, planned.block, self._seed)
             cells = [cell for cell in cells if scenario.offered(cell, config.label) and (not only or cell in only)]

@@ -175,7 +175,9 @@ def make_request(
 
 def most_in_flight(scenario: Scenario) -> int:
     """Return the most requests that an engine may be given at once: a search for users may come by more than it has."""
-    return MOST_USERS if scenario.find_max == "concurrency" else scenario.concurrency
+    if scenario.find_max == "concurrency":
+        return MOST_USERS
+    return max(scenario.sequences(cell) for cell in scenario.cells)
 
 
 def by_what_is_timed(

@@ -224,6 +224,12 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         """Most requests that an engine is given at once."""
         return max(cell.concurrency for cell in self.cells)
 
+    def sequences(self, cell: Cell) -> int:
+        """Return how many sequences an engine may be given at once in a cell."""
+        name = self.measure.sequences if self.measure is not None else ""
+        found = self.variants.get(cell.variant or "", {}).get(name, 1) if name else cell.concurrency
+        return found if isinstance(found, int) and found > 0 else 1  # the judge refuses any other
+
     @property
     def needs(self) -> str:
         """What an engine must offer by itself (`EngineInfo.operations`); empty for requests and loads."""
