@@ -6,29 +6,20 @@ not in the memory of the engine that is measured.
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from enginecmp import UnsupportedModel, plain
+from enginecmp.plugin_tools import exporting
+
+from .name import ENGINE
 
 MODEL = "openvino_model.xml"
 """As it is exported, with logits at every position; not kept."""
 
 LAST = "last.xml"
 """With logits at the last position only, which is all that generating takes."""
-
-
-def cache_folder() -> Path:
-    """Return where exports are kept: beside the host's models."""
-    if override := os.environ.get("ENGINECMP_CACHE"):
-        return Path(override).absolute() / "openvino"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "enginecmp" / "openvino"
 
 
 def exported(folder: str, sha256: str, weights: str) -> Path:
@@ -42,26 +33,12 @@ def exported(folder: str, sha256: str, weights: str) -> Path:
     Raises:
         UnsupportedModel: it cannot be exported.
     """
-    versions = "-".join(metadata.version(name) for name in ("openvino", "optimum-intel"))
-    target = cache_folder() / f"{sha256}-{weights}-{versions}"
-    if (target / LAST).is_file():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that the rename is atomic; two that export at once make the same.
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".export-"))
-    try:
-        command = [sys.executable, "-P", "-m", "enginecmp_openvino.exporting", folder, str(scratch), weights]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        sys.stderr.write(done.stdout[-20_000:] + done.stderr[-20_000:])  # into the launch's log
-        if done.returncode != 0 or not (scratch / LAST).is_file():
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            msg = f"openvino: expected a folder that optimum-intel exports, got: {plain(lines[-1], 400)}; {folder}"
-            raise UnsupportedModel(msg)
-        if not target.exists():
-            scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return target
+
+    def command(target: Path) -> list[str]:
+        return [sys.executable, "-P", "-m", "enginecmp_openvino.exporting", folder, str(target), weights]
+
+    key = "-".join((sha256, weights, *(metadata.version(name) for name in ("openvino", "optimum-intel"))))
+    return exporting.exported(ENGINE, "optimum-intel", folder, key=key, needs=LAST, command=command)
 
 
 def export(folder: Path, target: Path, weights: str) -> None:
