@@ -5,7 +5,7 @@ TESTS   ?= 2
 UV      := 0.13.8
 BIN     := .venv/bin
 # In environments of their own (make engines): large, and pinned to what conflicts with others.
-ISOLATED := openvino transformers
+ISOLATED := onnxruntime_genai openvino transformers
 # A placement for clusters, large and of no use without one (make ray).
 RAY     := plugins/ray
 PLUGINS := $(filter-out $(RAY)/pyproject.toml $(ISOLATED:%=plugins/%/pyproject.toml),$(sort $(wildcard plugins/*/pyproject.toml)))
@@ -68,7 +68,7 @@ else
 	@echo "the engine candle is left out: no cargo here; install Rust 1.88 or newer and run make setup again"
 endif
 
-engines: .venv/.ready ## install the engines that live in environments of their own (5 GB, minutes): openvino, transformers
+engines: .venv/.ready ## install the engines that live in environments of their own (5 GB, minutes)
 	@for engine in $(ISOLATED); do \
 	  $(BIN)/cmp plugin install --yes --isolated $$engine plugins/$$engine || echo "the engine $$engine is left out, see above"; done
 

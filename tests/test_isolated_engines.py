@@ -20,7 +20,7 @@ from enginecmp.plugins.facts import wrong_info
 from enginecmp.testing.tiny_models import tiny_model
 from enginecmp.types import LoadOptions
 
-pytestmark = unchanged.left_out_with("plugins/transformers", "plugins/openvino")
+pytestmark = unchanged.left_out_with("plugins/transformers", "plugins/openvino", "plugins/onnxruntime_genai")
 
 ROOT = Path(__file__).parent.parent
 ISOLATED = [engine for engine in KNOWN if engine.how == "isolated plugin"]

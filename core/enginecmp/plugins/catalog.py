@@ -39,4 +39,7 @@ KNOWN = (
     KnownEngine("openai_server", "any server with an OpenAI-compatible endpoint", "make setup"),
     KnownEngine("transformers", "Hugging Face transformers, in-process", _isolated("transformers"), "isolated plugin"),
     KnownEngine("openvino", "OpenVINO, in-process", _isolated("openvino"), "isolated plugin"),
+    KnownEngine(
+        "onnxruntime_genai", "ONNX Runtime GenAI, in-process", _isolated("onnxruntime_genai"), "isolated plugin"
+    ),
 )

@@ -1,0 +1,3 @@
+"""The engine's name, in hooks and in messages."""
+
+ENGINE = "onnxruntime_genai"
