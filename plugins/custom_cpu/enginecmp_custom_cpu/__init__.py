@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from enginecmp import EngineError, LoadOptions, ModelInfo, Request, hookimpl
+from enginecmp import Decoding, EngineError, LoadOptions, ModelInfo, Request, hookimpl
 
 from .facts import cmp_engine, cmp_probe
 from .loaded import LoadedModel
@@ -57,6 +57,19 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> LoadedModel:
 
 
 @hookimpl
+def cmp_decoding(session: LoadedModel, decoding: Decoding) -> None:
+    """Draw ids in Rust; the worker ends a request at its last id."""
+    session.session.decode_by(_strategy(decoding))
+
+
+def _strategy(decoding: Decoding) -> tuple[float, int, float, int] | None:
+    """Return how ids are drawn; None where they are the most likely ones."""
+    if not decoding.temperature:
+        return None
+    return decoding.temperature, decoding.top_k, decoding.top_p, decoding.seed
+
+
+@hookimpl
 def cmp_prefill(session: LoadedModel, token_ids: Sequence[int], output_tokens: int) -> int:
     """Run the prompt, in pieces where it is long; ends with the first greedy id."""
     return session.session.prefill(token_ids, output_tokens)
@@ -77,7 +90,8 @@ def cmp_decode(session: LoadedModel, n_tokens: int) -> Iterator[int]:
 @hookimpl
 def cmp_submit(session: LoadedModel, request: Request) -> bool:
     """Take the request in, or say that as many as there may be are in flight."""
-    return session.session.submit(request.id, request.token_ids, request.output_tokens)
+    strategy, end_ids = _strategy(request.decoding), request.decoding.end_ids
+    return session.session.submit(request.id, request.token_ids, request.output_tokens, strategy, end_ids)
 
 
 @hookimpl

@@ -45,6 +45,7 @@ def cmp_engine() -> EngineInfo:
             "lookup": ("0", "3"),
         },
         operations=("tokenize", "sampling", "matmul", "elementwise", "layer", "profile"),
+        decoding=("sampling", "end_of_sequence"),
         limits=LIMITS,
     )
 

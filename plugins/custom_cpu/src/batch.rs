@@ -5,12 +5,13 @@
 
 use std::collections::VecDeque;
 
-use cpu_kernels::PAGE_TOKENS;
+use cpu_kernels::{PAGE_TOKENS, argmax};
 use enginecmp_shim::Result;
 
 use crate::graph::{Graph, Outputs, Piece};
 use crate::kv::{Pages, Sequence};
 use crate::prefix::{NodeId, PrefixCache};
+use crate::sample::Sampler;
 use crate::shift::shift;
 use crate::speculate::{Drafter, Wish};
 
@@ -40,8 +41,17 @@ pub struct Speculation {
     pub tokens: usize,
 }
 
+/// How a request's ids are chosen, and what ends it: the most likely ones, and their number, where it says nothing.
+#[derive(Debug, Default, Clone)]
+pub struct Decoding {
+    pub sampler: Option<Sampler>,
+    /// With the first of these it is over.
+    pub end_ids: Vec<u32>,
+}
+
 struct Running {
     id: String,
+    decoding: Decoding,
     key: u64,
     sequence: Sequence,
     /// The prompt and all that came after.
@@ -131,13 +141,14 @@ impl Batch {
     /// Takes in a prompt that has been checked.
     ///
     /// `left` tokens are to come; then the request leaves, or `stays` to be asked for more.
-    pub fn submit(&mut self, id: String, prompt: &[u32], left: usize, stays: bool) {
+    pub fn submit(&mut self, id: String, prompt: &[u32], left: usize, stays: bool, decoding: Decoding) {
         self.submitted += 1;
         let mut sequence = Sequence::default();
         let prefix = self.prefixes.as_mut().and_then(|known| known.begin(prompt, &mut sequence, &mut self.pages));
         self.prefix_tokens += sequence.len;
         self.running.push(Running {
             id,
+            decoding,
             key: self.submitted,
             computed: sequence.len,
             sequence,
@@ -242,9 +253,29 @@ impl Batch {
             .collect();
         let rows = self.graph.run(&pieces, &mut self.pages)?;
         drop(pieces);
-        let chosen = self.graph.choose(rows)?;
+        let chosen = self.choose(&counts, rows)?;
         self.take_in(&counts, &chosen);
         Ok(())
+    }
+
+    /// An id for every row of output, each request's by its own rule.
+    fn choose(&mut self, counts: &[usize], rows: usize) -> Result<Vec<u32>> {
+        if self.running.iter().all(|running| running.decoding.sampler.is_none()) {
+            return self.graph.choose(rows);
+        }
+        let mut owners = Vec::with_capacity(rows);
+        for (index, (running, count)) in self.running.iter().zip(counts).enumerate() {
+            let outputs = match running.computed + count {
+                _ if running.generates() => *count,
+                end => usize::from(*count > 0 && end == running.prompt_len),
+            };
+            owners.extend(std::iter::repeat_n(index, outputs));
+        }
+        let running = &mut self.running;
+        self.graph.choose_by(rows, |row, logits| match &mut running[owners[row]].decoding.sampler {
+            Some(sampler) => sampler.draw(logits),
+            None => argmax(logits) as u32,
+        })
     }
 
     /// Makes room in contexts that are full.
@@ -327,6 +358,10 @@ impl Batch {
                 running.tokens.push(first);
                 running.held.push_back(first);
                 running.left = running.left.saturating_sub(1);
+            }
+            if running.tokens.last().is_some_and(|last| running.decoding.end_ids.contains(last)) && running.generates()
+            {
+                running.left = 0;
             }
             keep_pages(running, stays, self.prefixes.as_mut(), &mut self.pages);
             if self.plan.window > 0 {

@@ -116,13 +116,18 @@ impl Graph {
 
     /// The most likely id after each of the first `rows` rows of output; of equals the first.
     pub fn choose(&mut self, rows: usize) -> Result<Vec<u32>> {
+        self.choose_by(rows, |_, logits| argmax(logits) as u32)
+    }
+
+    /// An id for each of the first `rows` rows of output; `pick` chooses it by the row's number and logits.
+    pub fn choose_by(&mut self, rows: usize, mut pick: impl FnMut(usize, &[f32]) -> u32) -> Result<Vec<u32>> {
         let vocabulary = self.model.vocabulary;
         let mut chosen = Vec::with_capacity(rows);
         for start in (0..rows).step_by(LOGITS_ROWS) {
             let count = LOGITS_ROWS.min(rows - start);
             self.logits(start..start + count)?;
             let logits = &self.logits[..count * vocabulary];
-            chosen.extend(logits.chunks_exact(vocabulary).map(|row| argmax(row) as u32));
+            chosen.extend(logits.chunks_exact(vocabulary).enumerate().map(|(index, row)| pick(start + index, row)));
             self.watch.charge(Component::Sampling);
         }
         Ok(chosen)

@@ -24,12 +24,13 @@ mod profile;
 mod python;
 mod rope;
 mod rows;
-#[cfg(any(feature = "python", test))]
 mod sample;
 mod session;
 mod shift;
 mod speculate;
 mod weights;
 
+pub use batch::Decoding;
 pub use cpu_kernels::KvType;
+pub use sample::{Sampler, Strategy};
 pub use session::{Options, Session, load};

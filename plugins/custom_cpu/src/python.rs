@@ -9,10 +9,11 @@ use enginecmp_shim::{Engine, Failure, Result, Stamped};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
+use crate::batch::Decoding;
 use crate::elements::{Elements, Function};
 use crate::layer::{Layer, Shape, plain_rope};
 use crate::product::Product;
-use crate::sample::{Draws, Strategy};
+use crate::sample::{Draws, Sampler, Strategy};
 use crate::session::{self, Options, Session};
 
 const ENGINE: &str = "custom_cpu";
@@ -63,9 +64,23 @@ impl PySession {
         self.work(py, |session| session.decode(n_tokens))
     }
 
-    fn submit(&mut self, id: String, token_ids: Vec<i64>, output_tokens: usize) -> PyResult<bool> {
+    /// `strategy` is temperature, top-k, top-p and seed; None takes the most likely ids.
+    fn submit(
+        &mut self,
+        id: String,
+        token_ids: Vec<i64>,
+        output_tokens: usize,
+        strategy: Option<(f64, usize, f64, u64)>,
+        end_ids: Vec<i64>,
+    ) -> PyResult<bool> {
         let ids = narrow(&token_ids);
-        self.open()?.submit(id, &ids, output_tokens).map_err(|failure| told(&failure))
+        let decoding = decoding_of(strategy, &end_ids);
+        self.open()?.submit(id, &ids, output_tokens, decoding).map_err(|failure| told(&failure))
+    }
+
+    /// Chooses the next request's ids by temperature, top-k, top-p and seed; None takes the most likely ones.
+    fn decode_by(&mut self, strategy: Option<(f64, usize, f64, u64)>) -> PyResult<()> {
+        self.open()?.decode_by(decoding_of(strategy, &[])).map_err(|failure| told(&failure))
     }
 
     fn step(&mut self, py: Python<'_>) -> PyResult<Vec<(String, u32)>> {
@@ -307,6 +322,12 @@ fn _shim(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(load, module)?)?;
     module.add_function(wrap_pyfunction!(instruction_set, module)?)?;
     Ok(())
+}
+
+fn decoding_of(strategy: Option<(f64, usize, f64, u64)>, end_ids: &[i64]) -> Decoding {
+    let sampler =
+        strategy.map(|(temperature, top_k, top_p, seed)| Sampler::new(Strategy { temperature, top_k, top_p }, seed));
+    Decoding { sampler, end_ids: narrow(end_ids) }
 }
 
 /// Ids as a session takes them; one that does not fit becomes the largest, which no vocabulary has.

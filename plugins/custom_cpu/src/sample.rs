@@ -14,8 +14,27 @@ pub struct Strategy {
 }
 
 /// Draws from one vector of logits, again and again.
+#[cfg(any(feature = "python", test))]
 pub struct Draws {
     logits: Vec<f32>,
+    sampler: Sampler,
+}
+
+#[cfg(any(feature = "python", test))]
+impl Draws {
+    pub fn new(logits: Vec<f32>, strategy: Strategy, seed: u64) -> Self {
+        Self { logits, sampler: Sampler::new(strategy, seed) }
+    }
+
+    /// Everything from the logits to the id, every time anew.
+    pub fn draw(&mut self) -> u32 {
+        self.sampler.draw(&self.logits)
+    }
+}
+
+/// Draws one id after the other, each from logits of its own.
+#[derive(Debug, Clone)]
+pub struct Sampler {
     strategy: Strategy,
     random: SplitMix,
     /// Ids still in, most likely first where they had to be sorted; and e^(logit / temperature) of each.
@@ -23,18 +42,17 @@ pub struct Draws {
     chances: Vec<f64>,
 }
 
-impl Draws {
-    pub fn new(logits: Vec<f32>, strategy: Strategy, seed: u64) -> Self {
-        Self { logits, strategy, random: SplitMix(seed), ids: Vec::new(), chances: Vec::new() }
+impl Sampler {
+    pub fn new(strategy: Strategy, seed: u64) -> Self {
+        Self { strategy, random: SplitMix(seed), ids: Vec::new(), chances: Vec::new() }
     }
 
-    /// Everything from the logits to the id, every time anew.
-    pub fn draw(&mut self) -> u32 {
+    pub fn draw(&mut self, logits: &[f32]) -> u32 {
         let Strategy { temperature, top_k, top_p } = self.strategy;
         if temperature == 0.0 || top_k == 1 {
-            return argmax(&self.logits) as u32;
+            return argmax(logits) as u32;
         }
-        let (logits, ids) = (&self.logits, &mut self.ids);
+        let ids = &mut self.ids;
         ids.clear();
         ids.extend(0..logits.len() as u32);
         // Equal logits by id, so that what stays does not depend on how the sort went.
@@ -71,6 +89,7 @@ impl Draws {
 }
 
 /// SplitMix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators").
+#[derive(Debug, Clone)]
 struct SplitMix(u64);
 
 impl SplitMix {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cpu_kernels::{KvLayout, KvType, PAGE_TOKENS, Pool};
 use enginecmp_shim::{Engine, Failure, Metrics, Result, Stamped, guarded, now_ns, refuse};
 
-use crate::batch::{Batch, Plan};
+use crate::batch::{Batch, Decoding, Plan};
 use crate::graph::{Graph, Outputs, Piece};
 use crate::kv::{Pages, Sequence};
 use crate::model::Model;
@@ -65,6 +65,8 @@ pub struct Session {
     /// Nanoseconds of each, told once.
     load_phases: Option<[(&'static str, u64); 3]>,
     is_prefilled: bool,
+    /// Of the next request that comes through `prefill`.
+    decoding: Decoding,
     prefill_ns: u64,
     decode_ns: u64,
 }
@@ -122,7 +124,16 @@ pub fn load(path: &Path, options: &Options) -> Result<Session> {
             ("load_map_seconds", mapped - parsed),
             ("load_init_seconds", now_ns() - mapped),
         ];
-        Ok(Session { batch, plan, limit, load_phases: Some(phases), is_prefilled: false, prefill_ns: 0, decode_ns: 0 })
+        Ok(Session {
+            batch,
+            plan,
+            limit,
+            load_phases: Some(phases),
+            is_prefilled: false,
+            decoding: Decoding::default(),
+            prefill_ns: 0,
+            decode_ns: 0,
+        })
     })
 }
 
@@ -158,13 +169,33 @@ impl Session {
     /// # Errors
     ///
     /// As [`Engine::prefill`].
-    pub fn submit(&mut self, id: String, ids: &[u32], output_tokens: usize) -> Result<bool> {
+    pub fn submit(&mut self, id: String, ids: &[u32], output_tokens: usize, decoding: Decoding) -> Result<bool> {
         self.check(ids, output_tokens)?;
+        self.check_decoding(&decoding)?;
         if !self.batch.has_room() {
             return Ok(false);
         }
-        self.batch.submit(id, ids, output_tokens.max(1), false);
+        self.batch.submit(id, ids, output_tokens.max(1), false, decoding);
         Ok(true)
+    }
+
+    /// Chooses the next request's ids in this way, until it is over.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Engine`] where somebody guesses ahead: guesses are checked against the most likely ids.
+    pub fn decode_by(&mut self, decoding: Decoding) -> Result<()> {
+        self.check_decoding(&decoding)?;
+        self.decoding = decoding;
+        Ok(())
+    }
+
+    fn check_decoding(&self, decoding: &Decoding) -> Result<()> {
+        if self.batch.speculates() && (decoding.sampler.is_some() || !decoding.end_ids.is_empty()) {
+            let line = "expected greedy decoding beside draft or lookup, got another; leave one of them out";
+            return Err(Failure::Engine(line.to_owned()));
+        }
+        Ok(())
     }
 
     /// Advances all requests by one step; see [`Batch::step`].
@@ -299,6 +330,7 @@ impl Engine for Session {
     fn reset(&mut self) {
         self.batch.clear();
         self.is_prefilled = false;
+        self.decoding = Decoding::default();
         self.prefill_ns = 0;
         self.decode_ns = 0;
     }
@@ -308,7 +340,8 @@ impl Engine for Session {
             let start = now_ns();
             self.check_empty()?;
             self.check(ids, output_tokens)?;
-            self.batch.submit(String::new(), ids, output_tokens.max(1), true);
+            let decoding = std::mem::take(&mut self.decoding);
+            self.batch.submit(String::new(), ids, output_tokens.max(1), true, decoding);
             let first = self.batch.step()?[0].1;
             self.is_prefilled = true;
             self.prefill_ns = now_ns() - start;

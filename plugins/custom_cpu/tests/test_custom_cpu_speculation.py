@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from enginecmp import ModelInfo, UnsupportedModel, read_gguf
+from enginecmp import Decoding, EngineError, ModelInfo, Request, UnsupportedModel, read_gguf
 from enginecmp.testing.tiny_models import TOKEN_IDS, changed_model
-from enginecmp_custom_cpu import cmp_decode, cmp_metrics, cmp_prefill, cmp_reset
+from enginecmp_custom_cpu import cmp_decode, cmp_decoding, cmp_metrics, cmp_prefill, cmp_reset, cmp_submit
 
 Tiny = Callable[..., ModelInfo]
 REPEATING = (*TOKEN_IDS[:7], *TOKEN_IDS[:7], *TOKEN_IDS[:7], 5)
@@ -119,3 +119,15 @@ def test_a_draft_of_another_vocabulary_is_refused(tiny: Tiny, load: Any) -> None
     count = model.vocabulary
     with pytest.raises(UnsupportedModel, match=f"a draft model of {count} token ids, got {count + 10}"):
         load(model, extra={"draft": other.path})
+
+
+@pytest.mark.parametrize("guesser", [0, 2])
+def test_guesses_are_greedy_alone(guesser: int, tiny: Tiny, load: Any) -> None:
+    session = load(tiny("llama"), max_sequences=2, extra=guessers(tiny, "llama")[guesser])
+    cmp_reset(session)
+    with pytest.raises(EngineError, match="expected greedy decoding beside draft or lookup"):
+        cmp_decoding(session, Decoding(temperature=1.0))
+    request = Request(id="a", token_ids=TOKEN_IDS, output_tokens=3, decoding=Decoding(end_ids=(1,)))
+    with pytest.raises(EngineError, match="expected greedy decoding beside draft or lookup"):
+        cmp_submit(session, request)
+    assert isinstance(cmp_prefill(session, TOKEN_IDS, 3), int)
