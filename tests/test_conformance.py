@@ -62,6 +62,8 @@ def test_an_engine_of_ours_conforms(engine: str, tmp_path: Path) -> None:
         ("wrong=matmul", "test_products_are_those_of_float64"),
         ("wrong=elementwise", "test_functions_of_elements_are_those_of_float64"),
         ("wrong=layer", "test_a_layer_is_that_of_float64"),
+        ("short=1", "test_every_position_is_committed_once_in_as_many_steps_as_were_asked_for"),
+        ("long=1", "test_every_position_is_committed_once_in_as_many_steps_as_were_asked_for"),
     ],
 )
 def test_the_suite_fails_an_engine_that_misbehaves(fault: str, caught_by: str, tmp_path: Path) -> None:

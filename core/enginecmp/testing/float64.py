@@ -3,7 +3,7 @@
 Sources: Radford et al. 2019 (GPT-2) and Touvron et al. 2023 (arXiv:2302.13971) for the blocks; Su et al. 2021
 (arXiv:2104.09864), eq. 34, for the rotation, of neighbours (llama) or of halves (GPT-NeoX); Ainslie et al. 2023
 (arXiv:2305.13245) for grouped heads; Shazeer 2020 (arXiv:2002.05202), eq. 6, and Hendrycks & Gimpel 2016
-(arXiv:1606.08415) for the feed-forward networks.
+(arXiv:1606.08415) for the feed-forward networks; Nie et al. 2025 (arXiv:2502.09992) for attention in both directions.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from enginecmp.models.diffusion import AUTOREGRESSIVE
 from enginecmp.models.gguf_file import GGUFFile, read_gguf
 
 Array = NDArray[np.float64]
 
 
 def logits(path: str, token_ids: Sequence[int]) -> Array:
-    """Return next-token logits at every position, shape (T, vocabulary).
+    """Return next-token logits at every position, shape (T, vocabulary); of a diffusion model, those of what is there.
 
     Args:
-        path: a GGUF file of llama, qwen2, phi3 or gpt2. Its tensors may be of any type that gguf-py can dequantize;
-            rotary embeddings of a part of a head, their base, linear scaling and `rope_freqs` are followed, and so is
-            a sliding window.
+        path: a GGUF file of llama, qwen2, phi3, gpt2, llada or dream. Its tensors may be of any type that gguf-py can
+            dequantize; rotary embeddings of a part of a head, their base, linear scaling and `rope_freqs` are followed,
+            and so is a sliding window.
         token_ids: T ids.
     """
     model = _Model(read_gguf(path))
@@ -36,7 +37,10 @@ def logits(path: str, token_ids: Sequence[int]) -> Array:
         x = x + model.attention(model.norm(x, f"blk.{layer}.attn_norm"), f"blk.{layer}")
         x = x + model.feed_forward(model.norm(x, f"blk.{layer}.ffn_norm"), f"blk.{layer}")
     head = "output" if "output.weight" in model.file.tensors else "token_embd"
-    return model.linear(model.norm(x, "output_norm"), head)
+    rows = model.linear(model.norm(x, "output_norm"), head)
+    if model.diffuses and model.file.metadata.get("diffusion.shift_logits", True):
+        rows = np.concatenate([rows[:1], rows[:-1]])  # what is at a position is told one position before it
+    return rows
 
 
 class _Model:
@@ -45,6 +49,7 @@ class _Model:
     def __init__(self, file: GGUFFile) -> None:
         self.file = file
         self.architecture = file.metadata["general.architecture"]
+        self.diffuses = self.architecture in AUTOREGRESSIVE
 
     def weight(self, name: str) -> Array:
         return self.file.float32(name).astype(np.float64)
@@ -74,7 +79,7 @@ class _Model:
             frequency = frequency / self.number("rope.scaling.factor")
         turn = np.exp(1j * np.outer(np.arange(len(x)), frequency))[:, None, :]  # (T, 1, width / 2)
         y = x.copy()
-        if self.architecture == "llama":
+        if self.architecture in ("llama", "llada"):
             first, second = slice(0, width, 2), slice(1, width, 2)
         else:
             first, second = slice(0, width // 2), slice(width // 2, width)
@@ -96,6 +101,7 @@ class _Model:
         seen = np.tri(tokens, dtype=bool) & ~np.tri(
             tokens, k=-self.number("attention.sliding_window", tokens), dtype=bool
         )
+        seen |= self.diffuses  # in both directions
         scores = np.where(seen, np.einsum("qhw,khw->hqk", q, k) / np.sqrt(width), -np.inf)  # (heads, T, T)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
