@@ -86,6 +86,18 @@ def cmp_decoding(session: Session, decoding: Decoding) -> None:
     With `end_ids` the request is over with the first of them that is chosen, which is handed out as its last token:
     `cmp_decode` may end with it, and the worker asks for no more. An engine that hands out text *returns* the number of
     tokens, as ever.
+
+    Raises:
+        EngineError: this cannot be done, a JSON Schema that the engine cannot compile, say.
+    """
+
+
+@hookspec(firstresult=True)
+def cmp_text(session: Session) -> str | None:
+    """Return the text of the request that just ended. Optional, never timed.
+
+    For engines that yield `NO_ID`, where a scenario looks at what was said; the others' ids are turned into text by the
+    host.
     """
 
 

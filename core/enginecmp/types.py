@@ -20,7 +20,7 @@ ENDED = -2
 Device = Literal["cpu", "cuda", "metal", "vulkan", "rocm", "emulated"]
 Numerics = Literal["default", "exact"]
 
-Decodes = Literal["sampling", "end_of_sequence"]
+Decodes = Literal["sampling", "end_of_sequence", "json_schema"]
 """What an engine may offer beyond the most likely id, again and again, for a fixed number of tokens."""
 
 UNTIMED_DEVICES = frozenset({"emulated"})
@@ -76,7 +76,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
             made by the host from the GGUF file.
         homepage: where the wrapped engine lives; may be empty.
         decoding: what it offers beyond greedy ids of a fixed number (`cmp_decoding`): "sampling" (temperature, top-k,
-            top-p and seed of `Decoding`), "end_of_sequence" (`end_ids`). Scenarios of the others leave it out.
+            top-p and seed of `Decoding`), "end_of_sequence" (`end_ids`), "json_schema". Scenarios of the others leave
+            it out.
         remote: it computes elsewhere, in a server say, so that its files here do not tell what it is.
         presets: names, with `-` allowed, that stand for the engine with options.
     """
@@ -195,6 +196,7 @@ class Decoding(msgspec.Struct, frozen=True, kw_only=True):
         seed: of the draws of this request, in [0, 2^31): the same seed and prompt give the same ids in one engine.
         end_ids: ids that end the request: the first one that is chosen is its last token, handed out like any other.
             Empty ignores end-of-sequence.
+        json_schema: JSON Schema, as JSON text, that the text of the request must follow; empty for free text.
     """
 
     temperature: float = 0.0
@@ -202,6 +204,7 @@ class Decoding(msgspec.Struct, frozen=True, kw_only=True):
     top_p: float = 1.0
     seed: int = 0
     end_ids: tuple[int, ...] = ()
+    json_schema: str = ""
 
     @property
     def needs(self) -> frozenset[Decodes]:
@@ -209,6 +212,7 @@ class Decoding(msgspec.Struct, frozen=True, kw_only=True):
         found: dict[Decodes, bool] = {
             "sampling": self.temperature > 0,
             "end_of_sequence": bool(self.end_ids),
+            "json_schema": bool(self.json_schema),
         }
         return frozenset(what for what, needed in found.items() if needed)
 

@@ -48,6 +48,7 @@ KNOWN_METRICS = frozenset(
         "device_decode_seconds",
         "tokens_per_step",
         "draft_acceptance_rate",
+        "valid_json_share",
         "first_visible_token_seconds",
         "network_round_trip_seconds",
         "http_round_trip_seconds",

@@ -140,6 +140,14 @@ _SAID = (
         requests_needed=1,
         words=MORE,
     ),
+    Metric(
+        "valid_json_share",
+        True,
+        "answers that end by themselves and follow the JSON Schema they were asked for / all answers; 1 or 0 a request",
+        compared=False,
+        requests_needed=1,
+        words=MORE,
+    ),
 )
 
 _TOLD = (

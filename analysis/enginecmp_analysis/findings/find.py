@@ -16,6 +16,7 @@ from enginecmp_analysis.findings.overall import components, geometric_means, mis
 from enginecmp_analysis.findings.prefix import repeated_prompts
 from enginecmp_analysis.findings.profile import bottlenecks
 from enginecmp_analysis.findings.speculation import guesses
+from enginecmp_analysis.findings.structured import schema_costs
 from enginecmp_analysis.schema.stats import Finding
 
 
@@ -33,6 +34,7 @@ def find_all(group: GroupResult) -> list[Finding]:
 def _all(group: GroupResult, steady: Sequence[Sequence[Place]]) -> Iterator[Finding]:
     yield from geometric_means(group)
     yield from answer_lengths(group)
+    yield from schema_costs(group)
     yield from missed_saturation(group, steady)
     yield from exponents(group)
     yield from memory_growth(group)

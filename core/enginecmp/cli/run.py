@@ -20,7 +20,7 @@ NATS = click.FloatRange(min=0, min_open=True)
 GROUPS = {
     "What is measured": (
         *("engines", "scenario", "profile", "model", "matrix", "suite", "find_max", "slo", "tuned", "options"),
-        *("threads", "device", "temperature", "top_k", "top_p", "stop_at_eos"),
+        *("threads", "device", "temperature", "top_k", "top_p", "stop_at_eos", "json_schema"),
     ),
     "How much": (
         *("blocks", "requests", "max_extra", "adaptive", "precision", "seed", "deadlines", "wait_idle", "no_sensors"),
@@ -85,6 +85,12 @@ GROUPS = {
 @click.option("--top-k", type=click.IntRange(min=0), help="Draw among that many of the most likely ids; 0 is off.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Draw among ids that together have it.")
 @click.option("--stop-at-eos", is_flag=True, help="Let requests end at end-of-sequence; lengths are the most then.")
+@click.option(
+    "--json-schema",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Measure every cell twice: free, and with answers that follow the JSON Schema.",
+)
 @click.option("-o", "options", multiple=True, metavar="ENGINE.KEY=VALUE", help="An option of one engine.")
 @click.option("--deadline", "deadlines", multiple=True, metavar="PHASE=SECONDS", help="load, prefill, decode, score.")
 @click.option("--out", default="results", show_default=True, type=click.Path(path_type=Path), help="Folder of runs.")

@@ -78,7 +78,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         turn: its place in that, from 0.
         known_tokens: ids at the prompt's beginning that an earlier request of the cell has had: what a perfect prefix
             cache would not compute again.
-        may_end: it may be over before it has all of them, with the model's end-of-sequence token.
+        may_end: it may be over before it has all of them: with the model's end-of-sequence token, or its JSON complete.
     """
 
     request: int

@@ -9,6 +9,7 @@ from enginecmp.format.flags import DISTURBED
 from enginecmp.format.records import Sample
 from enginecmp.launch.launch import LaunchFailure
 from enginecmp.measure.planned import Planned, again, planned
+from enginecmp.measure.structured import structured_metrics
 from enginecmp.measure.task import Task
 
 _ERRORS_IN_A_ROW = 3
@@ -93,6 +94,7 @@ def request(task: Task, asked: Planned) -> Sample:
     flags += task.conditions(answer["start_ns"], answer["end_ns"])
     if error is None:
         flags += asked.length_flags(answer["output_tokens"])
+        metrics = metrics | structured_metrics(task, asked, answer)
     return at.sample(
         start_ns=answer["start_ns"],
         end_ns=answer["end_ns"],

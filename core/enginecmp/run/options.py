@@ -44,6 +44,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         top_k: of so many of the most likely ids.
         top_p: of the fewest most likely ids with this probability.
         stop_at_eos: requests end with the model's end-of-sequence token.
+        json_schema: file with the JSON Schema that answers follow in a second set of cells.
         options: of engines, each "LABEL.KEY=VALUE".
         deadlines: each "PHASE=SECONDS".
         out: folder of runs.
@@ -90,6 +91,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     top_k: int | None = None
     top_p: float | None = None
     stop_at_eos: bool = False
+    json_schema: Path | None = None
     options: tuple[str, ...] = ()
     deadlines: tuple[str, ...] = ()
     out: Path = Path("results")

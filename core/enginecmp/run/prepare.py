@@ -59,18 +59,21 @@ def make_scenario(options: RunOptions) -> Scenario:
 
 
 def decoding_changes(options: RunOptions, scenario: Scenario) -> dict[str, Any]:
-    """Return what `--temperature`, `--top-k`, `--top-p` and `--stop-at-eos` change: one decoding for all cells.
+    """Return what `--temperature`, `--top-k`, `--top-p`, `--stop-at-eos` and `--json-schema` change.
+
+    One decoding for all cells; with a JSON Schema every cell comes twice, without and with it.
 
     Raises:
-        UsageError: the scenario has decodings of its own, or does not measure requests.
+        UsageError: the scenario has decodings of its own, or does not measure requests; the schema cannot be read.
     """
-    from enginecmp.scenarios.decoding import DecodingRule
+    from enginecmp.scenarios.decoding import DecodingRule, read_schema
 
     given = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
     given = {key: value for key, value in given.items() if value is not None}
-    if not given and not options.stop_at_eos:
+    flags = {"--stop-at-eos": options.stop_at_eos, "--json-schema": options.json_schema is not None}
+    words = ", ".join([f"--{key.replace('_', '-')}" for key in given] + [flag for flag, on in flags.items() if on])
+    if not words:
         return {}
-    words = ", ".join([f"--{key.replace('_', '-')}" for key in given] + ["--stop-at-eos"] * options.stop_at_eos)
     if scenario.kind != "requests" or scenario.decodings:
         own = "has [decodings] of its own: change its file"
         why = own if scenario.decodings else f"measures no requests ({scenario.kind})"
@@ -83,9 +86,13 @@ def decoding_changes(options: RunOptions, scenario: Scenario) -> dict[str, Any]:
         stop_at_eos=options.stop_at_eos,
     )
     name = "+".join(["sampled"] * (rule.temperature > 0) + ["eos"] * rule.stop_at_eos) or "greedy"
-    cells = tuple(msgspec.structs.replace(cell, decoding=name) for cell in scenario.cells)
-    changes: dict[str, Any] = {"decodings": {name: rule}, "cells": cells}
-    if rule.may_end:
+    rules = {name: rule}
+    if options.json_schema is not None:
+        schema = read_schema(options.json_schema, "--json-schema")
+        rules["json" if name == "greedy" else f"{name}+json"] = msgspec.structs.replace(rule, json_schema=schema)
+    cells = tuple(msgspec.structs.replace(cell, decoding=each) for cell in scenario.cells for each in rules)
+    changes: dict[str, Any] = {"decodings": rules, "cells": cells}
+    if any(each.may_end for each in rules.values()):
         # Engines may not differ in which requests they answer: a number of requests, and no time.
         changes["seconds"] = None
     return changes

@@ -37,6 +37,7 @@ _SERVERS = {
 DECODING_WORDS = {
     "sampling": "sampled decoding (temperature, top-p)",
     "end_of_sequence": "ending at the end-of-sequence token",
+    "json_schema": "output under a JSON Schema",
 }
 """`EngineInfo.decoding` in words."""
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=,-]{0,199}")

@@ -92,6 +92,8 @@ def _decoding_problems(cell: Cell, scenario: Scenario) -> Iterator[tuple[str, ob
     rule = scenario.rule(cell)
     if scenario.kind != "requests":
         yield 'decoding in cells of kind "requests" alone', f'kind = "{scenario.kind}"'
+    if rule.json_schema and (cell.concurrency > 1 or cell.arrival):
+        yield "json_schema in cells with one user alone: what is said in a batch is not kept", cell.concurrency
     if rule.may_end and scenario.seconds is not None and not cell.arrival:
         yield "requests and no seconds where requests may end early, so that all engines do the same", "seconds"
     if rule.may_end and scenario.primary_metric in _OF_WHOLE_REQUESTS:
@@ -102,6 +104,9 @@ def _decoding_problems(cell: Cell, scenario: Scenario) -> Iterator[tuple[str, ob
         )
     if rule.may_end and scenario.offered_load:
         yield "no offered_load where requests may end early", "some"
+    workload = scenario.workload(cell)
+    if rule.json_schema and workload is not None and workload.has_turns:
+        yield "json_schema without conversations", cell.workload
 
 
 def _cell_problems(cell: Cell, scenario: Scenario) -> Iterator[tuple[str, object]]:

@@ -19,7 +19,7 @@ from enginecmp.format.measures import Measure
 from enginecmp.format.records import Cell
 from enginecmp.format.text import plain
 from enginecmp.scenarios.check import check, claim_problems
-from enginecmp.scenarios.decoding import DecodingRule
+from enginecmp.scenarios.decoding import DecodingRule, read_decoding
 from enginecmp.scenarios.scenario import Expectation, Limits, Overload, Profile, Scenario
 from enginecmp.scenarios.variants import VARIANTS
 from enginecmp.scenarios.workload import Workload, read_workload, workload_problems
@@ -236,7 +236,8 @@ def _decodings(raw: Any, where: str) -> dict[str, DecodingRule]:
         raise UsageError(msg)
     found = {}
     for name, table in raw.items():
-        found[name] = _convert(table, DecodingRule, f"{where} [decodings.{plain(name, 80)}]")
+        place = f"{where} [decodings.{plain(name, 80)}]"
+        found[name] = _convert(read_decoding(table, Path(where).parent, place), DecodingRule, place)
     return found
 
 

@@ -94,6 +94,8 @@ def _numbers(place: str, value: Any) -> Iterator[tuple[str, float]]:
     """Yield each number of a scenario as builtins, with its place; variants of operations are held by their own."""
     if isinstance(value, dict):
         for key, inner in value.items():
+            if key == "json_schema":  # numbers of its own
+                continue
             yield from _numbers(place if place in _KEYS_OF_A_USER else f"{place}.{key}".lstrip("."), inner)
     elif isinstance(value, list | tuple):
         for inner in value:

@@ -99,7 +99,7 @@ class FailedRequest(TypedDict):
 
 
 class Answered(TypedDict):
-    """Of `request`; `where` is the phase of an error."""
+    """Of `request`; `where` is the phase of an error, `text` what an engine without ids generated."""
 
     start_ns: Stamp
     token_ns: list[Stamp]
@@ -108,6 +108,7 @@ class Answered(TypedDict):
     output_tokens: Tokens
     metrics: Numbers
     where: NotRequired[str]
+    text: NotRequired[str]
     error: FailedRequest | None
 
 

@@ -189,7 +189,7 @@ def _ended(request: Request, rest: Sequence[Any], marked: int) -> int:
     Raises:
         EngineError: it says no number where it may be any, or one that cannot be.
     """
-    if not request.decoding.end_ids and not rest:
+    if not request.decoding.end_ids and not request.decoding.json_schema and not rest:
         return request.output_tokens
     tokens = rest[0] if len(rest) == 1 else None
     if type(tokens) is int and max(1, marked) <= tokens <= request.output_tokens:

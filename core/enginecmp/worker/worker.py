@@ -132,8 +132,9 @@ class Worker:
         metrics = between(before, after)
         if error is None:
             metrics = without_engine(metrics | self._metrics())
+        text = _text(hook.cmp_text(session=session)) if decoding.json_schema and error is None else None
         progress.set(Phase.IDLE)
-        return {
+        return ({} if text is None else {"text": text}) | {
             "start_ns": start_ns,
             "token_ns": token_ns,
             "end_ns": end_ns,
@@ -198,6 +199,18 @@ def _wrong_tokens(ids: Sequence[Any], total: Any) -> str:
     if total is not None and not len(ids) <= total <= MOST_TOKENS:
         return f"cmp_decode returned {_brief(total - 1)} as its number of tokens, it yielded {len(ids) - 1} times"
     return ""
+
+
+def _text(found: Any) -> str | None:
+    """Return the text that an engine says it generated.
+
+    Raises:
+        EngineError: it is none.
+    """
+    if found is not None and not isinstance(found, str):
+        msg = f"cmp_text returned a {type(found).__name__}, expected text"
+        raise EngineError(msg)
+    return found
 
 
 def _brief(value: Any) -> str:

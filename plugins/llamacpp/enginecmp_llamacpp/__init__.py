@@ -79,7 +79,7 @@ def cmp_engine() -> EngineInfo:
             "cpu:repack": ("1", "0"),
         },
         operations=("tokenize", "sampling", "matmul", "profile"),
-        decoding=("sampling", "end_of_sequence"),
+        decoding=("sampling", "end_of_sequence", "json_schema"),
         reads_split_models=True,
         homepage="https://github.com/ggml-org/llama.cpp",
     )
@@ -122,7 +122,7 @@ def cmp_load(model: ModelInfo, options: LoadOptions) -> Session:
 
 @hookimpl
 def cmp_decoding(session: Session, decoding: Decoding) -> None:
-    """Draw ids by a chain of llama.cpp's samplers; the worker ends a request at its last id."""
+    """Choose ids by a chain of llama.cpp's samplers and its grammar; the worker ends a request at its last id."""
     session.decode_by(decoding)
 
 

@@ -132,13 +132,21 @@ class Context:
             yield token
 
     def choice_for(self, decoding: Decoding) -> Choice | None:
-        """Return what draws the ids of a request; None where it is greedy."""
-        if not decoding.temperature:
+        """Return what chooses the ids of a request; None where they are the most likely ones.
+
+        Raises:
+            EngineError: no grammar can be made of its JSON Schema.
+        """
+        if not decoding.temperature and not decoding.json_schema:
             return None
-        return Choice(decoding.temperature, decoding.top_k, decoding.top_p, decoding.seed, self.vocabulary)
+        return Choice(decoding, self.vocabulary_handle, self.vocabulary)
 
     def decode_by(self, decoding: Decoding) -> None:
-        """Choose ids in this way until the next `reset`."""
+        """Choose ids in this way until the next `reset`.
+
+        Raises:
+            EngineError: see `choice_for`.
+        """
         self._choose = self.choice_for(decoding)
 
     def _chosen(self, row: NDArray[np.float32]) -> int:
