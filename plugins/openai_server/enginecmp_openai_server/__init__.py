@@ -47,8 +47,14 @@ def cmp_version(session: Session) -> str:
 
 @hookimpl
 def cmp_decoding(session: Session, decoding: Decoding) -> None:
-    """Send the next request with this temperature, top-p and seed, and let the server end it."""
+    """Send the next request with this temperature, top-p, seed and JSON Schema, and let the server end it."""
     session.decoding = decoding
+
+
+@hookimpl
+def cmp_text(session: Session) -> str | None:
+    """Return what the last request said where it had to follow a JSON Schema, as the server streamed it."""
+    return session.text
 
 
 @hookimpl

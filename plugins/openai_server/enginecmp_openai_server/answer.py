@@ -68,6 +68,10 @@ class Choice(msgspec.Struct, frozen=True):
         reasoned = delta is not None and bool(delta.reasoning_content or delta.reasoning)
         return reasoned and not (self.text or (delta is not None and delta.content))
 
+    def answered(self) -> str:
+        """Return what this chunk adds to the answer, reasoning left out."""
+        return (self.text or "") + ((self.delta.content or "") if self.delta is not None else "")
+
 
 class Chunk(msgspec.Struct, frozen=True):
     """One event of a stream."""
@@ -94,6 +98,7 @@ class Answer:
         said: makes a server's words fit for a message.
         may_end: it may have fewer tokens than were asked for. Ids are then not told, since the number of tokens says
             when it is over.
+        keep_text: what it says is kept.
 
     Attributes:
         tokens: one entry per chunk with content that is not handed out yet: its id, or `NO_ID`.
@@ -116,6 +121,7 @@ class Answer:
         most_chunks: int,
         said: Callable[[str | bytes], str],
         may_end: bool = False,
+        keep_text: bool = False,
     ) -> None:
         self._prompt_tokens = prompt_tokens
         self._output_tokens = output_tokens
@@ -124,6 +130,8 @@ class Answer:
         self._most_chunks = most_chunks
         self._said = said
         self._may_end = may_end
+        self._keep_text = keep_text
+        self._pieces: list[str] = []
         self._parser = EventParser()
         self.tokens: deque[int] = deque()
         self.chunks = 0
@@ -192,6 +200,8 @@ class Answer:
                 self.ids += len(ids)
                 self.reasoning += choice.is_reasoning()
                 self.tokens.append(ids[0] if ids and not self._may_end else NO_ID)
+                if self._keep_text:
+                    self._pieces.append(choice.answered())
         if max(self.chunks, self.ids) > self._most_chunks:
             # No chunk has less than one token: there is nothing to wait for.
             got = f"the stream went on after {max(self.chunks, self.ids)} of them"
@@ -249,19 +259,26 @@ class Answer:
                 f"after {self.chunks} chunks; see the server's log"
             )
             raise EngineError(msg)
-        if self._may_end:
-            raise self.unproven()
+        if self._may_end and self.finish_reason == "stop" and 0 < self.chunks <= self._output_tokens:
+            return  # a token a chunk, to be proven
         if self.chunks > self._output_tokens or self.finish_reason != "length":
             got = f"the stream ended after {self.chunks} chunks"
             raise self._unlike(got)
         self.proven = self.chunks == self._output_tokens
 
     @property
+    def text(self) -> str:
+        """What it said so far, reasoning left out; empty where that is not kept."""
+        return "".join(self._pieces)
+
+    @property
     def counted(self) -> int:
-        """Tokens that it has: as asked for, or as the server counted where it may end before."""
+        """Tokens that it has: as asked for; where it may end before, as the server counted, or as it has chunks."""
         usage = self.usage
-        if not self._may_end or usage is None or usage.completion_tokens is None:
+        if not self._may_end:
             return self._output_tokens
+        if usage is None or usage.completion_tokens is None:
+            return self.chunks if self.finish_reason == "stop" else self._output_tokens
         return usage.completion_tokens
 
     def unproven(self) -> EngineError:

@@ -62,7 +62,7 @@ def cmp_engine() -> EngineInfo:
         max_concurrency=MAX_CONCURRENCY,
         tuned="whatever the server was started with; say it in the start command, so that the manifest has it",
         limits=LIMITS,
-        decoding=("sampling", "end_of_sequence"),
+        decoding=("sampling", "end_of_sequence", "json_schema"),
         reads_split_models=True,
         option_names=KEYS,
         remote=True,

@@ -34,6 +34,7 @@ class Flight:
         selector: watches its connection where several fly at once.
         verify: hold the finished answer to what was asked.
         may_end: the answer may have fewer tokens.
+        keep_text: keep what it says.
 
     Attributes:
         answer: what came so far.
@@ -53,6 +54,7 @@ class Flight:
         selector: selectors.BaseSelector | None = None,
         verify: bool = True,
         may_end: bool = False,
+        keep_text: bool = False,
     ) -> None:
         self._server = server
         self._body = body
@@ -78,6 +80,7 @@ class Flight:
             most_chunks=output_tokens if verify else output_tokens + _SPARE_CHUNKS,
             said=server.client.redaction.said,
             may_end=may_end,
+            keep_text=keep_text,
         )
         self._most_bytes = ANSWER_BYTES + _TOKEN_BYTES * output_tokens + _PROMPT_TOKEN_BYTES * prompt_tokens
         self.over = False

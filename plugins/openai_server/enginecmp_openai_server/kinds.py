@@ -7,10 +7,11 @@ the tokens asked for, the most likely one each time, nothing left over from the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from enginecmp import Decoding
+from enginecmp import Decoding, EngineError
 
 _NO_FIELDS: Mapping[str, Any] = {}
 
@@ -27,6 +28,35 @@ class Tokenize(NamedTuple):
     path: str
     fields: Callable[[str, str], Mapping[str, Any]]
     ids: Callable[[Any], list[int]]
+
+
+def response_format(schema: Any) -> Mapping[str, Any]:
+    """Return the field of OpenAI's API that makes an answer follow a JSON Schema."""
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}}
+
+
+def _grammar(schema: Any) -> Mapping[str, Any]:
+    """Return llama-cpp-python's field for it: its server takes a grammar where it takes no schema.
+
+    Raises:
+        EngineError: the library that makes the grammar is not here, or cannot make one.
+    """
+    try:
+        from llama_cpp.llama_grammar import json_schema_to_gbnf
+    except ImportError as error:
+        msg = (
+            "openai_server: expected llama-cpp-python here to make its server's grammar of a JSON Schema, got none; "
+            "pip install llama-cpp-python"
+        )
+        raise EngineError(msg) from error
+    try:
+        return {"grammar": json_schema_to_gbnf(json.dumps(schema))}
+    except Exception as error:
+        msg = (
+            f"openai_server: expected a JSON Schema that llama.cpp makes a grammar of, got {type(error).__name__}: "
+            f"{str(error)[:200]}; use simpler keywords"
+        )
+        raise EngineError(msg) from error
 
 
 class Kind(NamedTuple):
@@ -47,6 +77,7 @@ class Kind(NamedTuple):
             where only those are known.
         temperature_last: it cuts by top-p before it divides by the temperature.
         stop_field: sent with the ids that end a request, where it would know others; empty where there is none.
+        schema: JSON Schema → how it is told that the answer follows it; OpenAI's own field where no other is known.
         version: endpoint under the root that tells its version, and the keys to it; empty where none does.
     """
 
@@ -63,6 +94,7 @@ class Kind(NamedTuple):
     sampling: Callable[[Decoding], Mapping[str, Any]] | None = None
     temperature_last: bool = False
     stop_field: str = ""
+    schema: Callable[[Any], Mapping[str, Any]] = response_format
     version: tuple[str, ...] = ()
 
 
@@ -119,6 +151,7 @@ KINDS: Mapping[str, Kind] = {
             "min_p": 0.0,
             "samplers": ["temperature", "top_k", "top_p"],
         },
+        schema=lambda schema: {"json_schema": schema},
         version=("/props", "build_info"),
     ),
     "llama_cpp_python": Kind(
@@ -128,6 +161,7 @@ KINDS: Mapping[str, Kind] = {
         control_bias=True,
         sampling=lambda decoding: {"top_k": decoding.top_k, "min_p": 0.0},
         temperature_last=True,
+        schema=_grammar,
         alone=True,
         evict=True,
         version=("/openapi.json", "info", "version"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from enginecmp import EngineError, RoundTripError, load_tokenizer
+from enginecmp import GREEDY, Decoding, EngineError, RoundTripError, load_tokenizer
 
 from .answer import Usage, check_prompt
 from .server import Server
@@ -83,7 +83,7 @@ class Reader:
             raise EngineError(msg) from None
 
 
-def usage_of(server: Server, prompt: str | tuple[int, ...], output_tokens: int) -> Usage:
+def usage_of(server: Server, prompt: str | tuple[int, ...], output_tokens: int, decoding: Decoding = GREEDY) -> Usage:
     """Return the server's count of an unstreamed request.
 
     Raises:
@@ -91,7 +91,9 @@ def usage_of(server: Server, prompt: str | tuple[int, ...], output_tokens: int) 
     """
     import msgspec
 
-    answer = server.client.ask("POST", server.path, server.request(prompt, output_tokens, stream=False))
+    answer = server.client.ask(
+        "POST", server.path, server.request(prompt, output_tokens, stream=False, decoding=decoding)
+    )
     try:
         usage = msgspec.convert(answer["usage"], Usage)
     except (KeyError, TypeError, msgspec.ValidationError):

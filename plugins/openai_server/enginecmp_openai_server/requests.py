@@ -65,8 +65,15 @@ def prefill(session: Session, token_ids: Sequence[int], output_tokens: int) -> i
         assert prepared is not None
     session.prepared = None
     session.last = (prepared[0], output_tokens)
-    may_end = bool(session.decoding.end_ids)
-    flight = session.active = Flight(session.server, prepared[2], len(prepared[0]), output_tokens, may_end=may_end)
+    decoding = session.decoding
+    flight = session.active = Flight(
+        session.server,
+        prepared[2],
+        len(prepared[0]),
+        output_tokens,
+        may_end=bool(decoding.end_ids),
+        keep_text=bool(decoding.json_schema),
+    )
     while not flight.started:
         flight.wait()
     return flight.answer.tokens.popleft() if flight.answer.tokens else NO_ID
@@ -130,8 +137,12 @@ def metrics(session: Session) -> dict[str, float]:
         flight.answer.tokens.clear()
     session.active = None
     if not flight.answer.proven and session.last is not None:
-        _prove(session, *session.last)
+        if session.decoding.end_ids:
+            _prove_end(session, *session.last, flight.answer.counted)
+        else:
+            _prove(session, *session.last)
     session.metrics = flight.metrics()
+    session.text = flight.answer.text if session.decoding.json_schema else None
     return session.metrics | used
 
 
@@ -248,6 +259,7 @@ def reset(session: Session) -> None:
     session.flights.clear()
     session.ready.clear()
     session.metrics = {}
+    session.text = None
     session.listen(-1)
     for flight in cut:
         flight.abandon()
@@ -286,6 +298,19 @@ def _prove(session: Session, ids: tuple[int, ...], output_tokens: int) -> None:
     if usage.completion_tokens != output_tokens:
         raise unlike(output_tokens, f"the server counted {usage.completion_tokens}", "")
     session.counted.add((ids, output_tokens))
+
+
+def _prove_end(session: Session, ids: tuple[int, ...], output_tokens: int, counted: int) -> None:
+    """Hold the chunks of an answer that ended by itself to the server's count of the same request, unstreamed.
+
+    Raises:
+        RoundTripError: another number of prompt tokens.
+        EngineError: another number of generated ones: its chunks are no tokens.
+    """
+    usage = usage_of(session.server, _prompt(session, ids), output_tokens, session.decoding)
+    check_prompt(usage, len(ids))
+    if usage.completion_tokens != counted:
+        raise unlike(counted, f"as many as the stream had chunks, the server counted {usage.completion_tokens}", "stop")
 
 
 def check_request(session: Session, ids: Sequence[int], output_tokens: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from enginecmp import GREEDY, Decoding, EngineError, ModelInfo
 
 from .client import Client
@@ -81,6 +83,8 @@ class Server:
             fields["prompt"] = prompt
         if decoding.temperature:
             fields |= self._sampling(decoding)
+        if decoding.json_schema:
+            fields |= kind.schema(msgspec.json.decode(decoding.json_schema))
         if decoding.end_ids:
             fields.pop("ignore_eos", None)
             if kind.stop_field:

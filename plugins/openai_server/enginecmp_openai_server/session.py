@@ -42,6 +42,7 @@ class Session:
         decoding: of the next request of cmp_prefill.
         told: of the server, the same for every request: the way to it, its GPUs.
         metrics: of the request that ended last.
+        text: of the request that ended last, where it had to follow a JSON Schema; else None.
         counted: prompts and output tokens whose number a request of its own has proven.
     """
 
@@ -65,6 +66,7 @@ class Session:
     decoding: Decoding = GREEDY
     told: Mapping[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    text: str | None = None
     counted: set[tuple[tuple[int, ...], int]] = field(default_factory=set)
 
     def listen(self, wake: int) -> None:

@@ -116,3 +116,54 @@ def test_answers_of_a_batch_end_each_with_their_count(stub: Any, drive: Callable
     ended, whole = sorted(found.values(), key=len)
     assert ended == [(NO_ID,), (NO_ID,), (ENDED, 3)]
     assert whole == [(NO_ID,)] * 6
+
+
+SCHEMA = '{"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}'
+
+
+def says(*pieces: str, reason: str = "stop", counted: int | None = None) -> Callable[..., None]:
+    """Return a server whose answer has these chunks, with a count or none."""
+
+    def behaviour(talk: Any, body: dict[str, Any]) -> None:
+        talk.begin()
+        for piece in pieces:
+            talk.token(piece)
+        talk.finish(reason)
+        if counted is not None:
+            talk.usage(talk.stub.prompt_tokens(body), counted)
+        talk.done()
+        talk.end()
+
+    return behaviour
+
+
+@pytest.mark.parametrize(
+    ("server", "field"),
+    [("vllm", "response_format"), ("openai", "response_format"), ("llama_server", "json_schema")],
+)
+def test_a_server_is_told_the_schema_and_what_it_says_is_kept(
+    stub: Any, drive: Callable[..., Any], server: str, field: str
+) -> None:
+    driver = drive(server=server)
+    stub.behaviours = [says('{"ok"', ": true", "}", counted=4)]
+    assert run(driver, 9, Decoding(end_ids=(2,), json_schema=SCHEMA))[1] == 4
+    assert driver.hook.cmp_text(session=driver.session) == '{"ok": true}'
+    told = stub.requests[-1][field]
+    schema = told["json_schema"]["schema"] if field == "response_format" else told
+    assert schema["properties"] == {"ok": {"type": "boolean"}}
+    stub.behaviours = []
+    run(driver, 3, Decoding())
+    assert driver.hook.cmp_text(session=driver.session) is None
+    assert not {"response_format", "json_schema", "grammar"}.intersection(stub.requests[-1])
+
+
+def test_a_server_that_takes_grammars_is_sent_one(stub: Any, drive: Callable[..., Any]) -> None:
+    pytest.importorskip("llama_cpp")
+    driver = drive(server="llama_cpp_python")
+    stub.behaviours = [says('{"ok": true', "}", counted=2)]
+    run(driver, 9, Decoding(end_ids=(2,), json_schema=SCHEMA))
+    sent = [body["grammar"] for body in stub.requests if "grammar" in body]
+    assert sent
+    assert all("root ::=" in grammar for grammar in sent)
+    with pytest.raises(EngineError, match=r"expected a JSON Schema that llama\.cpp makes a grammar of"):
+        run(driver, 9, Decoding(end_ids=(2,), json_schema='{"$ref": "#/nowhere"}'))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -18,9 +19,12 @@ from typing import Any
 import pytest
 import unchanged
 
-from enginecmp import NO_ID, EngineError, LoadOptions, ModelInfo, Request
+from enginecmp import NO_ID, Decoding, EngineError, LoadOptions, ModelInfo, Request
+from enginecmp.models.end_tokens import end_tokens
 from enginecmp.models.store import resolve
 from enginecmp.prompts import PromptSet
+from enginecmp.scenarios.json_schema import follows_schema
+from enginecmp.worker.generate import choose, generate
 
 pytestmark = unchanged.left_out_with("plugins/openai_server", "plugins/llamacpp")
 
@@ -149,6 +153,23 @@ def test_one_request_at_a_time_because_a_second_would_cut_the_first(on: Any, pro
     assert pairs == [("a", NO_ID)] * 4
     assert hook.cmp_submit(session=session, request=second)
     hook.cmp_reset(session=session)
+
+
+@needs_server
+@pytest.mark.model
+def test_an_answer_under_a_schema_follows_it_and_its_chunks_are_proven(
+    on: Any, model: ModelInfo, prompt: tuple[int, ...]
+) -> None:
+    schema = json.dumps({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]})
+    hook, session = on.hook, on.session
+    hook.cmp_reset(session=session)
+    choose(hook, session, Decoding(end_ids=end_tokens(model.path), json_schema=schema))
+    hook.cmp_prepare(session=session, token_ids=prompt, output_tokens=60)
+    yielded: list[int] = []
+    total = generate(hook, session, prompt, 60, yielded.append)
+    hook.cmp_metrics(session=session)  # raises where the server counts others
+    assert total == len(yielded) < 60
+    assert follows_schema(hook.cmp_text(session=session), schema)
 
 
 @needs_server
