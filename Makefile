@@ -8,6 +8,8 @@ BIN     := .venv/bin
 ISOLATED := onnxruntime_genai openvino transformers
 # A placement for clusters, large and of no use without one (make ray).
 RAY     := plugins/ray
+# Extras of the host that are too large for everybody, and the server that they are tested against (make store).
+STORE   := 'obstore>=0.12' 'moto[s3]>=5.2' 'flask>=3.1' 'flask-cors>=6'
 PLUGINS := $(filter-out $(RAY)/pyproject.toml $(ISOLATED:%=plugins/%/pyproject.toml),$(sort $(wildcard plugins/*/pyproject.toml)))
 # Compiled by cargo, which not every machine has: built by themselves, after everything else.
 CPU     := plugins/custom_cpu
@@ -26,7 +28,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export MATURIN_PEP517_ARGS := --locked
 
 .DEFAULT_GOAL := help
-.PHONY: help setup burn engines ray retrieval model run test fuzz lint format bench calibrate constraints clean
+.PHONY: help setup burn engines ray retrieval store model run test fuzz lint format bench calibrate constraints clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -85,6 +87,11 @@ ray: .venv/.ready ## test the placement on a Ray cluster of two simulated nodes,
 retrieval: .venv/.ready ## install the vector indexes of the scenario retrieval (hnswlib is compiled) and test them
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e 'plugins/retrieval[indexes]'
 	$(BIN)/python -m pytest -q plugins/retrieval
+
+store: .venv/.ready ## install what keeps runs in object storage, with a server to test against (100 MB), and test it
+	grep -oE '^[a-zA-Z0-9_.-]+==[^ ;]+' constraints.txt | sort -u -t= -k1,1 > .venv/.versions
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c .venv/.versions $(STORE)
+	$(BIN)/python -m pytest -q tests/test_objects.py
 
 burn: .venv/.burn ## compile the engine burn as well (minutes, which is why make setup leaves it out)
 

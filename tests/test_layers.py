@@ -33,6 +33,7 @@ CORE = (
     "doctor",
     "placement",
     "machine",
+    "objects",
     "results",
     "worker",
     "telemetry",

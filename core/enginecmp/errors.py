@@ -13,6 +13,7 @@ CmpError                    exit code 1
 │   ├── UnreadableSample    what it said would make the whole run unreadable, so it was not written
 │   └── LaunchFailure       the same with its status, phase and tokens; in `enginecmp.launch.launch`
 ├── SensorAbsent            a sensor cannot be read here
+├── ObjectStoreError        a bucket cannot be read or written
 └── ResultsError            a file of a results folder is not what it should be
     ├── CannotWrite         a results folder cannot be written
     └── FolderHeld          another process is writing into it
@@ -81,6 +82,10 @@ class UnreadableSample(LaunchError):
 
 class SensorAbsent(CmpError):
     """This machine, or this user, cannot read the sensor; the message is the reason that people are shown."""
+
+
+class ObjectStoreError(CmpError):
+    """A bucket cannot be read or written, or what is in it is not what it should be."""
 
 
 class ResultsError(CmpError):

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from enginecmp.cli.console import echo_text, show
+from enginecmp.cli.objects import folders_of
 from enginecmp.cli.options import read_share
 from enginecmp.errors import UsageError
+from enginecmp.objects.address import is_address
 from enginecmp.results.files import write_atomically
 
 if TYPE_CHECKING:
@@ -61,8 +63,9 @@ def command(
 ) -> int:
     """Say whether NEW is slower than BASE, and whether that is confirmed.
 
-    BASE and NEW are run folders, folders of runs, or names given with `cmp run --save-baseline`. The exit code is 3
-    for a confirmed regression only; noise and too few launches are inconclusive and exit with 0.
+    BASE and NEW are run folders, folders of runs, addresses s3://BUCKET/PREFIX, or names given with `cmp run
+    --save-baseline`. The exit code is 3 for a confirmed regression only; noise and too few launches are inconclusive
+    and exit with 0.
     """
     from enginecmp_analysis.data.load import load_runs
     from enginecmp_analysis.data.metrics import find_metric
@@ -73,8 +76,8 @@ def command(
     own = dict(parse_limit(text, level) for text in limits)
     metrics = tuple(find_metric(name).name for name in metrics)
     report = compare_runs(
-        load_runs([_locate(base, Path(results))]),
-        load_runs([_locate(new, Path(results))]),
+        load_runs(_locate(base, Path(results))),
+        load_runs(_locate(new, Path(results))),
         limits=Limits(warning, critical, level),
         metrics=metrics,
         limits_of=own,
@@ -144,10 +147,12 @@ def _exit_code(report: CompareReport) -> int:
     return REGRESSION if report.failed else 0
 
 
-def _locate(text: str, results: Path) -> Path:
-    """Return the path that an argument means; what is there as a path comes before a saved name."""
+def _locate(text: str, results: Path) -> list[str | Path]:
+    """Return the paths that an argument means; what is there as a path comes before a saved name."""
     from enginecmp.results.baselines import find
 
+    if is_address(text):
+        return folders_of([text])
     path = Path(text)
     # Whatever looks like a path is one, so that a missing folder is not searched among names.
-    return path if path.exists() or path.name != text else find(results, text)
+    return [path if path.exists() or path.name != text else find(results, text)]

@@ -12,7 +12,7 @@ from enginecmp.errors import UsageError
 _ABOUT_THE_GATE = ("score_positions", "max_kl", "max_nll_increase", "fresh_gate")
 _WITH_RESUME = (
     *("resume", "model", "reference", "baseline", "save_baseline"),
-    *("no_sensors", "wait_idle", "as_json", "dry_run", "on"),
+    *("no_sensors", "wait_idle", "as_json", "dry_run", "on", "out"),
 )
 _WITH_EXTEND = (*(name for name in _WITH_RESUME if name != "on"), "blocks", "max_extra", "extend")
 _WITH_HISTORY = ("over_time", "paths", "metrics", "form")
@@ -84,6 +84,14 @@ def check_run(context: click.Context) -> None:
     if context.params.get("more_blocks") and context.params.get("extend") is None:
         msg = f"--blocks +{context.params['more_blocks']}: adds to a run; name it with --extend results/ID"
         raise UsageError(msg)
+    if context.params.get("store") is None:  # --out names a folder
+        for option in ("resume", "extend"):
+            given.refuse_beside(option, "goes on in the run's own folder", _among(("out",)))
+    else:
+        for option in ("suite", "on"):
+            given.refuse_beside(
+                option, "makes folders of several runs, which s3:// does not hold yet", _among(("out",))
+            )
     given.refuse_without("extend", "blocks", "adds as many blocks as are named by")
     given.refuse_beside(
         "matrix", "measures several files, and {other} is about one run", _among(("model", "save_baseline"))

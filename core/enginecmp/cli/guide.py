@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from enginecmp.cli.console import echo_text, say
+from enginecmp.cli.objects import folders_of
 from enginecmp.cli.options import read_share
 from enginecmp.cli.questions import asking, read_questions
 from enginecmp.results.files import write_atomically
@@ -39,9 +40,9 @@ def command(
 ) -> int:
     """Write a deployment guide from runs: which engine with which settings for which use, and what is open.
 
-    PATHS are run folders or folders of runs (default: results). Every sentence has its numbers, their interval and
-    the run it rests on; where the data do not decide, it says so and names the command that would. Markdown on
-    stdout, unless --output or --html name a file.
+    PATHS are run folders or folders of runs (default: results), s3://BUCKET/PREFIX among them. Every sentence has its
+    numbers, their interval and the run it rests on; where the data do not decide, it says so and names the command
+    that would. Markdown on stdout, unless --output or --html name a file.
 
     With --expect the exit code is 3 when a target of that file is refuted.
     """
@@ -57,7 +58,7 @@ def command(
 
     questions = read_questions(objectives, price, demand, budget, targets)
     options = Options(baseline=baseline, margin=margin, include_flagged=include_flagged)
-    runs = load_runs(paths or ("results",))
+    runs = load_runs(folders_of(paths or ("results",)))
     analysis = analyse(runs, options)
     analysis.report.warnings += described(run.manifest.environment for run in runs)
     decide_more(analysis, options, questions)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from enginecmp.cli.console import print_json, say
+from enginecmp.cli.objects import kept_there
 from enginecmp.errors import CannotWrite, CmpError, ResultsError, UsageError, did_you_mean
 from enginecmp.format.files import MANIFEST
 from enginecmp.format.readers import read_manifest
@@ -141,7 +142,8 @@ def measure(options: RunOptions, prepared: Prepared, run_id: str = "") -> Path:
             save_baseline=options.save_baseline,
             command=shlex.join(options.same_question(path).words()),
         )
-        execute(request, folder, None, options.as_json)
+        with kept_there(options, folder, request):
+            execute(request, folder, None, options.as_json)
     return folder
 
 

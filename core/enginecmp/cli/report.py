@@ -8,6 +8,7 @@ import click
 
 from enginecmp.cli.conflicts import check_report
 from enginecmp.cli.console import say
+from enginecmp.cli.objects import folders_of
 from enginecmp.cli.options import read_share
 from enginecmp.results.files import write_atomically
 
@@ -40,7 +41,7 @@ def command(
 ) -> None:
     """Draw what `cmp stats` says, in one HTML file that needs no network.
 
-    PATHS are run folders or folders of runs (default: results).
+    PATHS are run folders or folders of runs (default: results), s3://BUCKET/PREFIX among them.
 
     With --site an index of all runs, a leaderboard for every model, machine and scenario, and the report and the data
     of each run, as files that any web server can show, or a browser without one.
@@ -57,9 +58,9 @@ def command(
     if site is not None:
         from enginecmp.cli.site import write_site
 
-        write_site(paths or ("results",), site, options)
+        write_site(folders_of(paths or ("results",)), site, options)
         return
-    runs = load_runs(paths or ("results",))
+    runs = load_runs(folders_of(paths or ("results",)))
     analysis = analyse(runs, options)
     analysis.report.warnings += described(run.manifest.environment for run in runs)
     decide_more(analysis, options, Questions())

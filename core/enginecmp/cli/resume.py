@@ -13,6 +13,7 @@ import msgspec
 
 from enginecmp.cli.console import echo, say
 from enginecmp.cli.measure import after, execute, require_result
+from enginecmp.cli.objects import kept_there
 from enginecmp.errors import CmpError, ResultsError, UsageError
 from enginecmp.format.enough import LAUNCHES_NEEDED
 from enginecmp.format.files import MANIFEST
@@ -96,6 +97,8 @@ def _go_on(options: RunOptions, folder: Path, longer: Callable[[Manifest, Path],
             say(f"{folder}: is complete, nothing to resume")
             if options.dry_run:
                 return 0
+            with kept_there(options, folder):
+                pass  # what is whole here is uploaded
             require_result(without_result(folder, labels), len(labels), folder)
             return after(options, folder, saved)
         try:
@@ -134,7 +137,8 @@ def _go_on(options: RunOptions, folder: Path, longer: Callable[[Manifest, Path],
             return 0
         say(f"{folder}: {'resuming' if blocks is None else 'extending'}: {headline(request)}")
         check_idle(options.wait_idle, say)
-        execute(request, folder, manifest, options.as_json)
+        with kept_there(options, folder, request):
+            execute(request, folder, manifest, options.as_json)
         return after(options, folder, saved)
 
 

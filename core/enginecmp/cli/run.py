@@ -11,6 +11,7 @@ from enginecmp.cli.conflicts import check_run
 from enginecmp.cli.console import echo
 from enginecmp.cli.grouped import GroupedCommand
 from enginecmp.cli.measure import after, measure, prepare, terminated_like_interrupted
+from enginecmp.cli.objects import bring, read_out, read_run, with_store
 from enginecmp.cli.options import read_blocks, read_extra, read_share
 from enginecmp.run.options import RunOptions
 
@@ -93,7 +94,9 @@ GROUPS = {
 )
 @click.option("-o", "options", multiple=True, metavar="ENGINE.KEY=VALUE", help="An option of one engine.")
 @click.option("--deadline", "deadlines", multiple=True, metavar="PHASE=SECONDS", help="load, prefill, decode, score.")
-@click.option("--out", default="results", show_default=True, type=click.Path(path_type=Path), help="Folder of runs.")
+@click.option(
+    "--out", default="results", show_default=True, callback=read_out, help="Folder of runs, or s3://BUCKET/PREFIX."
+)
 @click.option("--seed", type=int, help="Of everything random; recorded in the manifest.  [default: drawn]")
 @click.option("--no-gate", is_flag=True, help="Skip the equivalence gate; marks the run.")
 @click.option("--fresh-gate", is_flag=True, help="Ask every engine again, whatever an earlier gate proved.")
@@ -104,8 +107,8 @@ GROUPS = {
 @click.option("--max-nll-increase", type=NATS, help="Largest rise of the text's cost, nats a token.  [none]")
 @click.option("--no-sensors", is_flag=True, help="Leave the sensors off: no telemetry, no flags from it.")
 @click.option("--wait-idle", is_flag=True, help="Wait (up to 10 minutes) until the machine is idle.")
-@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Finish an interrupted run.")
-@click.option("--extend", type=click.Path(path_type=Path), metavar="RUN", help="Add blocks to a run: --blocks +2.")
+@click.option("--resume", callback=read_run, metavar="RUN", help="Finish an interrupted run; s3://… too.")
+@click.option("--extend", callback=read_run, metavar="RUN", help="Add blocks to a run: --blocks +2.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and the time it will take.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 @click.pass_context
@@ -124,7 +127,7 @@ def command(context: click.Context, /, **given: Any) -> int:
     regression exits with 3.
     """
     check_run(context)
-    options = RunOptions(**given)
+    options = with_store(RunOptions(**given))
     with terminated_like_interrupted():
         if options.on is not None and options.resume is None:
             from enginecmp.cli.fleet import start_fleet
@@ -139,6 +142,7 @@ def command(context: click.Context, /, **given: Any) -> int:
             from enginecmp.cli.resume import extend, resume
             from enginecmp.cli.suite import is_suite, resume_suite
 
+            bring(options)
             if options.resume is not None and is_fleet(options.resume):
                 return resume_fleet(options, options.resume)
             if options.resume is not None and is_suite(options.resume):

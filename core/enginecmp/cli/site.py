@@ -32,7 +32,7 @@ REPORT = "report.html"
 ADVICE = "make room or grant access, or name another folder with --site"
 
 
-def write_site(paths: Sequence[str], site: Path, options: Options) -> None:
+def write_site(paths: Sequence[str | Path], site: Path, options: Options) -> None:
     """Write the site.
 
     Args:
@@ -117,7 +117,7 @@ def _earlier(site: Path) -> list[SiteRun]:
     raise UsageError(msg)
 
 
-def _each_run(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
+def _each_run(paths: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
     """Return the folders of all runs in the order of time, each run once, and what was left out."""
     from enginecmp_analysis.data.load import find_runs
 

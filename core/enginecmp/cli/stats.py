@@ -10,6 +10,7 @@ import click
 
 from enginecmp.cli.conflicts import check_stats
 from enginecmp.cli.console import echo_text, show
+from enginecmp.cli.objects import folders_of
 from enginecmp.cli.options import read_share
 from enginecmp.cli.questions import asking, read_questions
 from enginecmp.errors import UsageError
@@ -73,8 +74,8 @@ def command(
 ) -> int:
     """Say which engine is faster, by how much and how sure.
 
-    PATHS are run folders or folders of runs (default: results). Runs of another model, machine or engine build
-    are never pooled.
+    PATHS are run folders or folders of runs (default: results), s3://BUCKET/PREFIX among them. Runs of another model,
+    machine or engine build are never pooled.
 
     The exit code is 0 whatever the verdicts are; with --expect it is 3 when a target of that file is refuted, which
     open targets and those not measured are not.
@@ -89,7 +90,7 @@ def command(
 
     metrics = tuple(find_metric(name).name for name in metrics)
     if over_time:
-        _history(load_runs(paths or ("results",)), metrics, form)
+        _history(load_runs(folders_of(paths or ("results",))), metrics, form)
         return 0
     options = Options(
         baseline=baseline,
@@ -102,7 +103,7 @@ def command(
         warmup_floor=warmup_floor,
     )
     questions = read_questions(objectives, price, demand, budget, targets)
-    runs = load_runs(paths or ("results",))
+    runs = load_runs(folders_of(paths or ("results",)))
     analysis = analyse(runs, options)
     analysis.report.warnings += described(run.manifest.environment for run in runs)
     decide_more(analysis, options, questions)

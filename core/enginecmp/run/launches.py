@@ -134,6 +134,8 @@ class _Launches:
                 self._replace_last(planned)
                 continue
             if planned.order == 0:
+                if planned.block and request.block_over:
+                    request.block_over()
                 if planned.block >= LAUNCHES_NEEDED and request.enough and request.enough(folder):
                     self._total = planned.block
                     self._say(f"stopped after {planned.block} blocks: precise enough")
@@ -171,6 +173,8 @@ class _Launches:
                     self._replace_last(planned)
                 else:
                     self._launch(planned)
+            if self._request.block_over:
+                self._request.block_over()
 
     def _launch(self, planned: PlannedLaunch) -> None:
         skipped = planned.engine in self._given_up or planned.engine in self._retired

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-_WORDS = {"options": "-o", "deadlines": "--deadline", "as_json": "--json"}
+_WORDS = {"options": "-o", "deadlines": "--deadline", "as_json": "--json", "store": "--out"}
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +62,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         extend: folder of a run, complete or not, that gets further blocks.
         dry_run: print the plan only.
         as_json: print the outcome as JSON.
+        store: address in object storage where runs are kept as well.
+        brought: address that the run named by `resume` or `extend` comes from.
     """
 
     engines: str = "all"
@@ -109,6 +111,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     extend: Path | None = None
     dry_run: bool = False
     as_json: bool = False
+    store: str | None = None
+    brought: str | None = None
 
     def chosen_seed(self) -> int:
         """Return the seed that was asked for, or draw one."""

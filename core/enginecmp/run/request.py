@@ -78,6 +78,7 @@ class RunRequest(msgspec.Struct, kw_only=True):
         retire: asked before each block, with its number, which labels are not launched any more; a run in which all
             are retired is over.
         most_seconds: `retire` ends the run by then, so nobody is told that it takes longer.
+        block_over: called between two blocks, while no engine runs and every sample is on disk.
     """
 
     scenario: Scenario
@@ -97,6 +98,7 @@ class RunRequest(msgspec.Struct, kw_only=True):
     retire: Callable[[Path, int], Collection[str]] | None = None
     most_seconds: float = math.inf
     baseline_chosen: bool = False
+    block_over: Callable[[], None] | None = None
 
     @property
     def everybody(self) -> list[EngineConfig]:

@@ -76,6 +76,8 @@ class _Search:
         while block < self._scenario.blocks and (cells := self._next(block)):
             self._block(block, cells)
             block += 1
+            if self._request.block_over:
+                self._request.block_over()
         self._writer.manifest.scenario["blocks"] = block
         return Outcome(
             folder=self._writer.folder,

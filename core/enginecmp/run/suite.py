@@ -16,7 +16,7 @@ from enginecmp.run.options import RunOptions
 NOT_OF_A_PART = frozenset(
     {
         *("matrix", "suite", "on", "nodes", "require", "resume", "extend", "more_blocks", "usual_profile"),
-        *("dry_run", "as_json", "out", "save_baseline", "wait_idle"),
+        *("dry_run", "as_json", "out", "store", "brought", "save_baseline", "wait_idle"),
     }
 )
 """Options that are about a command as a whole."""
