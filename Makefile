@@ -9,7 +9,7 @@ ISOLATED := onnxruntime_genai openvino transformers
 # A placement for clusters, large and of no use without one (make ray).
 RAY     := plugins/ray
 # Extras of the host that are too large for everybody, and the server that they are tested against (make store).
-STORE   := 'obstore>=0.12' 'moto[s3]>=5.2' 'flask>=3.1' 'flask-cors>=6'
+STORE   := 'duckdb>=1.4' 'obstore>=0.12' 'moto[s3]>=5.2' 'flask>=3.1' 'flask-cors>=6'
 PLUGINS := $(filter-out $(RAY)/pyproject.toml $(ISOLATED:%=plugins/%/pyproject.toml),$(sort $(wildcard plugins/*/pyproject.toml)))
 # Compiled by cargo, which not every machine has: built by themselves, after everything else.
 CPU     := plugins/custom_cpu
@@ -88,10 +88,10 @@ retrieval: .venv/.ready ## install the vector indexes of the scenario retrieval 
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e 'plugins/retrieval[indexes]'
 	$(BIN)/python -m pytest -q plugins/retrieval
 
-store: .venv/.ready ## install what keeps runs in object storage, with a server to test against (100 MB), and test it
+store: .venv/.ready ## install DuckDB and what keeps runs in object storage, with a server to test against (170 MB), and test it
 	grep -oE '^[a-zA-Z0-9_.-]+==[^ ;]+' constraints.txt | sort -u -t= -k1,1 > .venv/.versions
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c .venv/.versions $(STORE)
-	$(BIN)/python -m pytest -q tests/test_objects.py
+	$(BIN)/python -m pytest -q tests/test_objects.py tests/test_store.py
 
 burn: .venv/.burn ## compile the engine burn as well (minutes, which is why make setup leaves it out)
 

@@ -33,7 +33,7 @@ def series(factors: list[float], *, seed: int = 0, **manifest: object) -> list[R
 
 
 def follow(runs: list[Run], metrics: tuple[str, ...] = ()) -> HistoryReport:
-    return history([analyse([run]) for run in runs], metrics)
+    return history([analyse([run]).groups[0] for run in runs], metrics)
 
 
 def points(runs: list[Run], metric: str = "e2e_seconds") -> list[Point]:

@@ -13,7 +13,7 @@ from enginecmp.errors import ResultsError, UsageError
 from enginecmp.format.records import Cell
 from enginecmp_analysis.data.cells import cell_name
 from enginecmp_analysis.data.fingerprint import difference
-from enginecmp_analysis.data.group import Analysis
+from enginecmp_analysis.data.group import GroupResult
 from enginecmp_analysis.data.launches import LaunchMeans
 from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.data.metrics import METRICS, find_metric
@@ -84,14 +84,14 @@ def _p_value(x: np.ndarray, own: np.ndarray, start: int, middle: int, end: int) 
     return float(t_two_sided(shift / se, float(df)))
 
 
-def history(analyses: Iterable[Analysis], metrics: Iterable[str] = ()) -> HistoryReport:
+def history(found: Iterable[GroupResult], metrics: Iterable[str] = ()) -> HistoryReport:
     """Follow metrics over runs.
 
     A new build of an engine stays in the series, and is noted: its effect is what one looks for. Another model,
     machine, driver or scenario begins a new base line.
 
     Args:
-        analyses: each of one run, at least one, in any order.
+        found: each of one run, at least one, in any order.
         metrics: names; empty takes the primary metric of each scenario.
 
     Raises:
@@ -104,8 +104,7 @@ def history(analyses: Iterable[Analysis], metrics: Iterable[str] = ()) -> Histor
     report = HistoryReport(series=[], warnings=[])
     places: dict[tuple[str, str, Cell | None, str], list[_Value]] = {}
     primary: set[str] = set()
-    groups = [group for analysis in analyses for group in analysis.groups]
-    for group in sorted(groups, key=lambda g: (g.runs[0].manifest.created_utc, g.runs[0].manifest.run_id)):
+    for group in sorted(found, key=lambda g: (g.runs[0].manifest.created_utc, g.runs[0].manifest.run_id)):
         (run,) = group.runs
         report.warnings += run.warnings
         primary.add(group.context.primary_metric)

@@ -11,14 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numpy as np
-
 from enginecmp.format.records import Cell, Manifest
 from enginecmp_analysis.data.cells import cell_order
-from enginecmp_analysis.data.columns import Columns
 from enginecmp_analysis.data.fingerprint import Group, group_runs
 from enginecmp_analysis.data.group import Context, GroupResult, describe_group
 from enginecmp_analysis.data.launches import Key, LaunchMeans, join
+from enginecmp_analysis.data.lean import lean
 from enginecmp_analysis.data.levels import Level, levels_of
 from enginecmp_analysis.data.load import Run
 from enginecmp_analysis.judge.judge import Options
@@ -78,14 +76,10 @@ def entry_of(group: GroupResult) -> Entry:
     Args:
         group: of one run.
     """
-    (run,) = group.runs
-    searched = bool(run.manifest.scenario.get("find_max"))  # meets every engine at loads of its own
-    means = {
-        key: replace(launches, values=launches.means, counts=np.ones(len(launches.means), np.int64))
-        for key, launches in group.means.items()
-        if key[2] == group.context.primary_metric and not searched
-    }
-    return Entry(replace(run, columns=_outline(run.columns), telemetry=None), means)
+    # A search meets every engine at loads of its own.
+    searched = bool(group.runs[0].manifest.scenario.get("find_max"))
+    kept = lean(group, () if searched else (group.context.primary_metric,))
+    return Entry(kept.runs[0], kept.means)
 
 
 def leaderboards(entries: Iterable[tuple[Entry, str]], options: Options) -> list[Leaderboard]:
@@ -146,26 +140,4 @@ def _at(level: Level, launches: LaunchMeans) -> LaunchMeans:
         launches,
         blocks=[level.block(block) for _, block in launches.blocks],
         told=frozenset(level.block(block) for _, block in launches.told),
-    )
-
-
-def _outline(columns: Columns) -> Columns:
-    """Return one sample of each block and cell: what says where a run's blocks stand, and what its cells are."""
-    number = columns.block * max(1, len(columns.cells)) + columns.cell
-    rows = np.sort(np.unique(number, return_index=True)[1])
-    one_each = {
-        name: getattr(columns, name)[rows]
-        for name in (
-            *("engine", "launch", "cell", "block", "order", "index", "phase", "excluded"),
-            *("intended_ns", "start_ns", "end_ns", "prompt_tokens", "output_tokens"),
-        )
-    }
-    return replace(
-        columns,
-        **one_each,
-        offsets=np.zeros(len(rows) + 1, np.int64),
-        token_ns=np.zeros(0, np.int64),
-        launches=(),
-        metrics={},
-        errors={},
     )

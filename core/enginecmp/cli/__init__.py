@@ -21,6 +21,7 @@ VERBS = {
     "stats": "Turn samples into verdicts.",
     "tune": "Find the best settings of an engine on this machine.",
     "report": "Draw verdicts, launches and distributions in one HTML file.",
+    "export": "Write runs as Parquet files, a store that grows.",
     "guide": "Write which engine to deploy for which use, what it costs, what is open.",
     "compare": "Say whether a new run is slower than an old one.",
     "quality": "Score the texts that engines generate, item by item.",

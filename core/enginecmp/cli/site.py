@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from enginecmp.cli.console import say
+from enginecmp.cli.each_run import each_run
 from enginecmp.errors import CmpError, ResultsError, UsageError
 from enginecmp.format.documents import read_json
 from enginecmp.format.files import LAUNCHES, MANIFEST, SAMPLES, TELEMETRY
-from enginecmp.format.readers import read_manifest
 from enginecmp.format.streams import open_regular
 from enginecmp.format.text import to_json
 from enginecmp.results.files import write_atomically
@@ -61,7 +61,7 @@ def write_site(paths: Sequence[str | Path], site: Path, options: Options) -> Non
     from enginecmp_analysis.schema.site import SiteIndex
 
     before = _earlier(site)
-    folders, notes = _each_run(paths)
+    folders, notes = each_run(paths)
     nonce = secrets.token_urlsafe(16)
     site.mkdir(parents=True, exist_ok=True)
     # Known as ours from the first file on, so that an interrupted site can be written again.
@@ -115,34 +115,6 @@ def _earlier(site: Path) -> list[SiteRun]:
             why = f"a {INDEX_DATA} that is none of ours"
     msg = f"--site {site}: expected a new or empty folder, or a site of cmp, got {why}; name another"
     raise UsageError(msg)
-
-
-def _each_run(paths: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
-    """Return the folders of all runs in the order of time, each run once, and what was left out."""
-    from enginecmp_analysis.data.load import find_runs
-
-    found: dict[str, tuple[str, Path]] = {}
-    notes: list[str] = []
-    for folder in dict.fromkeys(folder for path in paths for folder in find_runs(Path(path))):
-        try:
-            manifest = read_manifest(folder)
-        except ResultsError as error:
-            notes.append(f"left out: {error}")
-            continue
-        if (other := found.get(manifest.run_id)) is not None:
-            # Of a copy and a run that went on afterwards, the longer one is the whole run.
-            long, short = sorted((folder, other[1]), key=_size, reverse=True)
-            if long.resolve() != short.resolve():
-                notes.append(f"left out: {short} holds the same run as {long}")
-            found[manifest.run_id] = (manifest.created_utc, long)
-        else:
-            found[manifest.run_id] = (manifest.created_utc, folder)
-    return [folder for _, (_, folder) in sorted(found.items(), key=lambda item: (item[1][0], item[0]))], notes
-
-
-def _size(folder: Path) -> int:
-    path = folder / SAMPLES
-    return path.stat().st_size if path.is_file() else 0
 
 
 def _safe(run_id: str) -> str:

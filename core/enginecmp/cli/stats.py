@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -17,10 +18,7 @@ from enginecmp.errors import UsageError
 from enginecmp.format.text import command_line, operand
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from enginecmp_analysis.data.group import Analysis
-    from enginecmp_analysis.data.load import Run
+    from enginecmp_analysis.data.group import Analysis, GroupResult
 
 REFUTED = 3
 """Exit code where a target of `--expect` is refuted, as of a confirmed regression in `cmp compare`."""
@@ -90,7 +88,7 @@ def command(
 
     metrics = tuple(find_metric(name).name for name in metrics)
     if over_time:
-        _history(load_runs(folders_of(paths or ("results",))), metrics, form)
+        _history(folders_of(paths or ("results",)), metrics, form)
         return 0
     options = Options(
         baseline=baseline,
@@ -150,14 +148,15 @@ def _print(analysis: Analysis, form: str | None, paths: tuple[str, ...], *, firs
         show(render(analysis))
 
 
-def _history(runs: Sequence[Run], metrics: tuple[str, ...], form: str | None) -> None:
-    from enginecmp_analysis.analyse import analyse
+def _history(paths: Sequence[str | Path], metrics: tuple[str, ...], form: str | None) -> None:
     from enginecmp_analysis.judge.history import history
 
     if form not in (None, "json"):
         msg = f"--history prints a table or --json, not --{form}"
         raise UsageError(msg)
-    report = history([analyse([run]) for run in runs], metrics)
+    notes: list[str] = []
+    report = history(_each_group(paths, metrics, notes), metrics)
+    report.warnings += notes
     if form is None:
         from enginecmp_analysis.render.history_table import render_history
 
@@ -166,3 +165,34 @@ def _history(runs: Sequence[Run], metrics: tuple[str, ...], form: str | None) ->
     from enginecmp_analysis.render.export import to_json
 
     echo_text(to_json(report))
+
+
+def _each_group(paths: Sequence[str | Path], metrics: tuple[str, ...], notes: list[str]) -> Iterator[GroupResult]:
+    """Yield runs one by one, each without its requests, so that thousands of them fit."""
+    from enginecmp.cli.each_run import each_run
+    from enginecmp_analysis.analyse import analyse
+    from enginecmp_analysis.data.lean import lean
+    from enginecmp_analysis.data.load import load_run
+    from enginecmp_analysis.data.store import is_store, read_store
+
+    stores = [Path(path) for path in paths if is_store(Path(path))]
+    seen: dict[object, str] = {}
+    for store in stores:
+        for group in read_store(store, metrics):
+            seen[group.runs[0].manifest.run_id] = str(store)
+            yield group
+    others = [path for path in paths if Path(path) not in stores]
+    folders, left_out = each_run(others, strict=True) if others else ([], [])
+    notes += left_out
+    for folder in folders:
+        run = load_run(folder)
+        columns = run.columns
+        ends = (len(columns), columns.start_ns[0].item(), columns.end_ns[-1].item()) if len(columns) else ()
+        # The same stamps under another name are a copy.
+        told = [seen[key] for key in (run.manifest.run_id, ends) if key and key in seen]
+        if told:
+            notes.append(f"{folder} is left out: it holds the same run as {told[0]}")
+            continue
+        seen |= {run.manifest.run_id: str(folder), ends: str(folder)}
+        (group,) = analyse([run]).groups
+        yield lean(group, metrics or (group.context.primary_metric,))
