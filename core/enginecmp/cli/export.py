@@ -120,7 +120,7 @@ class _Writer:
         if not self._connection.execute("SELECT count(*) FROM runs").fetchone()[0]:
             return
         self._number += 1
-        for table in reversed(TABLES):
+        for table in reversed(list(TABLES)):
             path = self._store / table / f"{self._number:06d}.parquet"
             temporary = path.with_suffix(".tmp")
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -13,7 +13,7 @@ from enginecmp.objects.address import Address
 from enginecmp.objects.bucket import Bucket
 
 INDEX = "run.json"
-SCHEMA = "enginecmp-objects/1"
+SCHEMA: Final = "enginecmp-objects/1"
 
 PART_BYTES = 32 * 2**20
 """Most of a part: what is in memory at a time."""
