@@ -101,7 +101,8 @@ def test_every_known_engine_is_listed_with_its_command() -> None:
 
 def test_every_plugin_of_ours_is_known_and_every_command_leads_to_one() -> None:
     folders = {path.parent.name for path in (ROOT / "plugins").glob("*/pyproject.toml")}
-    others = {"diffusion", "ray", "retrieval", "text_quality"}  # workloads, a placement, indexes, scores of texts
+    # Workloads, a placement, indexes, scores of texts.
+    others = {"diffusion", "federation", "ray", "retrieval", "text_quality"}
     assert folders - others == {engine.name for engine in KNOWN}
     assert len({engine.name for engine in KNOWN}) == len(KNOWN)
     for engine in ISOLATED:
