@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import msgspec
 import pytest
@@ -23,6 +26,8 @@ from enginecmp.plugins.facts import Facts, wrong_facts
 from enginecmp.run.options import RunOptions
 from enginecmp.run.prepare import make_scenario
 from enginecmp.types import Given, ModelInfo
+from enginecmp.wire.protocol import Progress
+from enginecmp.worker.operations import Operations
 from enginecmp_analysis.data.metrics import METRICS, learn
 
 DOC = (Path(__file__).parent.parent / "docs" / "measures.md").read_text(encoding="utf-8")
@@ -294,3 +299,39 @@ def test_the_conformance_suite_holds_what_is_brought(develop: Develop, tmp_path:
     assert suite().splitlines()[-1].startswith("4 passed")
     develop(('raise ValueError(f"expected {self.k} places, got {answer!r:.80}")', 'return {"found_share": 1.0}'))
     assert "a judge raises ValueError for an answer that is none" in suite()
+
+
+class Elsewhere:
+    """An operation that took an hour of a processor in processes of its own."""
+
+    metrics: ClassVar = {"engine_cpu_seconds": 3600.0}
+
+    def __call__(self) -> str:
+        return "done"
+
+
+class OneOperation:
+    """Hooks of an engine that offers it."""
+
+    def __call__(self, **_: object) -> Elsewhere:
+        return Elsewhere()
+
+    def get_hookimpls(self) -> list[object]:
+        return [self]
+
+
+def test_what_an_operation_computes_in_processes_of_its_own_is_no_load_of_others() -> None:
+    fd = os.memfd_create("progress")
+    os.truncate(fd, Progress.SIZE)
+    hook = SimpleNamespace(cmp_reset=lambda session: None, cmp_operation=OneOperation())
+    operations = Operations(hook, Progress(fd))
+    os.close(fd)
+    assert operations.prepare(None, {"kind": "any", "parameters": {}, "least_ns": 0}) == {"calls": 1}
+    # A stranger is at work all the time, as the hour's worth of processes is taken to be.
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        found = [operations.run({"calls": 3_000_000})["metrics"]["foreign_cpu_seconds"] for _ in range(2)]
+    finally:
+        busy.kill()
+        busy.wait()
+    assert found == [0.0, 0.0]

@@ -111,7 +111,8 @@ def measure(task: Task) -> None:
                 wanted += 1
     finally:
         # A sample of a millisecond is too short for the counters: what disturbed the cell is told of all of it.
-        own = judge_seconds + sum(sample.metrics.get("process_cpu_seconds", 0.0) for sample in samples)
+        engines = ("process_cpu_seconds", "engine_cpu_seconds")
+        own = judge_seconds + sum(sample.metrics.get(name, 0.0) for sample in samples for name in engines)
         found = window.metrics(own)
         flags = scenario.validity.flags(found, (clock.now_ns() - began_ns) / 1e9)
         for sample in samples:

@@ -10,7 +10,7 @@ from enginecmp import clock
 from enginecmp.errors import CmpError, EngineError
 from enginecmp.format.phases import Phase
 from enginecmp.plugins.manager import load_object
-from enginecmp.telemetry.contention import ContentionSensor, between
+from enginecmp.telemetry.contention import ContentionSensor, between, without_engine
 from enginecmp.wire.protocol import Progress
 from enginecmp.worker.results import engine_metrics, float32_matrix, numbers
 
@@ -107,7 +107,7 @@ class Operations:
             "start_ns": start_ns,
             "end_ns": end_ns,
             "result": _plain(answer),
-            "metrics": own | between(before, after),
+            "metrics": without_engine(own | between(before, after)),
             **({"marks_ns": marks_ns} if self._yields else {}),
         }
 
