@@ -85,12 +85,15 @@ class _Federation:
             "aggregation_seconds": self._aggregation_ns / rounds / 1e9,
             "node_upload_bytes": self._up_bytes / messages + FRAMING_BYTES,
             "node_download_bytes": self._down_bytes / messages + FRAMING_BYTES,
+            # Nodes are processes of the engine: their work is no load of others.
+            "engine_cpu_seconds": self._nodes.cpu_seconds() - self._cpu_seconds,
         }
         self._forget()
         return told
 
     def _forget(self) -> None:
         self._rounds = self._round_ns = self._aggregation_ns = self._up_bytes = self._down_bytes = 0
+        self._cpu_seconds = self._nodes.cpu_seconds()
 
 
 def drive(hook: Any, session: Any, parameters: Mapping[str, Any]) -> Callable[[], Any] | None:

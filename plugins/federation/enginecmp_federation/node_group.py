@@ -75,7 +75,7 @@ def serve(orders: Orders, node: int) -> None:
     worker, settings = _Node(orders, node), orders.settings
     with socket.create_connection(("127.0.0.1", orders.port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        wire.send(connection, msgspec.json.encode([orders.token, node]))
+        wire.send(connection, msgspec.json.encode([orders.token, node, os.getpid()]))
         while (request := wire.receive(connection)) is not None:
             delta = worker.delta(*codec.opened(request))
             parts = compressed(delta, settings.compression, settings.top_k_share)

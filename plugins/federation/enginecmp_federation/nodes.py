@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import hmac
 import os
 import secrets
 import socket
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Sequence
 
@@ -51,6 +53,7 @@ class Nodes:
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
             )
             connections: dict[int, socket.socket] = {}
+            self._clocks: list[int] = []
             self.close = weakref.finalize(self, _close, self._process, connections)
             assert self._process.stdin is not None
             with self._process.stdin as pipe:
@@ -65,6 +68,18 @@ class Nodes:
                 )
                 raise EngineError(msg) from error
         self._connections = [connections[node] for node in range(settings.nodes)]
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time that all nodes have taken since they were started.
+
+        Raises:
+            EngineError: one has ended.
+        """
+        try:
+            return sum(map(time.clock_gettime, self._clocks))
+        except OSError as error:
+            msg = f"{self._label}: a node ended early; what it said is in this launch's log"
+            raise EngineError(msg) from error
 
     def ask(self, requests: Sequence[bytes]) -> list[bytes]:
         """Send every node its request and return their answers, by node.
@@ -93,14 +108,27 @@ class Nodes:
         connection.settimeout(_SECONDS)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            said, node = msgspec.json.decode(wire.receive(connection) or b"", type=tuple[str, int])
+            said, node, pid = msgspec.json.decode(wire.receive(connection) or b"", type=tuple[str, int, int])
         except (ValueError, OSError):
-            said, node = "", -1
+            said, node, pid = "", -1, -1
         # Whatever else of this machine connects is no node.
         if not hmac.compare_digest(said.encode(), token.encode()) or not 0 <= node < nodes or node in connections:
             connection.close()
             return
+        self._clocks.append(_cpu_clock(pid))
         connections[node] = connection
+
+
+def _cpu_clock(pid: int) -> int:
+    """Return the clock of another process's processor time (POSIX, clock_getcpuclockid), for `time.clock_gettime`.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    clock = ctypes.c_int()
+    if code := ctypes.CDLL(None).clock_getcpuclockid(pid, ctypes.byref(clock)):
+        raise OSError(code, os.strerror(code))
+    return clock.value
 
 
 def _close(process: subprocess.Popen[bytes], connections: dict[int, socket.socket]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -231,6 +232,7 @@ def sent(settings: Parameters) -> Any:
 def test_what_comes_over_the_wire_is_what_was_planted(name: str) -> None:
     variant = {**SMALL, "attackers": 2, "attack": "sign_flip"}
     answer, found = judged(name, variant)
+    assert found["engine_cpu_seconds"] > 0
     expected = oracle(name, sent(parameters_of(variant)), 2, [1] * 11)
     assert np.allclose(answer[0, 1:], expected, atol=1e-4)
     truth = planted.truth(parameters_of(variant), 3)
@@ -343,7 +345,22 @@ def test_aggregators_are_compared_like_engines(tmp_path: Path) -> None:
     samples = [msgspec.json.decode(text, type=Sample) for text in path.read_bytes().splitlines()]
     errors = {sample.engine: sample.metrics["relative_error"] for sample in samples if sample.phase == "measure"}
     assert errors["numpy-krum"] < errors["numpy-fedavg"]
-    assert all(sample.metrics["node_upload_bytes"] > 0 for sample in samples if sample.phase == "measure")
+    measured = [sample.metrics for sample in samples if sample.phase == "measure"]
+    assert all(metrics["node_upload_bytes"] > 0 for metrics in measured)
+    # What the nodes compute is the engine's own.
+    assert all(metrics["engine_cpu_seconds"] > 0 for metrics in measured)
+
+
+def test_a_node_that_is_gone_is_named() -> None:
+    judge = TruthJudge(SMALL, Given(seed=3))
+    call: Any = drive(Hook("fedavg"), None, judge.question()[0])
+    call._nodes._process.kill()
+    call._nodes._connections[2].shutdown(socket.SHUT_RDWR)
+    try:
+        with pytest.raises(EngineError, match="federation: node 2"):
+            call()
+    finally:
+        call._nodes.close()
 
 
 def test_a_run_with_too_many_attackers_names_the_rule(tmp_path: Path) -> None:
