@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import PurePath
@@ -31,6 +32,9 @@ _NOT_ABOUT_IDS = (401, 403, 404, 429, 503)
 """Refusals that say nothing of whether a server takes ids."""
 _FIELD_REFUSED = (400, 422)
 
+_SECONDS_TO_GO = 3.0
+"""For the server of an earlier launch."""
+
 
 def load(model: ModelInfo, options: LoadOptions) -> Session:
     """Start the server where a command says how, wait for it, and learn what it can do.
@@ -54,6 +58,7 @@ def _load(model: ModelInfo, options: LoadOptions) -> Session:
     try:
         if settings.start:
             arguments = process.arguments_of(settings.start, places(settings, model, options))
+            _require_silence(session.server.client)
             session.process = process.start(arguments, settings.api_key_env)
             process.wait_until(partial(_answers, session.server.client), session.process, settings.start_seconds)
         _learn(session)
@@ -108,6 +113,23 @@ def places(settings: Settings, model: ModelInfo, options: LoadOptions) -> Mappin
         "port": str(settings.address.port),
         "api_key": settings.secret,
     }
+
+
+def _require_silence(client: Client) -> None:
+    """Wait a little until nothing answers where a server is to be started: its answers would be taken for that one's.
+
+    Raises:
+        EngineError: something goes on answering.
+    """
+    until = time.monotonic() + _SECONDS_TO_GO
+    while _answers(client, 1.0):
+        if time.monotonic() > until:
+            msg = (
+                f"openai_server: expected nothing at {client.settings.address} before the server is started, something "
+                "answers there; stop it, or give this one another place, as url=http://127.0.0.1:18090/v1"
+            )
+            raise EngineError(msg)
+        time.sleep(0.1)
 
 
 def _answers(client: Client, seconds: float) -> bool:

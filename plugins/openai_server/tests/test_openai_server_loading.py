@@ -278,6 +278,13 @@ def alive(pid: int) -> bool:
     return True
 
 
+def test_no_server_is_started_where_another_one_answers(stub: Any, drive: Any, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    with pytest.raises(EngineError, match=f"expected nothing at {stub.url} before the server is started"):
+        drive(start=f"touch {begun}")
+    assert not begun.exists()
+
+
 @pytest.mark.parametrize(
     ("start", "message"),
     [
