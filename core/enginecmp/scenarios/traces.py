@@ -15,6 +15,7 @@ import csv
 import datetime
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -67,25 +68,21 @@ class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def most_prompt_tokens(self) -> int:
         """Ids of the longest prompt, of the last turn of a conversation."""
-        longest, at = 0, 0
-        for turns in self.turns:
-            said = sum(self.prompt_tokens[at : at + turns]) + sum(self.output_tokens[at : at + turns - 1])
-            longest, at = max(longest, said), at + turns
-        return longest
+        return max(self._whole_prompts(), default=0)
 
     @property
     def mean_prompt_tokens(self) -> float:
         """Ids of a whole prompt, with all that was said before it, on average."""
-        whole, at = 0, 0
+        return sum(self._whole_prompts()) / len(self.prompt_tokens)
+
+    def _whole_prompts(self) -> Iterator[int]:
+        """Yield the ids of each request's prompt, with all that was said before it."""
+        said = zip(self.prompt_tokens, self.output_tokens, strict=True)
         for turns in self.turns:
-            said = 0
-            for prompt, output in zip(
-                self.prompt_tokens[at : at + turns], self.output_tokens[at : at + turns], strict=True
-            ):
-                whole += said + prompt
-                said += prompt + output
-            at += turns
-        return whole / at
+            before = 0
+            for prompt, output in islice(said, turns):
+                yield before + prompt
+                before += prompt + output
 
 
 class TraceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
